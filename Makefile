@@ -1,0 +1,37 @@
+# Every target makes .venv first when it is missing or older than pyproject.toml.
+PYTHON ?= python3
+CUDA ?= cu13
+BIN := .venv/bin
+
+.PHONY: setup demo test check format clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[$(CUDA),dev]'
+	@touch $@
+
+# Handwritten digits (no download): prepare, train a small CoTNet through DALI, evaluate its best checkpoint.
+demo: setup
+	$(BIN)/python -m data.prepare digits --out datasets/digits
+	$(BIN)/python train.py experiment=digits output_dir=outputs/demo
+	$(BIN)/python evaluate.py checkpoint=outputs/demo/checkpoints/best.pt output_dir=outputs/demo/evaluation
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
