@@ -1,0 +1,198 @@
+"""Which sample, crop box and flip at (seed, epoch, position): pure functions and the two plans built on them.
+
+A loader only executes a plan, so both loaders give the same crops, any number of ranks can continue a run, and the whole
+state of a loader is (epoch, batch).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from data.draws import Stream, hashes, uniforms
+from data.samples import DataError
+
+PADDING: Final = -1  # the index of an entry that only fills a batch up to its fixed size
+_ATTEMPTS: Final = 10  # torchvision's RandomResizedCrop gives up after as many
+
+
+class Geometry(NamedTuple):
+    """What is done to each of n images, in this order; int64 in pixels, height before width."""
+
+    box: np.ndarray  # (n, 4): top, left, height, width of the region that is decoded
+    size: np.ndarray  # (n, 2): the region is resized to this height, width (antialiased)
+    offset: np.ndarray  # (n, 2): then cropped to (image_size, image_size) at this top, left
+    flip: np.ndarray  # (n,) bool: then mirrored left-right
+
+
+class Batch(NamedTuple):
+    """What a loader gives: n images of size S."""
+
+    images: torch.Tensor  # (n, 3, S, S) uint8 RGB, on the device
+    targets: torch.Tensor  # (n,) int64, on the device; 0 where padded
+    indices: torch.Tensor  # (n,) int64, on the CPU: index into ImageSet.files; PADDING where padded
+
+
+class Plan(Protocol):
+    """What a loader executes: this rank's batches of an epoch."""
+
+    @property
+    def samples(self) -> int:
+        """Images in the split."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of what comes out."""
+
+    @property
+    def rank_batch(self) -> int:
+        """Images in every batch of this rank."""
+
+    def batches(self, epoch: int) -> int:
+        """This rank's number of batches in the epoch."""
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray:
+        """The (rank_batch,) int64 indices of one batch into the set's files; PADDING where there is no image."""
+
+    def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
+        """What is done to the images of `indices`, whose stored height, width are `sizes` (n, 2)."""
+
+
+@lru_cache(maxsize=4)
+def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The (samples,) int64 order of an epoch: sorted by a hash without collisions, so no library's shuffle is in it."""
+    order = np.argsort(hashes(seed, epoch, Stream.ORDER, np.arange(samples)), kind="stable")
+    order.flags.writeable = False  # the cache hands out one array
+    return order
+
+
+def random_crop_boxes(
+    sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], uniform: np.ndarray
+) -> np.ndarray:
+    """Boxes (n, 4) top, left, height, width as torchvision's RandomResizedCrop draws them.
+
+    sizes: (n, 2) height, width; scale: bounds of the share of the area; ratio: bounds of width / height;
+    uniform: (n, 22) in [0, 1). The first of ten candidates that fits counts; where none does, the largest central box
+    within the ratio.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
+    low, high = np.log(ratio)
+    aspect = np.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
+    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    rows, chosen = np.arange(len(sizes)), fits.argmax(axis=1)
+    found = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
+    place = np.floor((sizes - found + 1) * uniform[:, 2 * _ATTEMPTS :])
+    central = _largest_within(sizes, ratio)
+    any_fits = fits.any(axis=1, keepdims=True)
+    size = np.where(any_fits, found, central)
+    corner = np.where(any_fits, place, (sizes - central) // 2)
+    return np.concatenate([corner, size], axis=1).astype(np.int64)
+
+
+def _largest_within(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    """Height and width (n, 2) of the largest box whose width / height lies in `ratio`, rounded half to even."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    shape = width / height
+    return np.stack(
+        [
+            np.where(shape < min(ratio), np.rint(width / min(ratio)), height),
+            np.where(shape > max(ratio), np.rint(height * max(ratio)), width),
+        ],
+        axis=1,
+    )
+
+
+def central_geometry(sizes: np.ndarray, image_size: int, crop_ratio: float) -> Geometry:
+    """torchvision's Resize(int(image_size / crop_ratio)) and CenterCrop(image_size): the shorter side becomes exactly
+    that, the longer one is cut to an integer, the offset is rounded half to even."""
+    if not 0 < crop_ratio <= 1:
+        raise DataError(f"crop_ratio {crop_ratio} is not in (0, 1]; 0.875 is usual")
+    shorter = int(image_size / crop_ratio)
+    short, long = sizes.min(axis=1, keepdims=True), sizes.max(axis=1, keepdims=True)
+    size = np.where(sizes == short, shorter, (shorter * long / short).astype(np.int64))
+    offset = np.rint((size - image_size) / 2).astype(np.int64)
+    whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    return Geometry(whole, size, offset, np.zeros(len(sizes), dtype=bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Shuffled training batches, no sample twice in an epoch.
+
+    samples: images in the split; batch_size: global; crop_scale, crop_ratio: bounds of RandomResizedCrop's share of the
+    area and width / height, crop_scale None for the evaluation's geometry at eval_crop_ratio; flip: probability.
+    """
+
+    samples: int
+    batch_size: int
+    rank: int
+    world_size: int
+    seed: int
+    image_size: int
+    crop_scale: tuple[float, float] | None
+    crop_ratio: tuple[float, float]
+    flip: float
+    eval_crop_ratio: float
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            below = max(self.batch_size // self.world_size, 1) * self.world_size
+            raise DataError(f"batch_size {self.batch_size} is not divisible by {self.world_size} ranks; use {below}")
+        if self.batch_size > self.samples:
+            raise DataError(f"batch_size {self.batch_size} is larger than the training set; use at most {self.samples}")
+
+    @property
+    def rank_batch(self) -> int:
+        return self.batch_size // self.world_size
+
+    def batches(self, epoch: int) -> int:  # noqa: ARG002 (every epoch is as long; a plan may say otherwise)
+        return self.samples // self.batch_size
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray:
+        first = batch * self.batch_size + self.rank * self.rank_batch
+        return permutation(self.samples, self.seed, epoch)[first : first + self.rank_batch]
+
+    def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
+        flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip
+        if self.crop_scale is None:
+            return central_geometry(sizes, self.image_size, self.eval_crop_ratio)._replace(flip=flip)
+        uniform = uniforms(self.seed, epoch, Stream.CROP, indices, 2 * _ATTEMPTS + 2)
+        box = random_crop_boxes(sizes, self.crop_scale, self.crop_ratio, uniform)
+        size = np.full((len(indices), 2), self.image_size)
+        return Geometry(box, size, np.zeros_like(size), flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """Every sample exactly once, in batches of one fixed size, whatever the number of ranks; epochs do not differ.
+
+    batch_size: per rank. Batch j of the split covers samples j * batch_size onward; rank r of R takes batches r, r + R,
+    and so on; the split's last batch is filled up with PADDING.
+    """
+
+    samples: int
+    batch_size: int
+    rank: int
+    world_size: int
+    image_size: int
+    crop_ratio: float
+
+    @property
+    def rank_batch(self) -> int:
+        return self.batch_size
+
+    def batches(self, epoch: int) -> int:  # noqa: ARG002 (the protocol's signature)
+        total = -(-self.samples // self.batch_size)
+        return max(0, -(-(total - self.rank) // self.world_size))
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray:  # noqa: ARG002
+        first = (batch * self.world_size + self.rank) * self.batch_size
+        index = np.arange(first, first + self.batch_size)
+        return np.where(index < self.samples, index, PADDING)
+
+    def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:  # noqa: ARG002
+        return central_geometry(sizes, self.image_size, self.crop_ratio)
