@@ -1,7 +1,7 @@
 """Which sample, crop box and flip at (seed, epoch, position): pure functions and the two plans built on them.
 
-A loader only executes a plan, so both loaders give the same crops, any number of ranks can continue a run, and the whole
-state of a loader is (epoch, batch).
+A loader only executes a plan, so both loaders give the same crops, any number of ranks can continue a run, and the
+whole state of a loader is (epoch, batch).
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 
 
 class DataError(ValueError):
-    """The images a person gave, or the settings for them, are wrong; the message is one line: what, where, what to do."""
+    """The images a person gave, or the settings for them, are wrong; one line: what, where, what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
