@@ -1,0 +1,78 @@
+"""Mixup, cutmix and random erasing on a normalised batch: pure functions of given parameters.
+
+Mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018. Cutmix: Yun et al., "CutMix", 2019, algorithm
+A1. Erasing: Zhong et al., "Random Erasing Data Augmentation", 2017, algorithm 1. Both mixtures pair image i with image
+n - 1 - i.
+"""
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn.functional import one_hot
+
+ERASING_AREA: Final = (0.02, 1 / 3)  # bounds of the erased share of the area
+ERASING_RATIO: Final = (0.3, 1 / 0.3)  # bounds of height / width
+_ATTEMPTS: Final = 10
+ERASING_DRAWS: Final = 2 * _ATTEMPTS + 3
+
+
+def mixup(images: torch.Tensor, kept: float) -> torch.Tensor:
+    """kept x image + (1 - kept) x its partner, (n, C, H, W)."""
+    return torch.lerp(images.flip(0), images, kept)
+
+
+def cutmix(images: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    """Each image with the box (top, left, bottom, right; ends excluded) of its partner, (n, C, H, W)."""
+    top, left, bottom, right = box
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    return mixed
+
+
+def mix_targets(targets: torch.Tensor, kept: float, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Class probabilities (n, num_classes) of a mixture of which `kept` is the image's own, from labels (n,)."""
+    own = one_hot(targets, num_classes).to(dtype)
+    return torch.lerp(own.flip(0), own, kept)
+
+
+def cutmix_box(kept: float, height: int, width: int, uniform: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
+    """The box and the share that is really kept once the box is cut at the border (A1: lambda is adjusted).
+
+    The centre is uniform over the pixels; uniform: (2,) in [0, 1).
+    """
+    cut = np.sqrt(1 - kept)
+    half_height, half_width = int(height * cut) // 2, int(width * cut) // 2
+    row, column = int(height * uniform[0]), int(width * uniform[1])
+    top, bottom = max(row - half_height, 0), min(row + half_height, height)
+    left, right = max(column - half_width, 0), min(column + half_width, width)
+    return (top, left, bottom, right), 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def erasing_boxes(height: int, width: int, probability: float, uniform: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) int64 top, left, height, width; all zero where nothing is erased.
+
+    uniform: (n, ERASING_DRAWS) in [0, 1). The first of ten candidates smaller than the image counts.
+    """
+    share, shape, place = np.split(uniform[:, : 2 * _ATTEMPTS + 2], [_ATTEMPTS, 2 * _ATTEMPTS], axis=1)
+    area = height * width * (ERASING_AREA[0] + (ERASING_AREA[1] - ERASING_AREA[0]) * share)
+    low, high = np.log(ERASING_RATIO)
+    aspect = np.exp(low + (high - low) * shape)
+    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (heights < height) & (widths < width)
+    rows, chosen = np.arange(len(uniform)), fits.argmax(axis=1)
+    size = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
+    corner = np.floor((np.array([height, width]) - size + 1) * place)
+    erased = (uniform[:, -1] < probability) & fits.any(axis=1)
+    return np.where(erased[:, None], np.concatenate([corner, size], axis=1), 0).astype(np.int64)
+
+
+def erase(images: torch.Tensor, boxes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`images` (n, C, H, W) with `values`, which broadcast to them, inside `boxes` (n, 4) top, left, height, width."""
+    top, left, height, width = boxes[:, :, None].unbind(1)  # each (n, 1)
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)  # (n, H)
+    inside_columns = (columns >= left) & (columns < left + width)  # (n, W)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]  # (n, 1, H, W)
+    return torch.where(inside, values, images)
