@@ -1,8 +1,8 @@
 """What happens to a uint8 batch on the device before the model sees it; the same for both loaders.
 
 Every parameter is drawn on the CPU by data.draws: what concerns one sample is keyed by (seed, epoch, sample), so a
-sample looks the same with either loader, on any number of ranks and after any restart; what concerns a batch is keyed by
-its first sample.
+sample looks the same with either loader, on any number of ranks and after any restart; what concerns a batch is keyed
+by its first sample.
 """
 
 from collections.abc import Sequence
