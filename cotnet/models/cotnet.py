@@ -1,0 +1,143 @@
+"""CoTNet: a ResNet whose 3x3 convolutions are Contextual Transformer blocks.
+
+Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3 and figure 3. State-dict keys are
+those of the authors' release.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cotnet.models.resnet import ResNet, pyramid, small_stem, stem
+from cotnet.ops import local_aggregation
+
+Fusion = Literal["static", "dynamic", "linear", "attention"]
+FUSIONS = ("static", "dynamic", "linear", "attention")
+SHARE = 8  # channels that share one local kernel (C_h of equation 1 is C / SHARE)
+
+
+class CoTLayer(nn.Module):
+    """The Contextual Transformer block: (B, C, H, W) -> (B, C, H, W), any H and W.
+
+    `fusion` is what leaves the block (table 6): the static context, the dynamic one, their sum, or their attention.
+    `groups` splits the 1x1 convolutions and the local kernels in halves (2 in CoTNeXt); `key_groups` those of the key
+    embedding. Raises ValueError if the channels cannot be divided so, or for an unknown fusion.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        *,
+        groups: int = 1,
+        key_groups: int = 4,
+        fusion: Fusion = "attention",
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        if channels % (SHARE * groups) or channels % key_groups:
+            raise ValueError(
+                f"CoTLayer cannot divide {channels} channels; give a multiple of {SHARE * groups} and {key_groups}"
+            )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
+        if fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
+        self.groups, self.taps, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
+        padding = dilation * (kernel_size // 2)
+        self.key_embed = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size, 1, padding, dilation, groups=key_groups, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        if fusion == "static":
+            return
+        kernels = channels // SHARE
+        self.embed = nn.Sequential(
+            nn.Conv2d(2 * channels, channels // 2, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // 2, self.taps * kernels, 1, groups=groups),
+            nn.GroupNorm(kernels, self.taps * kernels),
+        )
+        self.conv1x1 = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.bn = nn.BatchNorm2d(channels)
+        self.act = nn.SiLU(inplace=True)
+        if fusion == "attention":
+            hidden = max(channels // 2, 32)
+            self.se = nn.Sequential(
+                nn.Conv2d(channels, hidden, 1),
+                nn.BatchNorm2d(hidden),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, 2 * channels, 1),
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        static_context: torch.Tensor = self.key_embed(x)  # K1: the keys in their neighbourhood
+        if self.fusion == "static":
+            return static_context
+        dynamic_context = self.attend(x, static_context)  # K2
+        if self.fusion == "dynamic":
+            return dynamic_context
+        if self.fusion == "linear":
+            return static_context + dynamic_context
+        return self.fuse(static_context, dynamic_context)
+
+    def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Equations 4 and 5: local kernels from [K1, Q], without a softmax, aggregate the values."""
+        join = torch.cat if self.groups == 1 else torch.stack
+        query_keys = join([x, keys], 1 if self.groups == 1 else 2).flatten(1, -3)  # halves hold channels of both
+        weight = self.embed(query_keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
+        value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, halves, C / halves, H, W)
+        context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
+        y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
+        return y
+
+    def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
+        """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1."""
+        pooled = (static_context + dynamic_context).mean((2, 3), keepdim=True)
+        gates = self.se(pooled).unflatten(1, (-1, 2)).softmax(2)  # (B, C, 2, 1, 1)
+        return dynamic_context * gates[:, :, 0] + static_context * gates[:, :, 1]
+
+
+def cot(
+    width: int,
+    stride: int,
+    *,
+    kernel_size: int = 3,
+    groups: int = 1,
+    key_groups: int = 4,
+    fusion: Fusion = "attention",
+    dilation: int = 1,
+) -> dict[str, nn.Module]:
+    """The CoT operator of a bottleneck; a strided block pools before it."""
+    pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
+    layer = CoTLayer(width, kernel_size, groups=groups, key_groups=key_groups, fusion=fusion, dilation=dilation)
+    return {**pool, "conv2": layer}
+
+
+def cotnet50(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px (table 2)."""
+    return _cotnet((3, 4, 6, 3), num_classes, in_channels, drop_path, dropout)
+
+
+def cotnet101(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px."""
+    return _cotnet((3, 4, 23, 3), num_classes, in_channels, drop_path, dropout)
+
+
+def _cotnet(depths: Sequence[int], num_classes: int, in_channels: int, drop_path: float, dropout: float) -> ResNet:
+    stages = pyramid([[cot] * depth for depth in depths])
+    return ResNet(stem(in_channels), stages, num_classes=num_classes, drop_path=drop_path, dropout=dropout)
+
+
+def cotnet_small(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """A CoTNet of our own for images of 28 to 64 pixels: no pooling in the stem, narrow stages; not in the paper."""
+    stages = pyramid([[cot], [cot] * 2, [cot] * 2, [cot]], width=16, channels=64, strides=(2, 2, 2, 1))
+    return ResNet(small_stem(in_channels, 16), stages, num_classes=num_classes, drop_path=drop_path, dropout=dropout)

@@ -1,0 +1,225 @@
+"""PVT: a pyramid of transformer stages with spatial-reduction attention.
+
+Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions" (2021),
+section 3 and table 1. State-dict keys are those of the authors' release.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from cotnet.models.layers import new_head, resize_on_load
+
+WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
+PATCHES = (4, 2, 2, 2)
+
+
+class PatchEmbedding(nn.Module):
+    """Linear embedding of patches: maps (B, C, H, W) -> (B, width, H // patch, W // patch), at least 1 x 1."""
+
+    def __init__(self, in_channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(in_channels, width, patch, patch)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        embedded = self.proj(_at_least(maps, self.patch))
+        return _maps(self.norm(_tokens(embedded)), embedded.shape[2:])
+
+
+class SpatialReductionAttention(nn.Module):
+    """Multi-head attention whose keys and values come from a map reduced R times per side (equations 1 to 3).
+
+    Tokens (B, H * W [+ 1], width) -> the same; a class token has no place in a map, so it needs R = 1.
+    """
+
+    def __init__(self, width: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            self.sr = nn.Conv2d(width, width, reduction, reduction)
+            self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        context = tokens
+        if self.reduction > 1:
+            context = self.norm(_tokens(self.sr(_at_least(_maps(tokens, size), self.reduction))))
+        query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+        key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N / R^2, d)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        y: torch.Tensor = self.proj(attended)
+        return y
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them: (B, N, width) -> (B, N, width)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return y
+
+
+class Block(nn.Module):
+    """Pre-norm transformer encoder block (figure 3): tokens (B, N, width) of a map of the given size -> the same."""
+
+    def __init__(self, width: int, heads: int, reduction: int, expansion: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SpatialReductionAttention(width, heads, reduction)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = FeedForward(width, expansion * width)
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
+        y: torch.Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return y
+
+
+class PVT(nn.Module):
+    """Images (B, C, H, W) of any size -> logits (B, num_classes).
+
+    `image_size` is the nominal size: the position tables have its side, and are resized bilinearly to any other input,
+    and to the model's own side when a state dict is loaded. `drop_path` grows linearly with depth to the given
+    probability; `dropout` is applied to the class token before the classifier.
+    """
+
+    stage_channels = WIDTHS
+    stage_strides = (4, 8, 16, 32)
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        *,
+        num_classes: int,
+        in_channels: int,
+        drop_path: float,
+        dropout: float,
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
+        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        for i, width in enumerate(WIDTHS):
+            tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
+            self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
+        for i, width in enumerate(WIDTHS):
+            before = WIDTHS[i - 1] if i else in_channels
+            self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i]))
+            blocks = [Block(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], rate.item()) for rate in rates[i]]
+            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+        self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTHS[-1], num_classes)
+        self.register_load_state_dict_pre_hook(resize_on_load)
+        initialize(self)
+
+    def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The maps of the four stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
+        return self._encode(images)[0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self._encode(images)[1]
+        logits: torch.Tensor = self.head(self.dropout(self.norm(tokens)[:, 0]))
+        return logits
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one."""
+        self.head = new_head(self.head, num_classes)
+        initialize(self.head)
+
+    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+        """Bring position tables of another nominal image size to this model's."""
+        for number, side in enumerate(self.sides, start=1):
+            key, extra = f"pos_embed{number}", int(number == len(self.sides))
+            own, table = self.get_parameter(key), state_dict.get(prefix + key)
+            if table is None or table.shape == own.shape or table.shape[2:] != own.shape[2:]:
+                continue
+            before = math.isqrt(table.shape[1] - extra)
+            if before**2 == table.shape[1] - extra:
+                places = resize_table(table[:, extra:], before, (side, side))
+                state_dict[prefix + key] = torch.cat([table[:, :extra], places], 1)
+
+    def _encode(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The four maps and the last stage's tokens, (B, 1 + N, width), of which the first is the class token."""
+        x, maps = images, []
+        for i, side in enumerate(self.sides):
+            x = getattr(self, f"patch_embed{i + 1}")(x)
+            size, last = x.shape[2:], i == len(self.sides) - 1
+            table = getattr(self, f"pos_embed{i + 1}")
+            positions = resize_table(table[:, 1:] if last else table, side, size)
+            tokens = _tokens(x)
+            if last:
+                tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
+                positions = torch.cat([table[:, :1], positions], 1)
+            tokens = tokens + positions
+            for block in getattr(self, f"block{i + 1}"):
+                tokens = block(tokens, size)
+            x = _maps(tokens[:, 1:] if last else tokens, size)
+            maps.append(x)
+        return maps, tokens
+
+
+def resize_table(table: torch.Tensor, side: int, size: Sequence[int]) -> torch.Tensor:
+    """Bilinear resampling of a table of positions: (1, side * side, width) -> (1, H * W, width)."""
+    return _tokens(F.interpolate(_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
+
+
+def initialize(module: nn.Module) -> None:
+    """Truncated normal of 0.02 for tables, tokens and linear weights; biases zero; convolutions as torch has them."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.startswith(("pos_embed", "cls_token")):
+            nn.init.trunc_normal_(parameter, std=0.02)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
+def pvt_tiny(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> PVT:
+    """PVT-Tiny: 13.2 M parameters, 1.9 G multiply-adds at 224 px."""
+    return PVT(
+        (2, 2, 2, 2),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        drop_path=drop_path,
+        dropout=dropout,
+        image_size=image_size,
+    )
+
+
+def _tokens(maps: torch.Tensor) -> torch.Tensor:
+    return maps.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H * W, C)
+
+
+def _maps(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return tokens.transpose(1, 2).unflatten(2, tuple(size))  # (B, H * W, C) -> (B, C, H, W)
+
+
+def _at_least(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Pad with zeros on the right and below up to one whole patch; larger maps are left alone."""
+    height, width = maps.shape[2:]
+    if height >= side and width >= side:
+        return maps
+    return F.pad(maps, (0, max(0, side - width), 0, max(0, side - height)))

@@ -1,0 +1,242 @@
+"""Weights of any published or own file, loaded without running anything that the file holds."""
+
+import difflib
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cotnet import models
+from cotnet.errors import InputError
+from cotnet.models.external import is_timm_model, is_torchvision_model
+from cotnet.models.layers import HasTables
+
+AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
+WRAPPERS = ("module.", "_orig_mod.")
+WEIGHT_SETTINGS = {
+    "weights",
+    "weights_backbone",
+    "pretrained",
+    "pretrained_backbone",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "init_weights",
+    "cache_dir",
+    "progress",
+}
+State = dict[str, torch.Tensor]
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, *, ema: bool = True, head: Literal["keep", "reset"] = "keep"
+) -> None:
+    """Fill the model from .pth, .pth.tar, .pt, .safetensors or the folder that unzipping such a file gives.
+
+    `ema` prefers the averaged weights of a file that has both; False insists on the raw ones. head="reset" leaves the
+    classifier as it is and loads the rest. Position tables of another image size are resized by the models themselves.
+    Raises InputError, one line, if the file cannot be read or does not fit; the model is then unchanged.
+    """
+    path = Path(path)
+    state = select_state(read_file(path), path, ema=ema)
+    own = model.state_dict()
+    classifier = classifier_keys(model)
+    if head == "reset":
+        state = {key: value for key, value in state.items() if key not in classifier}
+        state |= {key: own[key] for key in classifier}
+    state = _fitted(model, state, own)
+    _check_fit(state, own, classifier, path)
+    model.load_state_dict(state)
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the model's state dict as .safetensors; load_weights reads it back bit for bit."""
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}, path)
+
+
+def classifier_keys(model: nn.Module) -> list[str]:
+    """State-dict keys of the classifier: the last linear layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [f"{names[-1]}.{key}" for key in model.get_submodule(names[-1]).state_dict()] if names else []
+
+
+def read_file(path: Path) -> Any:
+    """What the file holds, on the CPU. Tensors are real; objects of other libraries are inert stand-ins."""
+    if not path.exists():
+        raise InputError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        source = _zipped(path) if path.is_dir() else path
+        if _is_torchscript(source):
+            raise InputError(f"{path} holds TorchScript code; only weights are loaded")
+        # Not weights_only: that refuses files with configuration objects. StandInPickle runs nothing either.
+        return torch.load(source, map_location="cpu", pickle_module=StandInPickle, weights_only=False)
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read: {error}") from error
+    except (pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, *DAMAGE) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a readable weights file, damaged or incomplete: {reason}") from error
+
+
+# Raised by the pickle machine and the tensor builders on bytes that make no sense.
+DAMAGE = (AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class StandIn(dict[Any, Any]):
+    """What an unknown class or function of a file becomes: takes every argument, does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        """Forget it."""
+
+    def append(self, item: object) -> None:
+        """Forget it."""
+
+    extend = add = append
+
+
+class StandInUnpickler(pickle.Unpickler):
+    """Builds containers, numbers, strings and tensors; every other name in the file is a StandIn."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return ALLOWED.get((module, name), StandIn)
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+}
+
+
+class StandInPickle:
+    """The part of the pickle module that torch.load asks for."""
+
+    __name__ = "StandInPickle"
+    Unpickler = StandInUnpickler
+    UnpicklingError = pickle.UnpicklingError
+
+    @staticmethod
+    def load(file: Any, **settings: Any) -> Any:
+        return StandInUnpickler(file, **settings).load()
+
+
+def select_state(content: Any, path: Path, *, ema: bool) -> State:
+    """The model's tensors in what a file holds, with the prefixes of wrappers taken off."""
+    found = {
+        key: content[key] for key in (*AVERAGED, *RAW) if isinstance(content, dict) and _is_state(content.get(key))
+    }
+    wanted = [found[key] for key in (*(AVERAGED if ema else ()), *RAW) if key in found]
+    if wanted:
+        state = wanted[0]
+    elif _is_state(content):
+        state = content
+    elif found:
+        raise InputError(f"{path} holds only averaged weights ({', '.join(found)}); load them with ema")
+    else:
+        raise InputError(f"{path} holds no weights: none of {', '.join((*AVERAGED, *RAW))}, and no tensors at the top")
+    return {
+        _bare(key): value for key, value in state.items() if isinstance(value, torch.Tensor) and key != "n_averaged"
+    }
+
+
+def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's backbone node, safe to instantiate: its target is ours, its weight arguments are dropped.
+
+    Raises InputError unless `_target_` is a public constructor of cotnet.models (for the torchvision and timm ones,
+    with a name which that library lists) and everything else is a plain value.
+    """
+    target = str(node.get("_target_"))
+    name = target.removeprefix("cotnet.models.")
+    if target == name or name not in models.__all__:
+        near = difflib.get_close_matches(name, models.__all__, n=1)
+        raise InputError(f"backbone {target!r} is not one of cotnet.models" + (f"; nearest: {near[0]}" if near else ""))
+    settings = {key: value for key, value in node.items() if key not in WEIGHT_SETTINGS and key != "_target_"}
+    for key, value in settings.items():
+        if key.startswith("_") or not _is_plain(value):
+            raise InputError(f"backbone setting {key!r} of {target} is not a plain value; refused")
+    lists = {"torchvision_model": is_torchvision_model, "timm_model": is_timm_model}
+    if name in lists and not lists[name](str(settings.get("model_name"))):
+        raise InputError(f"backbone {target} has no model {settings.get('model_name')!r}")
+    return {"_target_": target, **settings}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and not key.startswith("_") and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, torch.Tensor) for entry in value.values())
+
+
+def _bare(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.removeprefix("module.").removeprefix("_orig_mod.")
+    return key.replace("._orig_mod.", ".")
+
+
+def _fitted(model: nn.Module, state: State, own: State) -> State:
+    """The state with position tables resized, and the batch counters that files from before 2018 lack."""
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    fitted = counters | state
+    for name, module in model.named_modules():
+        if isinstance(module, HasTables):
+            module.resize_tables(fitted, f"{name}." if name else "")
+    return fitted
+
+
+def _check_fit(state: State, own: State, classifier: list[str], path: Path) -> None:
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if other and not missing and not unexpected and set(other) <= set(classifier):
+        counts = f"{len(state[other[0]])} classes, the model has {len(own[other[0]])}"
+        raise InputError(f"{path} has {counts}; use head=reset to load everything but the classifier")
+    if missing or unexpected or other:
+        lists = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
+        parts = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in lists if keys]
+        raise InputError(f"{path} does not fit the model: keys {', '.join(parts)}")
+
+
+def _first(keys: list[str], number: int = 5) -> str:
+    return ", ".join(keys[:number]) + (", ..." if len(keys) > number else "")
+
+
+def _zipped(folder: Path) -> io.BytesIO:
+    """The zip file that a folder with data.pkl and data/ was before somebody unpacked it."""
+    inner = sorted(folder.glob("data.pkl")) or sorted(folder.glob("*/data.pkl"))
+    if not inner:
+        raise InputError(f"{folder} is a folder without data.pkl; give a weights file, or the folder unzipped from one")
+    root, buffer = inner[0].parent, io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, Path("archive") / file.relative_to(root))
+    buffer.seek(0)
+    return buffer
+
+
+def _is_torchscript(source: Path | io.BytesIO) -> bool:
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        names = archive.namelist()
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return any(name.endswith("constants.pkl") for name in names)
