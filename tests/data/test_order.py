@@ -1,0 +1,164 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import v2
+
+from data.draws import Stream, uniforms
+from data.order import PADDING, EvaluationPlan, TrainPlan, central_geometry, permutation, random_crop_boxes
+from data.samples import DataError
+
+TRAIN = TrainPlan(
+    samples=1003,
+    batch_size=24,
+    rank=0,
+    world_size=1,
+    seed=0,
+    image_size=32,
+    crop_scale=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    flip=0.5,
+    eval_crop_ratio=0.875,
+)
+EVALUATION = EvaluationPlan(samples=101, batch_size=7, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
+
+
+def epoch_of(plan, epoch, ranks):
+    """(batches, global batch) indices, put together from all ranks."""
+    plans = [replace(plan, rank=rank, world_size=ranks) for rank in range(ranks)]
+    return np.stack(
+        [np.concatenate([each.indices(epoch, batch) for each in plans]) for batch in range(plans[0].batches(epoch))]
+    )
+
+
+@pytest.mark.parametrize("samples", [24, 97, 1003])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_training_takes_no_sample_twice_and_leaves_only_the_remainder_out(samples, ranks):
+    plan = replace(TRAIN, samples=samples)
+    left_out = []
+    for epoch in range(5):
+        taken = epoch_of(plan, epoch, ranks)
+        assert (taken == epoch_of(plan, epoch, 1)).all(), "another number of ranks, other batches"
+        assert len(np.unique(taken)) == taken.size == samples - samples % 24
+        left_out.append(frozenset(range(samples)) - frozenset(taken.ravel().tolist()))
+    if samples % 24:
+        assert len(set(left_out)) == 5
+
+
+def test_order_is_pinned():
+    order = [6, 8, 0, 7, 3, 4, 9, 2, 1, 5]
+    assert permutation(10, 0, 0).tolist() == order
+    assert permutation(10, 0, 1).tolist() != order
+
+
+def test_epochs_and_seeds_are_uncorrelated():
+    orders = [permutation(20_000, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+    ranks = [np.argsort(order) for order in orders]
+    for kind in (orders, ranks):
+        assert np.abs(np.corrcoef(kind) - np.eye(5)).max() < 0.03
+
+
+def test_batches_mix_classes():
+    """20 images in each of 1,000 classes, listed class by class: a batch's entropy is that of a random draw."""
+    labels = np.arange(20_000) // 20
+    plan = replace(TRAIN, samples=20_000, batch_size=250)
+    rng = np.random.default_rng(0)
+
+    def entropy(classes):
+        return stats.entropy(np.bincount(classes, minlength=1000))
+
+    ours = [entropy(labels[plan.indices(0, batch)]) for batch in range(80)]
+    random = [entropy(labels[rng.choice(20_000, 250, replace=False)]) for _ in range(80)]
+    assert np.mean(ours) == pytest.approx(np.mean(random), abs=0.02)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 50, 101])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_evaluation_takes_every_sample_once_in_batches_of_one_size(samples, ranks):
+    plans = [replace(EVALUATION, samples=samples, rank=rank, world_size=ranks) for rank in range(ranks)]
+    batches = [plan.indices(0, batch) for plan in plans for batch in range(plan.batches(0))]
+    assert all(batch.shape == (7,) for batch in batches)
+    taken = np.concatenate(batches)
+    assert sorted(taken[taken != PADDING].tolist()) == list(range(samples))
+    assert (taken == PADDING).sum() == -samples % 7
+    assert all((batch != PADDING).any() for batch in batches), "a batch without an image"
+
+
+def test_batch_size_must_fit_ranks_and_set():
+    with pytest.raises(DataError, match="batch_size 24 is not divisible by 7 ranks; use 21"):
+        replace(TRAIN, world_size=7)
+    with pytest.raises(DataError, match="batch_size 24 is larger than the training set; use at most 23"):
+        replace(TRAIN, samples=23)
+    with pytest.raises(DataError, match=r"crop_ratio 1\.5"):
+        replace(EVALUATION, crop_ratio=1.5).geometry(0, np.zeros(1), np.array([[40, 50]]))
+
+
+@pytest.mark.parametrize(("image_size", "crop_ratio"), [(32, 0.875), (224, 0.875), (224, 0.95), (33, 1.0), (64, 0.9)])
+def test_central_geometry_is_torchvisions(image_size, crop_ratio):
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([rng.integers(1, 700, (40, 2)), [[375, 500], [500, 375], [32, 32], [37, 36], [1, 3]]])
+    sizes = sizes[sizes.max(1) < 12 * sizes.min(1)]
+    geometry = central_geometry(sizes, image_size, crop_ratio)
+    for row, (height, width) in enumerate(sizes.tolist()):
+        resized = v2.functional.resize(torch.zeros(1, height, width), int(image_size / crop_ratio), antialias=True)
+        assert tuple(geometry.size[row]) == resized.shape[1:]
+        places = torch.stack(torch.meshgrid(*map(torch.arange, resized.shape[1:]), indexing="ij"))
+        cropped = v2.functional.center_crop(places, [image_size, image_size])
+        assert geometry.offset[row].tolist() == cropped[:, 0, 0].tolist()
+        assert geometry.box[row].tolist() == [0, 0, height, width]
+    assert not geometry.flip.any()
+
+
+def test_training_without_a_random_crop_sees_the_evaluations_geometry():
+    sizes = np.array([[50, 60], [70, 41], [40, 40]])
+    train = replace(TRAIN, crop_scale=None, flip=0.0).geometry(0, np.arange(3), sizes)
+    for mine, expected in zip(train, EVALUATION.geometry(0, np.arange(3), sizes), strict=True):
+        assert (mine == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "ratio"),
+    [
+        ((375, 500), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((60, 400), (0.3, 1.0), (3 / 4, 4 / 3)),  # often falls back
+        ((64, 64), (0.6, 1.0), (0.5, 2.0)),
+    ],
+)
+def test_crop_boxes_are_distributed_as_torchvisions(size, scale, ratio):
+    n = 5000
+    ours = random_crop_boxes(np.tile(size, (n, 1)), scale, ratio, uniforms(0, 0, Stream.CROP, np.arange(n), 22))
+    torch.manual_seed(0)
+    image = torch.zeros(1, *size)
+    transform = v2.RandomResizedCrop(8, scale=scale, ratio=ratio)
+    draws = [transform.make_params([image]) for _ in range(n)]
+    theirs = np.array([[draw[key] for key in ("top", "left", "height", "width")] for draw in draws])
+    for mine, other in (
+        *zip(ours.T, theirs.T, strict=True),
+        (ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]),
+        (ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2]),
+    ):
+        assert stats.ks_2samp(mine, other).pvalue > 1e-3
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, :2] + ours[:, 2:] <= size).all()
+
+
+@pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (77, 200), (200, 77), (1, 1)])
+def test_box_where_no_candidate_fits_is_torchvisions(size):
+    ratio = (1.0, 1.0) if size == (1, 1) else (3 / 4, 4 / 3)
+    box = random_crop_boxes(np.array([size]), (1.0, 1.0), ratio, uniforms(0, 0, Stream.CROP, np.arange(1), 22))[0]
+    expected = v2.RandomResizedCrop(8, scale=(1, 1), ratio=ratio).make_params([torch.zeros(1, *size)])
+    assert box.tolist() == [expected[key] for key in ("top", "left", "height", "width")]
+
+
+def test_flips_and_crops_are_drawn_per_epoch_and_sample():
+    indices = np.arange(4000)
+    sizes = np.tile([375, 500], (4000, 1))
+    first, again, next_epoch = (TRAIN.geometry(epoch, indices, sizes) for epoch in (0, 0, 1))
+    assert (first.box == again.box).all()
+    assert first.flip.mean() == pytest.approx(0.5, abs=0.03)
+    assert (first.box == next_epoch.box).all(1).mean() < 0.01
+    assert (first.flip == next_epoch.flip).mean() == pytest.approx(0.5, abs=0.03)
+    alone = TRAIN.geometry(0, indices[[17, 5]], sizes[:2])
+    assert (alone.box == first.box[[17, 5]]).all()
