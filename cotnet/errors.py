@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The entry scripts print it and exit 2; every other exception is a bug of ours and shows its traceback.
     """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on though nothing it was given is wrong (full disk, loss not finite): one line, exit 1."""

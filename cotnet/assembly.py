@@ -1,0 +1,234 @@
+"""From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cotnet.config import Config, bind, build, check, nearest, typed
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.precision import Precision
+from cotnet.engine.settings import CheckpointSettings, TrainSettings
+from cotnet.errors import InputError
+from cotnet.models.weights import load_weights, trusted_backbone
+from data.augment import Augmentation, Transform, normalize
+from data.order import EvaluationPlan, TrainPlan
+from data.samples import DataError, ImageSet, read_splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """`data` of the configuration. `image_size` is the training crop, `eval_size` the evaluation's; `crop_ratio` is
+    the crop's share of the resized shorter side; `mean`, `std` are per channel, of images in [0, 1]."""
+
+    root: Path
+    num_classes: int
+    image_size: int
+    eval_size: int
+    eval_batch_size: int
+    crop_ratio: float
+    eval_interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "image_size", "eval_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio={self.crop_ratio:g} must be above 0 and at most 1")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={list(self.std)} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    """`launch` of the configuration; null: one rank per visible GPU, one without a GPU."""
+
+    ranks: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The typed sections of a training configuration."""
+
+    seed: int
+    train: TrainSettings
+    data: DataSettings
+    launch: LaunchSettings
+    checkpoint: CheckpointSettings
+
+
+SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
+CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
+LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
+
+
+def settings_of(config: Config) -> Settings:
+    """Check a whole training configuration without building anything expensive; its typed sections.
+
+    Raises:
+        InputError: an unknown, missing, mistyped or out-of-range setting, named by its key.
+    """
+    check_keys(config, {"seed", "output_dir", *SECTIONS, *CHOICES})
+    for key in CHOICES:
+        if not isinstance(config.get(key), Mapping):
+            raise InputError(f"{key} is required; choose one with {key}=NAME")
+    sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise InputError(f"seed={config['seed']} must be a whole number from 0")
+    check_backbone(config["backbone"])
+    check_loader(config)
+    check(_optimizer_node(config), "optimizer", ("params",))
+    build(config["augmentation"], "augmentation")
+    schedule_of(config)
+    build(config["logger"], "logger")
+    return Settings(seed=config["seed"], **sections)
+
+
+def check_keys(config: Config, known: set[str]) -> None:
+    """Raise InputError for a key that no program of ours reads."""
+    for key in config:
+        if key not in known:
+            raise InputError(f"{key} is not a setting; {nearest(key, known)}")
+
+
+def check_loader(config: Config) -> None:
+    """Raise InputError for an unknown loader, or for a setting it does not have."""
+    check(config["loader"], "loader", LOADER_GIVEN)
+
+
+def check_backbone(node: Mapping[str, Any]) -> None:
+    """Raise InputError for a backbone that is not one of ours, or for a setting it does not have."""
+    check(trusted_backbone(dict(node)), "backbone", ())
+
+
+def build_backbone(node: Mapping[str, Any]) -> nn.Module:
+    """The backbone of a configuration, with `weights` loaded when it names a file."""
+    model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
+    if node.get("weights"):
+        load_weights(model, Path(node["weights"]))
+    return model
+
+
+def schedule_of(config: Config) -> Callable[[float], float]:
+    """The learning rate as a function of the fractional epoch.
+
+    Raises:
+        InputError: the schedule does not fit the run.
+    """
+    given = {"peak": float(config["optimizer"]["lr"]), "epochs": float(config["train"]["epochs"])}
+    schedule = bind(config["schedule"], "schedule", later=("epoch",), **given)
+    try:
+        schedule(0.0)
+    except ValueError as error:
+        raise InputError(f"schedule: {error}") from None
+    return schedule
+
+
+def _optimizer_node(config: Config) -> Config:
+    node = {key: value for key, value in config["optimizer"].items() if key != "lr_per_256"}
+    lr = node.get("lr")
+    if not isinstance(lr, (int, float)) or isinstance(lr, bool) or lr <= 0:
+        raise InputError(f"optimizer.lr={lr} must be a positive number")
+    return node
+
+
+def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups."""
+    optimizer: torch.optim.Optimizer = build(_optimizer_node(config), "optimizer", params=groups)
+    return optimizer
+
+
+def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
+    """The train and val splits, checked against the number of classes.
+
+    Raises:
+        DataError: the folder is missing, empty or inconsistent.
+        InputError: it has another number of classes than `data.num_classes`.
+    """
+    splits = read_splits(settings.root)
+    check_classes(settings, splits[0])
+    return splits
+
+
+def check_classes(settings: DataSettings, images: ImageSet) -> None:
+    """Raise InputError unless the set has `data.num_classes` classes."""
+    classes = len(images.classes)
+    if classes != settings.num_classes:
+        raise InputError(
+            f"{settings.root} has {classes} classes but data.num_classes is {settings.num_classes}; "
+            f"set data.num_classes={classes}"
+        )
+
+
+def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ranks) -> tuple[Any, int]:
+    """The training loader of this rank and the number of optimizer steps in an epoch.
+
+    Raises:
+        InputError: the batch does not divide over the ranks; DataError: it is larger than the set.
+    """
+    augmentation: Augmentation = build(config["augmentation"], "augmentation")
+    plan = TrainPlan(
+        samples=len(images.files),
+        batch_size=settings.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=settings.seed,
+        image_size=settings.data.image_size,
+        crop_scale=augmentation.crop_scale,
+        crop_ratio=augmentation.crop_ratio,
+        flip=augmentation.flip,
+        eval_crop_ratio=settings.data.crop_ratio,
+    )
+    loader = _loader(config, images, plan, ranks, augmentation.interpolation)
+    return loader, plan.batches(0)
+
+
+def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
+    """The loader of every image once, in batches of one fixed shape."""
+    plan = EvaluationPlan(
+        samples=len(images.files),
+        batch_size=data.eval_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        image_size=data.eval_size,
+        crop_ratio=data.crop_ratio,
+    )
+    return _loader(config, images, plan, ranks, data.eval_interpolation)
+
+
+def _loader(config: Config, images: ImageSet, plan: Any, ranks: Ranks, interpolation: str) -> Any:
+    given = {"image_set": images, "plan": plan, "device": ranks.device, "interpolation": interpolation}
+    return build(config["loader"], "loader", **given)
+
+
+def train_transform(config: Config, settings: Settings, precision: Precision) -> Transform:
+    """uint8 batch -> normalised, mixed, erased batch and its targets."""
+    return Transform(
+        build(config["augmentation"], "augmentation"),
+        mean=settings.data.mean,
+        std=settings.data.std,
+        num_classes=settings.data.num_classes,
+        seed=settings.seed,
+        dtype=precision.parameters,
+    )
+
+
+def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """uint8 batch -> normalised batch."""
+    return functools.partial(normalize, mean=data.mean, std=data.std, dtype=precision.parameters)
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn the data package's DataError into the InputError that the launcher carries between processes."""
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from None

@@ -1,0 +1,120 @@
+"""One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.queues import SimpleQueue
+from types import FrameType
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
+
+from cotnet.engine.distributed import STOP_SIGNALS
+from cotnet.errors import InputError, RunError
+
+INTERRUPTED = 75
+Worker = Callable[[dict[str, Any], dist.Store | None], int]
+Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
+
+
+def started_outside() -> bool:
+    """Whether torchrun or a cluster's launcher made the ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def first_process() -> bool:
+    """Whether this process speaks and writes for the run: the only one, or rank 0 of those started outside."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def count_ranks(wanted: int | None) -> int:
+    """How many ranks a run has: those that exist, `wanted`, or one per visible GPU (one without a GPU)."""
+    gpus = torch.cuda.device_count()
+    if started_outside():
+        existing = int(os.environ["WORLD_SIZE"])
+        if wanted not in (None, existing):
+            raise InputError(f"launch.ranks={wanted} but {existing} ranks were started; leave launch.ranks out")
+        return existing
+    if wanted is not None and wanted < 1:
+        raise InputError(f"launch.ranks={wanted} must be at least 1")
+    if wanted is not None and 0 < gpus < wanted:
+        raise InputError(f"launch.ranks={wanted} but {gpus} GPUs are visible; use at most {gpus}")
+    return wanted or max(gpus, 1)
+
+
+def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
+    """Run `worker(config, store)` on every rank and return the exit code the ranks agreed on.
+
+    `worker` must be importable (ranks are spawned) and `config` plain containers. The first rank that fails ends the
+    others within seconds; its InputError or RunError is raised here again, anything else with its traceback as text.
+    """
+    if started_outside() or ranks == 1:
+        return worker(config, None)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
+    context = start_processes(_rank, ((worker, config), ranks, store.port, outcomes), nprocs=ranks, join=False)
+    with _forwarded_signals(context) as stopped:
+        try:
+            while not context.join(grace_period=3):
+                pass
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            return _failure(error, outcomes, stopped)
+    return max(outcomes.get()[1] for _ in range(ranks))
+
+
+def _rank(index: int, work: tuple[Worker, dict[str, Any]], ranks: int, port: int, outcomes: Outcomes) -> None:
+    worker, config = work
+    names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    try:
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        outcomes.put((index, worker(config, store), ""))
+    except (InputError, RunError) as error:
+        code = 2 if isinstance(error, InputError) else 1
+        outcomes.put((index, code, str(error)))
+        sys.exit(code)
+    except Exception:
+        outcomes.put((index, 1, traceback.format_exc()[-8000:]))
+        sys.exit(1)
+
+
+def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
+    """Raise what the first failing rank reported; the others' errors are its consequences."""
+    while not outcomes.empty():
+        index, code, text = outcomes.get()
+        if code == 2:
+            raise InputError(text)
+        if code == 1 and "\n" in text:
+            raise RuntimeError(f"rank {index} failed:\n{text}")
+        if code == 1:
+            raise RunError(text)
+    if stopped:
+        return INTERRUPTED
+    raise RunError(f"{error.msg}; a rank that is killed often ran out of memory: lower train.batch_size")
+
+
+@contextlib.contextmanager
+def _forwarded_signals(context: ProcessContext) -> Iterator[list[int]]:
+    """Hand stop signals on to the ranks; a second Ctrl-C kills them (the last checkpoint stands)."""
+    received: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        again = received.count(signal.SIGINT) > 1
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
+
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

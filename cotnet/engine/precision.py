@@ -1,0 +1,51 @@
+"""Number formats of a run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cotnet.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """`parameters`: the dtype of weights and inputs; `compute`: that of autocast's matrix products.
+
+    bf16 and fp16 are mixed precision over float32 weights, fp16 with a loss scaler; fp64 is for exactness checks.
+    """
+
+    name: str
+    device: torch.device
+
+    @property
+    def compute(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    @property
+    def parameters(self) -> torch.dtype:
+        return torch.float64 if self.name == "fp64" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        mixed = self.name in ("bf16", "fp16")
+        return torch.autocast(self.device.type, self.compute if mixed else torch.bfloat16, enabled=mixed)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Resolve `auto`: bf16 where the device computes in it (every CPU does), else fp16.
+
+    Raises:
+        InputError: an unknown name, or one the device does not have.
+    """
+    bf16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return "bf16" if bf16 else "fp16"
+    if name not in DTYPES:
+        raise InputError(f"train.precision={name} is unknown; valid: auto, {', '.join(DTYPES)}")
+    if name == "bf16" and not bf16:
+        raise InputError("train.precision=bf16 needs a GPU of compute capability 8.0 or newer; use fp16")
+    return name

@@ -1,0 +1,90 @@
+"""What rank 0 writes about a run: metrics.jsonl first, then everything that mirrors it."""
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from cotnet.engine import records
+from cotnet.engine.loggers import Progress, draw_curves
+from cotnet.engine.state import State
+
+
+class Logger(Protocol):
+    """A mirror of metrics.jsonl; it may fail, training goes on."""
+
+    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str: ...
+    def log(self, record: dict[str, float]) -> None: ...
+    def finish(self, exit_code: int) -> None: ...
+
+
+class Silent:
+    """The reports of every rank but the first."""
+
+    def train(self, record: dict[str, float]) -> None: ...
+    def validation(self, record: dict[str, float], state: State) -> None: ...
+    def step(self) -> None: ...
+    def before_save(self) -> None: ...
+    def status(self, status: str, state: State) -> None: ...
+    def close(self, exit_code: int) -> None: ...
+
+
+class RunReports:
+    """metrics.jsonl, summary.json, curves.png, the terminal, and a logger."""
+
+    def __init__(
+        self,
+        folder: Path,
+        logger: Logger,
+        state: State,
+        config: dict[str, Any],
+        *,
+        steps_per_epoch: int,
+        terminal: bool,
+    ) -> None:
+        self.folder, self.logger = folder, logger
+        self.metrics = folder / "metrics.jsonl"
+        records.cut_back(self.metrics, state.step)
+        state.run_id = logger.start(folder, config, state.run_id or None, folder.name)
+        self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
+        total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
+        self.progress = Progress(total, enabled=terminal)
+        self._begin_epoch(state)
+        self._train: dict[str, float] = {}
+
+    def _begin_epoch(self, state: State) -> None:
+        self._epoch_started = time.monotonic()
+        if state.epoch < self.epochs:
+            self.progress.start_epoch(state.epoch, self.epochs, self.steps_per_epoch, state.batch)
+
+    def step(self) -> None:
+        self.progress.advance()
+
+    def train(self, record: dict[str, float]) -> None:
+        self._write(record)
+        self._train = record
+        names = ("loss", "images_per_second", "data_wait")
+        self.progress.figures(**{name: record[f"train/{name}"] for name in names})
+
+    def validation(self, record: dict[str, float], state: State) -> None:
+        self._write(record)
+        self.progress.epoch_line(self._train, record, time.monotonic() - self._epoch_started)
+        draw_curves(self.metrics, self.folder / "curves.png")
+        self.status("running", state)
+
+    def before_save(self) -> None:
+        """metrics.jsonl reaches the disk before the checkpoint that relies on it."""
+        records.sync(self.metrics)
+
+    def status(self, status: str, state: State) -> None:
+        best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best
+        rate = state.trained_images / state.train_seconds if state.train_seconds else None
+        summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
+        records.write_json(self.folder / "summary.json", summary)
+
+    def close(self, exit_code: int) -> None:
+        self.progress.close()
+        self.logger.finish(exit_code)
+
+    def _write(self, record: dict[str, float]) -> None:
+        records.append(self.metrics, record)
+        self.logger.log(record)

@@ -1,0 +1,56 @@
+"""The typed settings of a run: each checks its own ranges, no default is stated here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """`train` of the configuration. `batch_size` is global; `ema_decay` the average's final decay."""
+
+    epochs: int
+    batch_size: int
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+    accumulation: int
+    clip_norm: float | None
+    label_smoothing: float
+    ema_decay: float
+    log_every: int
+    max_steps: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "log_every", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm={self.clip_norm:g} must be positive, or null for no clipping")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing:g} must be at least 0 and below 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay:g} must be at least 0 and below 1")
+
+    def check_batch(self, ranks: int) -> None:
+        """Raise ValueError unless the global batch divides into equal micro-batches over the ranks."""
+        parts = ranks * self.accumulation
+        if self.batch_size % parts:
+            below = self.batch_size // parts * parts
+            near = f"{below} or {below + parts}" if below else str(parts)
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by {ranks} ranks x {self.accumulation} accumulation "
+                f"steps; use {near}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """`checkpoint` of the configuration: how often to save within an epoch (its end is always saved)."""
+
+    every_steps: int | None
+    every_minutes: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value:g} must be positive, or null")

@@ -1,0 +1,193 @@
+"""Everything that continues a run, and its file: written atomically, read without running code from it."""
+
+import contextlib
+import json
+import os
+import pickle
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.optimizer import MovingAverage
+from cotnet.errors import InputError, RunError
+
+FORMAT = 1
+Checkpoint = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class State:
+    """A run between two optimizer steps. `step` counts completed optimizer steps; `batch` those of this epoch."""
+
+    model: nn.Module
+    ema: MovingAverage
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    seconds: float = 0.0  # of the whole run, over all its processes
+    train_seconds: float = 0.0  # of the logged windows, in which `trained_images` went by
+    trained_images: int = 0
+    window_loss: float | Tensor = 0.0  # this rank's sum of mean losses since the last log line
+    window_steps: int = 0
+    _clock: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> float:
+        """Bring `seconds` up to date."""
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        return self.seconds
+
+
+NUMBERS = ("step", "epoch", "batch", "best", "run_id", "seconds", "train_seconds", "trained_images", "window_steps")
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: b.detach().cpu() for name, b in module.named_buffers() if b.is_floating_point()}
+
+
+def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint on rank 0 (an empty dictionary elsewhere): tensors, numbers, strings; collective.
+
+    BatchNorm statistics and the open loss window differ between ranks within an epoch, so each rank's are kept.
+    """
+    own = {
+        "model": _buffers(state.model),
+        "ema": _buffers(state.ema.module),
+        "window_loss": torch.as_tensor(state.window_loss, dtype=torch.float64).cpu(),
+    }
+    state.tick()
+    per_rank = ranks.gather(own)
+    if not ranks.first:
+        return {}
+    return {
+        "format": FORMAT,
+        "config": json.dumps(config),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "progress": {name: getattr(state, name) for name in NUMBERS},
+        "model": state.model.state_dict(),
+        "ema": state.ema.module.state_dict(),
+        "ema_updates": state.ema.updates,
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "ranks": per_rank,
+    }
+
+
+def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> None:
+    """Continue from a checkpoint: exactly on the same number of ranks; on another one the ranks' BatchNorm statistics
+    are averaged.
+
+    Raises:
+        InputError: the checkpoint is of another model.
+    """
+    load_tensors(state.model, checkpoint["model"], path)
+    load_tensors(state.ema.module, checkpoint["ema"], path)
+    state.ema.updates = checkpoint["ema_updates"]
+    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    state.scaler.load_state_dict(checkpoint["scaler"])
+    for name in NUMBERS:
+        setattr(state, name, checkpoint["progress"][name])
+    kept = checkpoint["ranks"]
+    own = kept[ranks.rank] if len(kept) == ranks.world_size else _mean(kept)
+    for module, buffers in ((state.model, own["model"]), (state.ema.module, own["ema"])):
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    state.window_loss = own["window_loss"].to(ranks.device)
+
+
+def _mean(items: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
+
+    mixed: dict[str, Any] = {
+        part: {name: mean([item[part][name] for item in items]) for name in items[0][part]} for part in ("model", "ema")
+    }
+    return mixed | {"window_loss": mean([item["window_loss"] for item in items])}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict of exactly this model.
+
+    Raises:
+        InputError: keys or shapes differ; the line counts them and names the first.
+    """
+    own = model.state_dict()
+    missing, unexpected = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
+    shapes = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if missing or unexpected:
+        names = ", ".join((missing + unexpected)[:3])
+        counts = f"{len(missing)} keys missing, {len(unexpected)} unexpected"
+        raise InputError(f"{path} is of another model ({counts}: {names}); give its own backbone")
+    if shapes:
+        key = shapes[-1]
+        theirs, ours = list(tensors[key].shape), list(own[key].shape)
+        raise InputError(f"{path} does not fit the model: {key} is {theirs} there and {ours} here; "
+                         "another num_classes or backbone?")  # fmt: skip
+    model.load_state_dict(tensors)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write to a temporary file beside `path`, flush to disk, rename: a crash leaves the old file or the new one.
+
+    Raises:
+        RunError: the disk is full or refuses; the old file stands.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"cannot write {path}: {reason}; the previous checkpoint stands, the same command resumes"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def duplicate(path: Path, target: Path) -> None:
+    """Make `target` the same checkpoint as `path`, by a hard link where the file system has them."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    temporary.replace(target)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint of this application onto the CPU; no code in the file is ever run.
+
+    Raises:
+        InputError: the file is missing, truncated, holds more than data, or is no checkpoint of this application.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}; give checkpoint=PATH of an existing file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged or truncated ({reason}); use another checkpoint") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
+    return checkpoint

@@ -1,0 +1,257 @@
+"""The training loop: one optimizer step, one epoch, a whole run."""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cotnet.engine import state as checkpoints
+from cotnet.engine.distributed import Agreement, Ranks, average_buffers
+from cotnet.engine.evaluation import Interrupted, Loader
+from cotnet.engine.precision import Precision
+from cotnet.engine.schedule import set_lr
+from cotnet.engine.settings import CheckpointSettings, TrainSettings
+from cotnet.engine.state import State
+from cotnet.errors import RunError
+
+
+class Reports(Protocol):
+    """Where figures go, on rank 0; on the others nothing happens."""
+
+    def train(self, record: dict[str, float]) -> None: ...
+    def validation(self, record: dict[str, float], state: State) -> None: ...
+    def step(self) -> None: ...
+    def before_save(self) -> None: ...
+    def status(self, status: str, state: State) -> None: ...
+    def close(self, exit_code: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The constant parts of a training run on one rank."""
+
+    ranks: Ranks
+    settings: TrainSettings
+    saving: CheckpointSettings
+    precision: Precision
+    seed: int
+    replica: nn.Module  # the model, wrapped when there are several ranks
+    train_loader: Loader
+    steps_per_epoch: int
+    transform: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    criterion: nn.Module
+    schedule: Callable[[float], float]
+    evaluate: Callable[[], dict[str, dict[str, float]]]
+    reports: Reports
+    stop: Callable[[], bool]
+    folder: Path
+    config: dict[str, Any]
+
+
+def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The replica whose backward pass averages gradients over ranks; the model itself on one rank."""
+    if ranks.world_size == 1:
+        return model
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout and drop path of a step are a function of (seed, step, rank): a resumed run needs no generator state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+
+
+def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
+    """One optimizer step over this rank's share of the batch; its mean loss, left on the device."""
+    seed_step(run.seed, state.step, run.ranks.rank)
+    parts = run.settings.accumulation
+    total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
+    for part, micro_batch in enumerate(micro_batches):
+        inputs, wanted = run.transform(*micro_batch, state.epoch)
+        with _gradients_kept(run.replica, keep=part < parts - 1):
+            with run.precision.autocast():
+                logits = run.replica(inputs)
+            loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
+            state.scaler.scale(loss / parts).backward()
+        total += loss.detach() / parts
+    epoch = state.epoch + state.batch / run.steps_per_epoch
+    set_lr(state.optimizer, run.schedule(epoch))
+    if run.settings.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), run.settings.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.ema.update()
+    state.step += 1
+    state.batch += 1
+    return total
+
+
+def _gradients_kept(replica: nn.Module, *, keep: bool) -> contextlib.AbstractContextManager[None]:
+    """No reduction over ranks before an optimizer step's last micro-batch."""
+    if keep and isinstance(replica, DistributedDataParallel):
+        return replica.no_sync()
+    return contextlib.nullcontext()
+
+
+class Window:
+    """Time and data-wait since the last log line. The loss itself is in the state, so that it survives a cut."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, while counting the time that the loop waits for them."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - asked
+            self.steps += 1
+            yield batch
+
+
+def log(run: Run, state: State, window: Window) -> None:
+    """Reduce the open loss window over ranks, check it, report; collective, and a synchronisation with the device."""
+    sums = torch.as_tensor(state.window_loss, dtype=torch.float64, device=run.ranks.device).clone()
+    loss = float(run.ranks.sum(sums)) / (run.ranks.world_size * state.window_steps)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the loss is {loss} at step {state.step}; {run.folder / 'checkpoints' / 'last.pt'} holds the last good "
+            "state: lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
+        )
+    elapsed = time.perf_counter() - window.start
+    state.train_seconds += elapsed
+    state.trained_images += window.steps * run.settings.batch_size
+    state.window_loss, state.window_steps = 0.0, 0
+    run.reports.train(
+        {
+            "step": state.step,
+            "epoch": state.epoch + state.batch / run.steps_per_epoch,
+            "train/loss": loss,
+            "train/lr": run.schedule(state.epoch + (state.batch - 1) / run.steps_per_epoch),
+            "train/images_per_second": window.steps * run.settings.batch_size / elapsed,
+            "train/data_wait": min(window.waited / elapsed, 1.0),
+        }
+    )
+    window.reset()
+
+
+def save(run: Run, state: State, *, best: bool = False) -> None:
+    """Write checkpoints/last.pt (and best.pt); collective."""
+    checkpoint = checkpoints.pack(state, run.ranks, run.config)
+    if run.ranks.first:
+        folder = run.folder / "checkpoints"
+        run.reports.before_save()
+        checkpoints.save(folder / "last.pt", checkpoint)
+        if best:
+            checkpoints.duplicate(folder / "last.pt", folder / "best.pt")
+
+
+def train_one_epoch(run: Run, state: State) -> None:
+    """The rest of the state's epoch, or up to `max_steps`.
+
+    Raises:
+        Interrupted: a stop was requested; the state is saved.
+        RunError: the loss is not finite.
+    """
+    agreement = Agreement(run.ranks, flags=2)
+    window = Window()
+    saved = time.monotonic()
+    every_seconds = (run.saving.every_minutes or math.inf) * 60
+    batches = run.train_loader.batches(state.epoch, state.batch) if state.batch < run.steps_per_epoch else ()
+    limit = run.settings.max_steps
+    batches = itertools.islice(batches, None if limit is None else max(limit - state.step, 0))
+    for images, targets, indices in window.timed(batches):
+        state.window_loss = state.window_loss + optimize(run, state, images, targets, indices)
+        state.window_steps += 1
+        run.reports.step()
+        last = state.batch == run.steps_per_epoch or state.step == limit
+        if last or state.step % run.settings.log_every == 0:
+            log(run, state, window)
+        stop, due = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds)
+        due = due or (run.saving.every_steps is not None and state.step % run.saving.every_steps == 0)
+        if (stop or due) and not last:
+            _check_window(run, state)
+            save(run, state)
+            saved = time.monotonic()
+        if stop and not last:
+            raise Interrupted
+    if agreement.settle()[0] or run.ranks.any(run.stop()):
+        save(run, state)
+        raise Interrupted
+
+
+def _check_window(run: Run, state: State) -> None:
+    """A loss that is not finite never reaches a kept checkpoint."""
+    if run.ranks.any(not math.isfinite(float(state.window_loss))):
+        state.window_steps = max(state.window_steps, 1)
+        log(run, state, Window())
+
+
+def finish_epoch(run: Run, state: State) -> None:
+    """Average BatchNorm's statistics, evaluate raw and averaged weights, report, save.
+
+    Raises:
+        Interrupted: a stop was requested during the evaluation; the state before it is saved.
+    """
+    average_buffers(run.ranks, state.model, state.ema.module)
+    fraction = state.epoch + state.batch / run.steps_per_epoch
+    try:
+        figures = run.evaluate()
+    except Interrupted:
+        save(run, state)
+        raise
+    record: dict[str, float] = {"step": state.step, "epoch": fraction}
+    for weights, suffix in (("raw", ""), ("ema", "_ema")):
+        record |= {f"val/{name}{suffix}": value for name, value in figures[weights].items()}
+    weights = max(figures, key=lambda name: (figures[name]["top1"], figures[name]["top5"]))
+    best = not state.best or figures[weights]["top1"] > state.best["best_top1"]
+    if best:
+        top1, top5 = figures[weights]["top1"], figures[weights]["top5"]
+        state.best = {"best_top1": top1, "best_top5": top5, "best_epoch": fraction, "best_weights": weights}
+    run.reports.validation(record, state)
+    if state.batch == run.steps_per_epoch:
+        state.epoch, state.batch = state.epoch + 1, 0
+    save(run, state, best=best)
+
+
+def fit(run: Run, state: State) -> None:
+    """Train from the state to the last epoch or step.
+
+    Raises:
+        Interrupted: a stop was requested; the same command continues from checkpoints/last.pt.
+    """
+    state.model.train()
+    run.reports.status("running", state)
+    try:
+        while not finished(run.settings, state.step, state.epoch):
+            train_one_epoch(run, state)
+            finish_epoch(run, state)
+    except Interrupted:
+        run.reports.status("interrupted", state)
+        raise
+    run.reports.status("finished", state)
+
+
+def finished(settings: TrainSettings, step: int, epoch: int) -> bool:
+    """Whether a run of these settings has nothing left to do."""
+    return epoch >= settings.epochs or (settings.max_steps is not None and step >= settings.max_steps)

@@ -1,0 +1,114 @@
+"""The run folder: who may write in it, what it already holds, what several of them came to."""
+
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cotnet.config import Config, Trial, flatten, from_yaml, to_yaml
+from cotnet.engine import records
+from cotnet.engine import state as checkpoints
+from cotnet.engine.launch import first_process
+from cotnet.engine.loggers import results_table
+from cotnet.errors import InputError
+
+# What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
+FREE = ("output_dir", "launch.", "logger.", "checkpoint.", "loader.threads", "loader.prefetch", "train.log_every")
+GROWING = ("train.epochs", "train.max_steps")
+
+
+def say(line: str) -> None:
+    """A line for the person who started the run."""
+    print(line, flush=True)  # noqa: T201
+
+
+def on_terminal() -> bool:
+    """Whether somebody is watching: bars are drawn only then."""
+    return sys.stdout.isatty()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it for this process: two runs never write into one.
+
+    Raises:
+        InputError: it cannot be made or written, or another process holds it.
+    """
+    if not first_process():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder} is in use by another process; wait for it or choose another output_dir"
+            ) from None
+        yield
+
+
+def already_finished(folder: Path, config: Config) -> bool:
+    """Whether the folder's run has nothing left to do; says so.
+
+    Raises:
+        InputError: the folder holds a run with another configuration, or its checkpoint cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return False
+    _compare(folder, from_yaml(path), config)
+    last = folder / "checkpoints" / "last.pt"
+    if not last.exists():
+        return False
+    progress = checkpoints.load(last)["progress"]
+    train = config["train"]
+    if progress["epoch"] < train["epochs"] and (train["max_steps"] is None or progress["step"] < train["max_steps"]):
+        if first_process():
+            say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}")
+        return False
+    if first_process():
+        best = progress["best"]
+        say(
+            f"{folder} is finished: {progress['step']} steps, best top-1 {best['best_top1']:.2f} % "
+            f"({best['best_weights']}, epoch {best['best_epoch']:g}); for a new run choose another output_dir"
+        )
+    return True
+
+
+def _compare(folder: Path, theirs: Config, ours: Config) -> None:
+    old, new = flatten(theirs), flatten(ours)
+    different = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        longer = key in GROWING and (b is None or (a is not None and b >= a))
+        if a != b and not key.startswith(FREE) and not longer:
+            different.append(f"{key} was {json.dumps(a)}, now {json.dumps(b)}")
+    if different:
+        shown = "; ".join(different[:8]) + (f"; and {len(different) - 8} more" if len(different) > 8 else "")
+        raise InputError(f"{folder} holds a run with another configuration ({shown}); choose another output_dir")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml: the resolved configuration that the run uses."""
+    if first_process():
+        records.write_text(folder / "config.yaml", to_yaml(config))
+
+
+def print_sweep(trials: list[Trial]) -> None:
+    """The table at the end of a `--multirun`."""
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        path = trial.output_dir / "summary.json"
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        if trial.code and summary.get("status") != "interrupted":
+            summary["status"] = "failed"
+        rows.append({"run": trial.name, "folder": str(trial.output_dir), **summary})
+    results_table(rows)

@@ -1,0 +1,120 @@
+"""Train a backbone: `python train.py [group=member] [key=value] ...` (conf/train.yaml lists them all)."""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from cotnet import assembly, runs
+from cotnet.config import INTERRUPTED, Config, build, entry
+from cotnet.engine import state as checkpoints
+from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
+from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.launch import count_ranks, launch
+from cotnet.engine.optimizer import MovingAverage, parameter_groups
+from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.reports import RunReports, Silent
+from cotnet.engine.state import State
+from cotnet.engine.training import Run, fit, wrap
+
+
+@entry("train", after_sweep=runs.print_sweep)
+def main(config: Config) -> int:
+    """Check everything that can be checked before a process starts, then train on every rank."""
+    settings = assembly.settings_of(config)
+    ranks = count_ranks(settings.launch.ranks)
+    settings.train.check_batch(ranks)
+    assembly.read_data(settings.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config["train"]["precision"] = choose_precision(settings.train.precision, device)
+    folder = Path(config["output_dir"])
+    with runs.claimed(folder):
+        if runs.already_finished(folder, config):
+            return 0
+        runs.write_config(folder, config)
+        return launch(worker, config, ranks)
+
+
+def worker(config: Config, store: dist.Store | None) -> int:
+    """One rank of a run; its exit code."""
+    with StopRequest() as stop, join_ranks(store) as ranks, assembly.input_errors():
+        try:
+            train(config, ranks, stop)
+        except Interrupted:
+            if ranks.first:
+                runs.say(f"interrupted; the same command continues {config['output_dir']}")
+            return INTERRUPTED
+    return 0
+
+
+def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
+    """Build the parts in the order of their construction, continue where a checkpoint left off, train."""
+    settings, folder = assembly.settings_of(config), Path(config["output_dir"])
+    precision = Precision(name=settings.train.precision, device=ranks.device)
+    torch.manual_seed(settings.seed)
+    model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
+    state = State(
+        model=model,
+        ema=MovingAverage(model, settings.train.ema_decay),
+        optimizer=assembly.build_optimizer(
+            config, parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))
+        ),
+        scaler=precision.scaler(),
+    )
+    train_set, val_set = assembly.read_data(settings.data)
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists():
+        checkpoints.restore(state, checkpoints.load(last), ranks, last)
+    loader, steps = assembly.train_loader(config, settings, train_set, ranks)
+    val_loader = assembly.evaluation_loader(config, settings.data, val_set, ranks)
+    reports: RunReports | Silent = Silent()
+    if ranks.first:
+        logger = build(config["logger"], "logger")
+        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps, terminal=runs.on_terminal())
+    state.run_id = ranks.broadcast(state.run_id)
+
+    figures = functools.partial(
+        evaluate,
+        {"raw": model, "ema": state.ema.module},
+        val_loader,
+        samples=len(val_set.files),
+        prepare=assembly.evaluation_transform(settings.data, precision),
+        precision=precision,
+        ranks=ranks,
+        stop=lambda: stop.received,
+    )
+    run = Run(
+        ranks=ranks,
+        settings=settings.train,
+        saving=settings.checkpoint,
+        precision=precision,
+        seed=settings.seed,
+        replica=wrap(model, ranks),
+        train_loader=loader,
+        steps_per_epoch=steps,
+        transform=assembly.train_transform(config, settings, precision),
+        criterion=nn.CrossEntropyLoss(label_smoothing=settings.train.label_smoothing),
+        schedule=assembly.schedule_of(config),
+        evaluate=figures,
+        reports=reports,
+        stop=lambda: stop.received,
+        folder=folder,
+        config=config,
+    )
+    code = 1
+    try:
+        fit(run, state)
+        code = 0
+    except Interrupted:
+        code = INTERRUPTED
+        raise
+    finally:
+        reports.close(code)
+        loader.close()
+        val_loader.close()
+
+
+if __name__ == "__main__":
+    main()
