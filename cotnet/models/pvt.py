@@ -112,7 +112,7 @@ class PVT(nn.Module):
     ) -> None:
         super().__init__()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
             tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
@@ -120,7 +120,7 @@ class PVT(nn.Module):
         for i, width in enumerate(WIDTHS):
             before = WIDTHS[i - 1] if i else in_channels
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i]))
-            blocks = [Block(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], rate.item()) for rate in rates[i]]
+            blocks = [Block(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)

@@ -5,8 +5,7 @@ of the values with the contextual attention weights. Summed tap by tap over shif
 unfolded copy of the values ever exists.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     other shapes.
     """
     groups, taps = weight.shape[1:3]
-    kernel = math.isqrt(taps)
+    kernel = int(taps**0.5 + 0.5)
     if kernel * kernel != taps or kernel % 2 == 0:
         raise ValueError(f"weight has {taps} taps; give the square of an odd kernel size")
     if value.shape[1] % groups:
@@ -31,7 +30,7 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
         raise ValueError(
             f"weight {tuple(weight.shape)} does not belong to value {tuple(value.shape)}: batch or size differ"
         )
-    result: torch.Tensor = LocalAggregation.apply(value, weight.to(value.dtype), dilation)
+    result: torch.Tensor = LocalAggregation.apply(value, weight.to(value.dtype), kernel, dilation)
     return result
 
 
@@ -41,67 +40,70 @@ class LocalAggregation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
-        groups, height, width = weight.shape[1], *value.shape[2:]
-        precision = torch.promote_types(value.dtype, torch.float32)
-        result = torch.zeros_like(value, dtype=precision)
+    def forward(value: torch.Tensor, weight: torch.Tensor, kernel: int, dilation: int) -> torch.Tensor:
+        groups, border = weight.shape[1], dilation * (kernel // 2)
+        value_, weight_ = _at_least_float32(value), _at_least_float32(weight)
+        result = torch.zeros_like(value_)
         total = result.unflatten(1, (-1, groups))  # (B, C / G, G, H, W): channel c = r * G + g
-        padded = _pad(value.to(precision), weight, dilation).unflatten(1, (-1, groups))
-        kernels = weight.to(precision).unsqueeze(1)  # (B, 1, G, K * K, H, W)
-        for tap, top, left in _taps(weight.shape[2], dilation):
-            total.addcmul_(padded[..., top : top + height, left : left + width], kernels[:, :, :, tap])
+        padded = _pad(value_, border).unflatten(1, (-1, groups))
+        kernels = weight_.unsqueeze(1)  # (B, 1, G, K * K, H, W)
+        for tap, window in enumerate(_windows(value.shape, kernel, dilation)):
+            total.addcmul_(padded[window], kernels[:, :, :, tap])
         return result.to(value.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:  # noqa: ARG004
-        value, weight, ctx.dilation = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG004
+        value, weight, ctx.kernel, ctx.dilation = inputs
         ctx.save_for_backward(value, weight)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, weight = ctx.saved_tensors
-        needs_value, needs_weight, _ = ctx.needs_input_grad
+        shape = (ctx.kernel, ctx.dilation)
         return (
-            _value_gradient(upstream, weight, ctx.dilation) if needs_value else None,
-            _weight_gradient(upstream, value, weight, ctx.dilation) if needs_weight else None,
+            _value_gradient(upstream, weight, *shape) if ctx.needs_input_grad[0] else None,
+            _weight_gradient(upstream, value, weight, *shape) if ctx.needs_input_grad[1] else None,
+            None,
             None,
         )
 
 
-def _value_gradient(upstream: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
-    """What position p gave to its neighbour p - offset comes back from there: the same sum with mirrored offsets."""
-    groups, height, width = weight.shape[1], *upstream.shape[2:]
-    precision = torch.promote_types(upstream.dtype, torch.float32)
-    result = torch.zeros_like(upstream, dtype=precision)
+def _value_gradient(upstream: torch.Tensor, weight: torch.Tensor, kernel: int, dilation: int) -> torch.Tensor:
+    """What a position gave to a neighbour comes back from there: the same sum, the offsets mirrored."""
+    groups, border = weight.shape[1], dilation * (kernel // 2)
+    upstream_, weight_ = _at_least_float32(upstream), _at_least_float32(weight)
+    result = torch.zeros_like(upstream_)
     total = result.unflatten(1, (-1, groups))
-    padded = _pad(upstream.to(precision), weight, dilation).unflatten(1, (-1, groups))
-    kernels = _pad(weight.to(precision), weight, dilation).unsqueeze(1)
-    last = weight.shape[2] - 1
-    for tap, top, left in _taps(weight.shape[2], dilation):
-        window = (..., slice(top, top + height), slice(left, left + width))
-        total.addcmul_(padded[window], kernels[:, :, :, last - tap][window])
+    padded = _pad(upstream_, border).unflatten(1, (-1, groups))
+    kernels = _pad(weight_, border).unsqueeze(1)
+    for tap, window in enumerate(_windows(upstream.shape, kernel, dilation)):
+        total.addcmul_(padded[window], kernels[:, :, :, kernel**2 - 1 - tap][window])
     return result.to(upstream.dtype)
 
 
-def _weight_gradient(upstream: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
-    groups, height, width = weight.shape[1], *value.shape[2:]
-    precision = torch.promote_types(value.dtype, torch.float32)
-    padded = _pad(value.to(precision), weight, dilation).unflatten(1, (-1, groups))
-    upstream = upstream.to(precision).unflatten(1, (-1, groups))
-    taps = [
-        (padded[..., top : top + height, left : left + width] * upstream).sum(1)  # (B, G, H, W)
-        for _, top, left in _taps(weight.shape[2], dilation)
-    ]
+def _weight_gradient(
+    upstream: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, kernel: int, dilation: int
+) -> torch.Tensor:
+    groups, border = weight.shape[1], dilation * (kernel // 2)
+    padded = _pad(_at_least_float32(value), border).unflatten(1, (-1, groups))
+    upstream = _at_least_float32(upstream).unflatten(1, (-1, groups))
+    windows = _windows(value.shape, kernel, dilation)
+    taps = [(padded[window] * upstream).sum(1) for window in windows]  # (B, G, H, W) each
     return torch.stack(taps, dim=2).to(weight.dtype)
 
 
-def _pad(maps: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
-    border = dilation * (math.isqrt(weight.shape[2]) // 2)
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _pad(maps: torch.Tensor, border: int) -> torch.Tensor:
     return F.pad(maps, (border, border, border, border))
 
 
-def _taps(taps: int, dilation: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (tap, top, left): where in the padded map the tap's window begins."""
-    kernel = math.isqrt(taps)
-    for tap in range(taps):
-        yield tap, dilation * (tap // kernel), dilation * (tap % kernel)
+def _windows(shape: Sequence[int], kernel: int, dilation: int) -> Iterator[tuple[Any, ...]]:
+    """The part of a padded map that each tap sees, in the order of the taps."""
+    height, width = shape[2:]
+    for i in range(kernel):
+        for j in range(kernel):
+            top, left = dilation * i, dilation * j
+            yield (..., slice(top, top + height), slice(left, left + width))
