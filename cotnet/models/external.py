@@ -15,10 +15,10 @@ def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: A
     """
     if not is_torchvision_model(model_name):
         raise InputError(f"torchvision has no classifier {model_name!r}; see torchvision.models.list_models()")
-    auxiliary = {"aux_logits": False} if model_name in ("googlenet", "inception_v3") else {}
+    inception = {"aux_logits": False, "init_weights": True} if model_name in ("googlenet", "inception_v3") else {}
     try:
         model: nn.Module = torchvision.models.get_model(
-            model_name, weights=None, num_classes=num_classes, **{**auxiliary, **settings}
+            model_name, weights=None, num_classes=num_classes, **{**inception, **settings}
         )
     except TypeError as error:
         raise InputError(f"torchvision's {model_name} does not take these settings: {error}") from error

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 Activation = Callable[..., nn.Module]
 
@@ -19,6 +20,65 @@ def chain(module: nn.Module, names: tuple[str, ...], x: torch.Tensor) -> torch.T
 def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
     """A freshly initialised classifier for the same features, on the same device and of the same dtype."""
     return nn.Linear(head.in_features, num_classes, device=head.weight.device, dtype=head.weight.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate per channel from the pooled map: Hu et al., "Squeeze-and-Excitation Networks" (2018), equations 2 to 4."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        squeezed = x.mean((2, 3), keepdim=True)
+        return x * self.fc2(F.relu(self.fc1(squeezed))).sigmoid()
+
+
+class SplitAttention(nn.Module):
+    """A 3x3 convolution to `radix` maps, and their sum weighted by attention over them, channel by channel.
+
+    Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3.1. With radix 1 the attention is a sigmoid gate.
+    (B, width, H, W) -> (B, width, H / stride, W / stride).
+    """
+
+    def __init__(self, width: int, stride: int, *, radix: int, act: Activation) -> None:
+        super().__init__()
+        self.radix = radix
+        hidden = max(width * radix // 4, 32)
+        self.conv = nn.Conv2d(width, width * radix, 3, stride, padding=1, groups=radix, bias=False)
+        self.bn0 = nn.BatchNorm2d(width * radix)
+        self.act0 = act(inplace=True)
+        self.fc1 = nn.Conv2d(width, hidden, 1)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.act1 = act(inplace=True)
+        self.fc2 = nn.Conv2d(hidden, width * radix, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        splits = self.act0(self.bn0(self.conv(x))).unflatten(1, (self.radix, -1))  # (B, radix, width, H, W)
+        pooled = splits.sum(1).mean((2, 3), keepdim=True)
+        logits = self.fc2(self.act1(self.bn1(self.fc1(pooled)))).unflatten(1, (self.radix, -1))
+        attention = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
+        y: torch.Tensor = (splits * attention).sum(1)
+        return y
+
+
+class BlurPool(nn.Module):
+    """Binomial 3x3 filter before subsampling, borders reflected: Zhang, "Making Convolutional Networks Shift-Invariant
+    Again" (2019), section 3.2. (B, C, H, W) -> (B, C, H / stride, W / stride); H and W at least 2. No state.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+        line = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(line, line).expand(channels, 1, 3, 3).clone(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(padded, self.kernel, stride=self.stride, groups=self.channels)
 
 
 @runtime_checkable

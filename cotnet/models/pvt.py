@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from cotnet.models.layers import new_head, resize_on_load
+from cotnet.models.skeleton import Settings
 
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 PATCHES = (4, 2, 2, 2)
@@ -100,19 +101,10 @@ class PVT(nn.Module):
     stage_channels = WIDTHS
     stage_strides = (4, 8, 16, 32)
 
-    def __init__(
-        self,
-        depths: Sequence[int],
-        *,
-        num_classes: int,
-        in_channels: int,
-        drop_path: float,
-        dropout: float,
-        image_size: int,
-    ) -> None:
+    def __init__(self, depths: Sequence[int], in_channels: int, settings: Settings, *, image_size: int) -> None:
         super().__init__()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
-        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
+        rates = iter([settings.drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
             tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
@@ -123,8 +115,8 @@ class PVT(nn.Module):
             blocks = [Block(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(WIDTHS[-1], num_classes)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = nn.Linear(WIDTHS[-1], settings.num_classes)
         self.register_load_state_dict_pre_hook(resize_on_load)
         initialize(self)
 
@@ -199,14 +191,43 @@ def pvt_tiny(
     image_size: int = 224,
 ) -> PVT:
     """PVT-Tiny: 13.2 M parameters, 1.9 G multiply-adds at 224 px."""
-    return PVT(
-        (2, 2, 2, 2),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        drop_path=drop_path,
-        dropout=dropout,
-        image_size=image_size,
-    )
+    return PVT((2, 2, 2, 2), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+
+
+def pvt_small(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> PVT:
+    """PVT-Small: 24.5 M parameters, 3.8 G multiply-adds at 224 px."""
+    return PVT((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+
+
+def pvt_medium(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> PVT:
+    """PVT-Medium: 44.2 M parameters, 6.7 G multiply-adds at 224 px."""
+    return PVT((3, 4, 18, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+
+
+def pvt_large(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> PVT:
+    """PVT-Large: 61.4 M parameters, 9.8 G multiply-adds at 224 px."""
+    return PVT((3, 8, 27, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:

@@ -1,41 +1,16 @@
-"""The residual skeleton of every convolutional family here, and ResNet itself.
+"""ResNet and its descendants by another operator, stem, shortcut or gate: ResNeXt, ResNet-D, SE-ResNet, ResNeSt.
 
-He et al., "Deep Residual Learning for Image Recognition" (2015). A bottleneck is a 1x1 convolution, a spatial
-operator and a 1x1 convolution, added to its shortcut (section 4.1, figure 5). The families differ in the operator, so
-a stage lists one operator per block. The names of the modules, and so the keys of a state dict, are the published
-ones.
+He et al., "Deep Residual Learning for Image Recognition" (2015). State-dict keys are torchvision's for ResNet and
+ResNeXt, timm's for the others.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
 
-import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
 
-from cotnet.models.layers import Activation, chain, new_head
-
-# (width, stride) -> the named modules between bn1 and conv3; they reduce the map by the stride.
-Operator = Callable[[int, int], dict[str, nn.Module]]
-# (in_channels, channels, stride) -> the module on the shortcut, where the shape changes.
-Projection = Callable[[int, int, int], nn.Module]
-
-
-class Stem(NamedTuple):
-    """What comes before the stages: named modules, the channels they give and by how much they reduce the map."""
-
-    modules: dict[str, nn.Module]
-    channels: int
-    stride: int
-
-
-class Stage(NamedTuple):
-    """Blocks of one resolution: `width` channels inside, `channels` outside; the first block has the stride."""
-
-    channels: int
-    width: int
-    stride: int
-    operators: Sequence[Operator]
+from cotnet.models.layers import Activation, SplitAttention, SqueezeExcite
+from cotnet.models.skeleton import Gate, ResNet, Settings, deep_stem, pooled_projection, pyramid, stem
 
 
 def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = nn.ReLU) -> dict[str, nn.Module]:
@@ -44,159 +19,105 @@ def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = n
     return {"conv2": conv, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
 
 
-def stem(in_channels: int, *, act: Activation = nn.ReLU) -> Stem:
-    """7x7 convolution of stride 2, then a max pool of stride 2 (table 1)."""
-    conv = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    pool = nn.MaxPool2d(3, stride=2, padding=1)
-    return Stem({"conv1": conv, "bn1": nn.BatchNorm2d(64), "act1": act(inplace=True), "maxpool": pool}, 64, 4)
-
-
-def small_stem(in_channels: int, channels: int, *, stride: int = 1) -> Stem:
-    """One 3x3 convolution without pooling, for images of 28 to 64 pixels."""
-    conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-    return Stem({"conv1": conv, "bn1": nn.BatchNorm2d(channels), "act1": nn.ReLU(inplace=True)}, channels, stride)
-
-
-def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """Shortcut by a strided 1x1 convolution (option B of section 3.3)."""
-    conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels))
-
-
-def pyramid(
-    blocks: Sequence[Sequence[Operator]], *, width: int = 64, channels: int = 256, strides: Sequence[int] = (1, 2, 2, 2)
-) -> list[Stage]:
-    """Stages whose width and channels double from one to the next (table 1)."""
-    return [
-        Stage(channels * 2**level, width * 2**level, stride, operators)
-        for level, (operators, stride) in enumerate(zip(blocks, strides, strict=True))
-    ]
-
-
-class Bottleneck(nn.Module):
-    """1x1 convolution, operator, 1x1 convolution, plus the shortcut; the operator reduces the map by the stride."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        stage: Stage,
-        index: int,
-        *,
-        shortcut: Projection,
-        gate: Callable[[int], nn.Module] | None,
-        act: Activation,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        channels, width, stride = stage.channels, stage.width, stage.stride if index == 0 else 1
-        branch = {
-            "conv1": nn.Conv2d(in_channels, width, 1, bias=False),
-            "bn1": nn.BatchNorm2d(width),
-            "act1": act(inplace=True),
-            **stage.operators[index](width, stride),
-            "conv3": nn.Conv2d(width, channels, 1, bias=False),
-            "bn3": nn.BatchNorm2d(channels),
-            **({"se": gate(channels)} if gate else {}),
-        }
-        for name, module in branch.items():
-            self.add_module(name, module)
-        self.branch = tuple(branch)
-        reshapes = stride != 1 or in_channels != channels
-        self.downsample = shortcut(in_channels, channels, stride) if reshapes else nn.Identity()
-        self.drop_path = StochasticDepth(drop_path, "row")
-        self.act3 = act(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.drop_path(chain(self, self.branch, x))
-        y: torch.Tensor = self.act3(residual + self.downsample(x))
-        return y
-
-
-class ResNet(nn.Module):
-    """Stem, stages of bottlenecks, global average pool, classifier: images (B, C, H, W) -> logits (B, num_classes).
-
-    `drop_path` is the probability of dropping the last block's residual branch; it grows linearly with depth (Huang
-    et al., "Deep Networks with Stochastic Depth", 2016, equation 4). `dropout` is applied to the pooled features.
-    `zero_last_norm` starts every block as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
-    5.1).
-    """
-
-    def __init__(
-        self,
-        stem: Stem,
-        stages: Sequence[Stage],
-        *,
-        num_classes: int,
-        drop_path: float,
-        dropout: float,
-        shortcut: Projection = projection,
-        gate: Callable[[int], nn.Module] | None = None,
-        act: Activation = nn.ReLU,
-        zero_last_norm: bool = True,
-    ) -> None:
-        super().__init__()
-        for name, module in stem.modules.items():
-            self.add_module(name, module)
-        self.stem = tuple(stem.modules)
-        self.stages = tuple(f"layer{number}" for number in range(1, len(stages) + 1))
-        self.stage_channels = tuple(stage.channels for stage in stages)
-        self.stage_strides = _running_product(stem.stride, [stage.stride for stage in stages])
-        in_channels, done, total = stem.channels, 0, sum(len(stage.operators) for stage in stages)
-        for name, stage in zip(self.stages, stages, strict=True):
-            blocks = []
-            for index in range(len(stage.operators)):
-                rate = drop_path * done / max(total - 1, 1)
-                block = Bottleneck(in_channels, stage, index, shortcut=shortcut, gate=gate, act=act, drop_path=rate)
-                blocks.append(block)
-                in_channels, done = stage.channels, done + 1
-            self.add_module(name, nn.Sequential(*blocks))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(in_channels, num_classes)
-        initialize(self, zero_last_norm=zero_last_norm)
-
-    def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        x, maps = chain(self, self.stem, images), []
-        for name in self.stages:
-            x = getattr(self, name)(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.avgpool(self.forward_stages(images)[-1]).flatten(1)
-        logits: torch.Tensor = self.fc(self.dropout(features))
-        return logits
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one."""
-        self.fc = new_head(self.fc, num_classes)
-
-
-def initialize(model: nn.Module, *, zero_last_norm: bool) -> None:
-    """He et al., "Delving Deep into Rectifiers" (2015): normal, variance 2 / fan-out, for every convolution."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, Bottleneck) and zero_last_norm:
-            nn.init.zeros_(module.get_submodule("bn3").get_parameter("weight"))
+def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
+    """The operator of ResNeSt; a strided block pools after it (section 3.2)."""
+    pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
+    return {"conv2": SplitAttention(width, 1, radix=2, act=nn.ReLU), **pool}
 
 
 def resnet50(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
-    """ResNet-50 with the stride in the 3x3 convolution and torchvision's keys; 25.56 M parameters."""
-    blocks = [[convolution] * depth for depth in (3, 4, 6, 3)]
-    return ResNet(
-        stem(in_channels),
-        pyramid(blocks),
-        num_classes=num_classes,
-        drop_path=drop_path,
-        dropout=dropout,
-        zero_last_norm=False,
-    )
+    """ResNet-50, stride in the 3x3 convolution, torchvision's keys; 25.6 M parameters."""
+    return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout))
 
 
-def _running_product(start: int, factors: Sequence[int]) -> tuple[int, ...]:
-    products = [start]
-    for factor in factors:
-        products.append(products[-1] * factor)
-    return tuple(products[1:])
+def resnet101(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """ResNet-101, stride in the 3x3 convolution, torchvision's keys; 44.5 M parameters."""
+    return _resnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnet152(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """ResNet-152, stride in the 3x3 convolution, torchvision's keys; 60.2 M parameters."""
+    return _resnet((3, 8, 36, 3), in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnext50_32x4d(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """ResNeXt-50: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 25.0 M parameters."""
+    return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), groups=32, width=128)
+
+
+def resnext101_32x4d(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """ResNeXt-101: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 44.2 M parameters."""
+    return _resnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), groups=32, width=128)
+
+
+def resnet50d(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """ResNet-50-D: He et al., "Bag of Tricks" (2019), section 4; 25.6 M parameters."""
+    return _resnet_d((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnet101d(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """ResNet-101-D: He et al., "Bag of Tricks" (2019), section 4; 44.6 M parameters."""
+    return _resnet_d((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def seresnet50(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """SE-ResNet-50: Hu et al. (2018), table 1; 28.1 M parameters."""
+    return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), gate=SqueezeExcite)
+
+
+def seresnet101(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """SE-ResNet-101: Hu et al. (2018), table 1; 49.3 M parameters."""
+    return _resnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), gate=SqueezeExcite)
+
+
+def seresnet50d(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """SE-ResNetD-50: both of the above; 28.1 M parameters."""
+    return _resnet_d((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), gate=SqueezeExcite)
+
+
+def resnest50(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
+    """ResNeSt-50, radix 2: Zhang et al. (2020), table 1; 27.5 M parameters."""
+    return _resnest((3, 4, 6, 3), 32, in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnest101(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """ResNeSt-101, radix 2: Zhang et al. (2020), table 1; 48.3 M parameters."""
+    return _resnest((3, 4, 23, 3), 64, in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def _resnet(
+    depths: Sequence[int],
+    in_channels: int,
+    settings: Settings,
+    *,
+    groups: int = 1,
+    width: int = 64,
+    gate: Gate | None = None,
+) -> ResNet:
+    operator = partial(convolution, groups=groups)
+    stages = pyramid([[operator] * depth for depth in depths], width=width)
+    return ResNet(stem(in_channels), stages, settings, gate=gate, zero_last_norm=False)
+
+
+def _resnet_d(depths: Sequence[int], in_channels: int, settings: Settings, *, gate: Gate | None = None) -> ResNet:
+    stages = pyramid([[convolution] * depth for depth in depths])
+    return ResNet(deep_stem(in_channels, 32), stages, settings, gate=gate, shortcut=pooled_projection)
+
+
+def _resnest(depths: Sequence[int], stem_width: int, in_channels: int, settings: Settings) -> ResNet:
+    stages = pyramid([[split_attention] * depth for depth in depths])
+    return ResNet(deep_stem(in_channels, stem_width), stages, settings, shortcut=pooled_projection)

@@ -28,7 +28,6 @@ WEIGHT_SETTINGS = {
     "pretrained_cfg",
     "pretrained_cfg_overlay",
     "checkpoint_path",
-    "init_weights",
     "cache_dir",
     "progress",
 }

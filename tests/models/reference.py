@@ -60,13 +60,6 @@ def fill(model):
     return model
 
 
-def filled(constructor):
-    """A float64 model of the reference weights, made without initialising it first."""
-    with torch.device("meta"):
-        model = constructor()
-    return fill(model.to_empty(device="cpu").double())
-
-
 def fill_sha256(model):
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():

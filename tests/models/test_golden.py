@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference import GOLDEN, fill, fill_sha256, filled, image, noise, read, uniform
+from reference import GOLDEN, fill, fill_sha256, image, noise, read, uniform
 from torch.nn import functional as F
 
 from cotnet import models
@@ -32,7 +32,7 @@ def test_the_fill_is_the_reference_fill():
 
 @pytest.mark.parametrize("name", slow_but(NAMES))
 def test_logits(name):
-    model = filled(getattr(models, name)).eval()
+    model = fill(getattr(models, name)().double()).eval()
     with np.load(GOLDEN / "logits.npz") as expected, torch.no_grad():
         for count, height, width in ((2, 224, 224), (1, 193, 225)):
             logits = model(image(count, 3, height, width))
@@ -42,7 +42,7 @@ def test_logits(name):
 @pytest.mark.parametrize("name", slow_but([name for name in NAMES if name in read("gradients.json.gz")]))
 def test_gradients(name):
     expected = read("gradients.json.gz")[name]
-    model = filled(getattr(models, name)).train()
+    model = fill(getattr(models, name)().double()).train()
     loss = F.cross_entropy(model(image(2, 3, 64, 64)), torch.tensor([3, 871]))
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"], abs=1e-10)

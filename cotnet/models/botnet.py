@@ -1,0 +1,270 @@
+"""BoTNet: a ResNet whose last stage attends to all positions instead of convolving.
+
+Srinivas et al., "Bottleneck Transformers for Visual Recognition" (2021), section 3 and figure 4. The authors released
+no PyTorch code or weights; state-dict keys are torchvision's for everything but the attention layer.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cotnet.models.layers import Activation, SqueezeExcite, resize_on_load
+from cotnet.models.resnet import convolution
+from cotnet.models.skeleton import Gate, Operator, ResNet, Settings, pyramid, stem
+
+ALL = tuple(range(36))  # more blocks than any stage has
+
+
+class BoTAttention(nn.Module):
+    """Multi-head self-attention over a map with relative positions: (B, width, H, W) -> the same, any H and W.
+
+    The logits are q k^T + q r^T with q scaled by the root of the head's width (figure 4), r the sum of an embedding
+    of the vertical offset and one of the horizontal offset, shared by the heads. `side` is the nominal side of the
+    map: the tables hold its 2 * side - 1 offsets, and are resampled linearly for any other map. `positions` False
+    leaves q k^T.
+    """
+
+    def __init__(self, width: int, heads: int, side: int, *, positions: bool = True) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{width} channels cannot be divided among {heads} heads; give a divisor")
+        self.heads, self.positions = heads, positions
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        for projection in (self.query, self.key, self.value):
+            nn.init.normal_(projection.weight, std=0.01)
+        if positions:
+            shape = (2 * side - 1, width // heads)
+            self.vertical = nn.Parameter(torch.randn(shape) * shape[1] ** -0.5)
+            self.horizontal = nn.Parameter(torch.randn(shape) * shape[1] ** -0.5)
+            self.register_load_state_dict_pre_hook(resize_on_load)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), N = H * W
+        query, key, value = (
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+            for projection in (self.query, self.key, self.value)
+        )
+        query = query * query.shape[-1] ** -0.5
+        bias = self.position_logits(query, height, width) if self.positions else None
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        return attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+
+    def position_logits(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """q r^T of all pairs of positions: (B, heads, N, d) -> (B, heads, N, N)."""
+        query = query.unflatten(2, (height, width))
+        rows = torch.einsum("bhyxd,yzd->bhyxz", query, by_offset(self.vertical, height))
+        columns = torch.einsum("bhyxd,xwd->bhyxw", query, by_offset(self.horizontal, width))
+        return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
+
+    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+        """Bring tables of another nominal side to this layer's."""
+        for name in ("vertical", "horizontal"):
+            table, own = state_dict.get(prefix + name), self.get_parameter(name)
+            if table is not None and table.shape != own.shape and table.shape[1:] == own.shape[1:]:
+                state_dict[prefix + name] = resample(table, own.shape[0])
+
+
+def resample(table: torch.Tensor, offsets: int) -> torch.Tensor:
+    """Linear resampling of a table of offsets, (2 * side - 1, d) -> (offsets, d); offset zero stays in the middle."""
+    return F.interpolate(table.t().unsqueeze(0), size=offsets, mode="linear").squeeze(0).t()
+
+
+def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:
+    """The embedding of the offset between every two of `side` positions: (offsets, d) -> (side, side, d)."""
+    positions = torch.arange(side, device=table.device)
+    return resample(table, 2 * side - 1)[positions.unsqueeze(0) - positions.unsqueeze(1) + side - 1]
+
+
+def attention(
+    width: int, stride: int, *, heads: int, side: int, positions: bool = True, act: Activation = nn.ReLU
+) -> dict[str, nn.Module]:
+    """The operator of BoTNet; a strided block pools 2x2 after it (table 1), an odd last row or column by itself."""
+    pool: dict[str, nn.Module] = {}
+    if stride > 1:
+        pool = {"pad": nn.ReplicationPad2d((0, 1, 0, 1)), "avd": nn.AvgPool2d(2, stride)}
+    layer = BoTAttention(width, heads, side, positions=positions)
+    return {"conv2": layer, **pool, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
+
+
+def botnet50(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+    c4: tuple[int, ...] = (),
+    c5: tuple[int, ...] = ALL,
+    stride: int = 2,
+    heads: int = 4,
+    positions: bool = True,
+) -> ResNet:
+    """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1).
+
+    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend (table 7 varies them); `stride` is
+    that of c5, `heads` divide its width; `positions` False is content-only attention (table 5).
+    """
+    return _botnet(
+        (3, 4, 6, 3),
+        in_channels,
+        Settings(num_classes, drop_path, dropout),
+        image_size=image_size,
+        c4=c4,
+        c5=c5,
+        stride=stride,
+        heads=heads,
+        positions=positions,
+    )
+
+
+def botnet101(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-101."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet((3, 4, 23, 3), in_channels, settings, image_size=image_size)
+
+
+def botnet152(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-152."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet((3, 8, 36, 3), in_channels, settings, image_size=image_size)
+
+
+def botnet200(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-200."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet((3, 24, 36, 3), in_channels, settings, image_size=image_size)
+
+
+def botnet_s1_50(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters (table 8)."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet((3, 4, 6, 3), in_channels, settings, image_size=image_size, stride=1)
+
+
+def botnet_s1_59(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px (section 4.8)."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet(
+        (3, 4, 6, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
+    )
+
+
+def botnet_s1_77(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 320,
+) -> ResNet:
+    """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px (section 4.8)."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet(
+        (3, 4, 6, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
+    )
+
+
+def botnet_s1_110(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 224,
+) -> ResNet:
+    """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px (section 4.8)."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet(
+        (3, 4, 23, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
+    )
+
+
+def botnet_s1_128(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    image_size: int = 256,
+) -> ResNet:
+    """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px (section 4.8)."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _botnet(
+        (3, 4, 23, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
+    )
+
+
+def _botnet(
+    depths: Sequence[int],
+    in_channels: int,
+    settings: Settings,
+    *,
+    image_size: int,
+    c4: Sequence[int] = (),
+    c5: Sequence[int] = ALL,
+    stride: int = 2,
+    heads: int = 4,
+    positions: bool = True,
+    gate: Gate | None = None,
+    act: Activation = nn.ReLU,
+) -> ResNet:
+    """`c4` and `c5` are the blocks of the last two stages that attend; `stride` is that of c5."""
+    convolve = partial(convolution, act=act)
+    attend = partial(attention, heads=heads, positions=positions, act=act)
+
+    def blocks(depth: int, chosen: Sequence[int], side: int, stride: int) -> list[Operator]:
+        """The first block attends to the map before its stride, the others after it."""
+        sides = [side] + [max(side // stride, 1)] * (depth - 1)
+        return [partial(attend, side=sides[i]) if i in chosen else convolve for i in range(depth)]
+
+    stages = pyramid(
+        [
+            [convolve] * depths[0],
+            [convolve] * depths[1],
+            blocks(depths[2], c4, max(image_size // 8, 1), 2),
+            blocks(depths[3], c5, max(image_size // 16, 1), stride),
+        ],
+        strides=(1, 2, 2, stride),
+    )
+    return ResNet(stem(in_channels, act=act), stages, settings, gate=gate, act=act)

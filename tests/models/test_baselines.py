@@ -1,0 +1,83 @@
+"""Baselines: with the same weights, the same logits as torchvision's and timm's models."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from reference import fill
+from torch.testing import assert_close
+
+from cotnet import models
+from cotnet.errors import InputError
+
+TORCHVISION = {name: name for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d")}
+TIMM = {
+    "resnext101_32x4d": ("resnext101_32x4d", {}),
+    "resnet50d": ("resnet50d", {}),
+    "resnet101d": ("resnet101d", {}),
+    "seresnet50": ("seresnet50", {}),
+    "seresnet101": ("seresnet101", {}),
+    "seresnet50d": ("resnet50d", {"block_args": {"attn_layer": "se"}}),
+    "resnest50": ("resnest50d", {}),
+    "resnest101": ("resnest101e", {}),
+}
+SHALLOW = ("resnet50", "resnet50d", "resnest50")
+
+
+def theirs_of(name):
+    if name in TORCHVISION:
+        return torchvision.models.get_model(TORCHVISION[name], weights=None)
+    their_name, settings = TIMM[name]
+    return timm.create_model(their_name, **settings)
+
+
+def shapes(model):
+    return [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
+
+
+@pytest.mark.parametrize("name", [*TORCHVISION, *TIMM])
+def test_same_keys_in_the_same_order(name):
+    with torch.device("meta"):
+        assert shapes(getattr(models, name)()) == shapes(theirs_of(name))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHALLOW else pytest.param(name, marks=pytest.mark.slow) for name in [*TORCHVISION, *TIMM]]
+)
+def test_same_logits(name):
+    ours, theirs = getattr(models, name)().double(), fill(theirs_of(name).double())
+    ours.load_state_dict(theirs.state_dict())
+    for size in ((64, 64), (65, 97)):
+        images = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            assert_close(ours.eval()(images), theirs.eval()(images), rtol=0, atol=1e-9)
+            assert_close(ours.train()(images), theirs.train()(images), rtol=0, atol=1e-9)
+        theirs.load_state_dict(ours.state_dict())
+
+
+def test_torchvision_by_name():
+    for name in ("efficientnet_b0", "vit_b_32", "swin_t", "convnext_tiny", "googlenet"):
+        with torch.device("meta"):
+            model = models.torchvision_model(model_name=name, num_classes=7)
+        assert shapes(model)[-1][1] == (7,)
+    model = models.torchvision_model(model_name="mobilenet_v3_small", num_classes=7, dropout=0.4)
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert model.classifier[2].p == 0.4
+
+
+def test_timm_by_name():
+    model = models.timm_model(model_name="resnet18", num_classes=7, drop_rate=0.2)
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert model.drop_rate == 0.2
+
+
+@pytest.mark.parametrize("constructor", [models.torchvision_model, models.timm_model])
+@pytest.mark.parametrize("name", ["resnet5000", "fcn_resnet50", "hf-hub:a/b", "local-dir:x", ""])
+def test_unknown_names_are_refused(constructor, name):
+    with pytest.raises(InputError, match="has no"):
+        constructor(model_name=name)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(InputError, match="does not take"):
+        models.torchvision_model(model_name="resnet18", depth=3)
