@@ -132,9 +132,10 @@ class DaliLoader:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             (images,) = self._pipeline.run(stream)
+            return torch.from_dlpack(images.as_tensor())  # no copy: the dynamic executor gives the buffer away
         except RuntimeError as error:
-            raise self._culprit() or error from error
-        return torch.from_dlpack(images.as_tensor())  # no copy: the dynamic executor gives the buffer away
+            failure = error.with_traceback(None)  # its frames would keep the pipeline's threads alive after close()
+        raise self._culprit() or failure
 
     def _prepare_ahead(self, epoch: int, first: int) -> Iterator[Future[tuple[np.ndarray, list[Any]]]]:
         """Arguments are drawn, and headers read, one batch before DALI asks for them."""

@@ -3,6 +3,7 @@
 The plain twin of the DALI loader: the same samples, crops and flips, pixels up to rounding.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from data.order import Batch, Geometry, Plan
 from data.samples import DataError, ImageSet, damaged
@@ -42,8 +43,10 @@ class TorchvisionLoader:
             prefetch_factor=prefetch if threads else None,
             persistent_workers=threads > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker,
         )
-        self._iterator: Iterator[Batch | DataError] = iter(())
+        gc.collect()
+        self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch, which starts the workers
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from batch `first` on. Raises DataError for a damaged image.
@@ -62,6 +65,10 @@ class TorchvisionLoader:
     def close(self) -> None:
         """Stop all worker processes; the loader is of no use afterwards."""
         del self._iterator, self._loader
+
+
+def _start_worker(number: int) -> None:  # noqa: ARG001 (the DataLoader's signature)
+    gc.freeze()  # garbage of the parent may be a pipeline, whose destructor waits for threads that no fork has
 
 
 class _BatchNumbers(Sampler[tuple[int, int]]):

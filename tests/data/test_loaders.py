@@ -1,0 +1,278 @@
+"""Both loaders against each other, against torchvision's own transforms, and against their contract."""
+
+import os
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from photographs import make_imagenet, photograph, photographs
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from data.dali import DaliLoader
+from data.order import PADDING, EvaluationPlan, TrainPlan
+from data.samples import DataError, read_split
+from data.torchvision import TorchvisionLoader
+
+LOADERS = [DaliLoader, TorchvisionLoader]
+CPU = torch.device("cpu")
+TRAIN = TrainPlan(
+    samples=32,
+    batch_size=6,
+    rank=0,
+    world_size=1,
+    seed=0,
+    image_size=48,
+    crop_scale=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    flip=0.5,
+    eval_crop_ratio=0.875,
+)
+EVALUATION = EvaluationPlan(samples=32, batch_size=10, rank=0, world_size=1, image_size=48, crop_ratio=0.875)
+
+
+@pytest.fixture(scope="module")
+def train_set(tmp_path_factory):
+    return read_split(make_imagenet(tmp_path_factory.mktemp("imagenet"), train=8, val=1), "train")
+
+
+@pytest.fixture
+def open_loader():
+    """A loader that is closed again: open_loader(cls, image_set, plan, ...)."""
+    opened = []
+
+    def make(loader, image_set, plan, *, interpolation="bilinear", threads=1, prefetch=2):
+        plan = replace(plan, samples=len(image_set.files))
+        opened.append(
+            loader(image_set, plan, device=CPU, interpolation=interpolation, threads=threads, prefetch=prefetch)
+        )
+        return opened[-1]
+
+    yield make
+    for loader in opened:
+        loader.close()
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        for mine, expected in zip(batch, other, strict=True):
+            assert torch.equal(mine, expected)
+
+
+def differences(batches, others):
+    """Absolute differences (images, channels, height, width) of all the pixels of two runs over the same samples."""
+    parts = []
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch.indices, other.indices)
+        assert torch.equal(batch.targets, other.targets)
+        parts.append((batch.images.int() - other.images.int()).abs())
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("plan", [TRAIN, EVALUATION])
+def test_batches_are_what_the_plan_says(loader, plan, train_set, open_loader):
+    plan = replace(plan, samples=len(train_set.files))
+    found = list(open_loader(loader, train_set, plan).batches(3))
+    assert len(found) == plan.batches(3)
+    for number, batch in enumerate(found):
+        indices = plan.indices(3, number)
+        assert batch.images.shape == (plan.rank_batch, 3, 48, 48)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous()
+        assert batch.indices.tolist() == indices.tolist()
+        assert batch.targets.dtype == torch.int64
+        assert batch.targets.tolist() == [0 if i == PADDING else train_set.labels[i] for i in indices]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_is_torchvisions_transforms(interpolation, train_set, open_loader):
+    """The torchvision loader bit for bit; DALI within 1 grey level (bilinear) or 8 (bicubic, at edges)."""
+    transform = v2.Compose(
+        [v2.Resize(54, InterpolationMode(interpolation)), v2.CenterCrop(48), v2.PILToTensor()]  # 54 = int(48 / 0.875)
+    )
+    expected = torch.stack([transform(Image.open(train_set.path(i)).convert("RGB")) for i in range(32)])
+    for loader, largest, mean in (
+        (TorchvisionLoader, 0, 0),
+        (DaliLoader, 1 if interpolation == "bilinear" else 8, 0.25),
+    ):
+        batches = open_loader(loader, train_set, EVALUATION, interpolation=interpolation).batches(0)
+        found = torch.cat([batch.images for batch in batches])[:32]
+        difference = (found.int() - expected.int()).abs()
+        assert difference.max() <= largest
+        assert difference.float().mean() <= mean
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_training_crops_of_both_loaders(interpolation, train_set, open_loader):
+    """At most 1 (bilinear) or 8 (bicubic) grey levels inside, 16 in the outermost two rows and columns: beyond the crop
+    DALI repeats the outermost pixel, PIL leaves it out of the average."""
+    loaders = [open_loader(loader, train_set, TRAIN, interpolation=interpolation) for loader in LOADERS]
+    difference = torch.cat([differences(*(loader.batches(epoch) for loader in loaders)) for epoch in range(3)])
+    assert difference[..., 2:-2, 2:-2].max() <= (1 if interpolation == "bilinear" else 8)
+    assert difference.max() <= 16
+    assert difference.float().mean() < 0.25
+
+
+def folder_of(tmp_path, **images):
+    """An image set with one class from name=image or name=(image, arguments of save)."""
+    folder = tmp_path / "train" / "photographs"
+    folder.mkdir(parents=True)
+    for name, (image, suffix, options) in images.items():
+        image.save(folder / f"{name}{suffix}", **options)
+    return read_split(tmp_path, "train")
+
+
+def test_formats_and_modes_decode_alike(tmp_path, open_loader):
+    image = photographs()[0].resize((150, 110))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    found = folder_of(
+        tmp_path,
+        alpha=(photographs()[3].resize((90, 80)).convert("RGBA"), ".png", {}),
+        bitmap=(image, ".bmp", {}),
+        cmyk=(image.convert("CMYK"), ".JPEG", {"quality": 92}),
+        exif=(image, ".jpg", {"exif": rotated, "quality": 90}),
+        grey=(image.convert("L"), ".jpg", {"quality": 90}),
+        greypng=(image.convert("L"), ".png", {}),
+        palette=(image.quantize(64), ".png", {}),
+        portable=(image, ".ppm", {}),
+        progressive=(image, ".jpg", {"progressive": True, "quality": 85, "subsampling": 2}),
+        small=(image.resize((20, 31)), ".jpg", {"subsampling": 0}),
+        tiff=(image, ".tif", {}),
+        webp=(image, ".webp", {"lossless": True}),
+    )
+    loaders = [open_loader(loader, found, replace(EVALUATION, batch_size=12)) for loader in LOADERS]
+    difference = differences(*(loader.batches(0) for loader in loaders))
+    worst = dict(zip(found.files, difference.amax((1, 2, 3)).tolist(), strict=True))
+    assert max(worst.values()) <= 1, worst
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_thread_count_and_prefetch_do_not_show(loader, train_set, open_loader):
+    first, second = (
+        open_loader(loader, train_set, TRAIN, threads=threads, prefetch=prefetch)
+        for threads, prefetch in (((1, 1), (3, 4)) if loader is DaliLoader else ((0, 1), (2, 2)))
+    )
+    for epoch in (0, 1):
+        assert_same(first.batches(epoch), second.batches(epoch))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_continuing_at_a_batch_gives_the_same_pixels(loader, train_set, open_loader):
+    """Also after an epoch that was left half-way, which must leave nothing behind."""
+    whole = list(open_loader(loader, train_set, TRAIN).batches(4))
+    again = open_loader(loader, train_set, TRAIN, threads=2)
+    assert_same(again.batches(4, first=3), whole[3:])
+    assert_same(islice(again.batches(4), 2), whole[:2])
+    assert_same(again.batches(4, first=1), whole[1:])
+    assert list(again.batches(4, first=len(whole))) == []
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_ranks_share_the_batches_of_one(loader, train_set, open_loader):
+    whole = list(open_loader(loader, train_set, TRAIN).batches(0))
+    parts = [
+        list(open_loader(loader, train_set, replace(TRAIN, rank=rank, world_size=2)).batches(0)) for rank in (0, 1)
+    ]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for field in range(3):
+            assert torch.equal(torch.cat([half[field] for half in halves]), batch[field])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "vanished", "later"])
+def test_a_damaged_image_is_named(loader, damage, tmp_path, open_loader):
+    root = make_imagenet(tmp_path, classes=2, train=6, val=1)
+    image_set = read_split(root, "train")
+    victim = image_set.path(7)
+    content = victim.read_bytes()
+    if damage == "vanished":
+        victim.unlink()
+    else:
+        cut = {"truncated": len(content) // 2, "garbage": 0, "empty": 0, "later": 700}[damage]
+        tail = {"garbage": b"not an image " * 50, "later": bytes(len(content) - 700)}.get(damage, b"")
+        victim.write_bytes(content[:cut] + tail)
+    started = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        for _ in open_loader(loader, image_set, replace(EVALUATION, batch_size=4), threads=2).batches(0):
+            pass
+    assert str(victim) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+def own_tasks():
+    """Threads of this process and its living children."""
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    children = [
+        child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return threads, len(children)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("half_way", [False, True])
+def test_closing_is_quick_and_leaves_nothing(loader, half_way, train_set):
+    plan = replace(TRAIN, samples=len(train_set.files))
+
+    def use(seconds_to_close):
+        opened = loader(train_set, plan, device=CPU, interpolation="bilinear", threads=2, prefetch=2)
+        batches = opened.batches(0)
+        kept = [batch.images for batch in (islice(batches, 2) if half_way else batches)]
+        pixels = [images.clone() for images in kept]
+        started = time.monotonic()
+        opened.close()
+        seconds_to_close.append(time.monotonic() - started)
+        assert all(torch.equal(image, pixel) for image, pixel in zip(kept, pixels, strict=True)), "memory was reused"
+
+    use([])  # the first one starts threads that the libraries keep
+    before = own_tasks()
+    seconds: list[float] = []
+    for _ in range(3):
+        use(seconds)
+    assert own_tasks() == before
+    assert max(seconds) < 1
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batches_stay_what_they_were(loader, train_set, open_loader):
+    """A batch that is kept is not overwritten by the following ones."""
+    batches = open_loader(loader, train_set, TRAIN).batches(0)
+    kept = next(batches).images
+    pixels = kept.clone()
+    for _ in batches:
+        pass
+    assert torch.equal(kept, pixels)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_unknown_interpolation(loader, train_set):
+    with pytest.raises(DataError, match="interpolation 'lanczos' is unknown; use bilinear or bicubic"):
+        loader(train_set, TRAIN, device=CPU, interpolation="lanczos", threads=1, prefetch=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", LOADERS)
+def test_memory_stays_flat(loader, tmp_path, open_loader):
+    folder = tmp_path / "train" / "photographs"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        photograph(rng, 500, 375).save(folder / f"{number}.jpg", quality=90)
+    plan = replace(TRAIN, image_size=128)
+    opened = open_loader(loader, read_split(tmp_path, "train"), plan, threads=1)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    after = []
+    for epoch in range(20):
+        for _ in opened.batches(epoch):
+            pass
+        after.append(resident())
+    assert max(after[10:]) - max(after[3:6]) < 20, after  # MiB
