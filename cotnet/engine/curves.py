@@ -1,0 +1,143 @@
+"""curves.png: how a run went, drawn from its metrics.jsonl."""
+
+import math
+import threading
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cotnet.engine import records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2f6fb3", "#e07b28", "#3c9a5f", "#c2453d", "#6b7280"
+SMOOTH = 50  # a curve of more points than this gets its running mean
+_drawing = threading.Lock()  # FreeType, which draws the text, serves one thread at a time
+
+
+def draw_curves(metrics: Path, png: Path) -> None:
+    """Draws loss, top-1 and top-5 (raw and EMA), learning rate and images/s against the epoch; replaces `png` whole.
+
+    May be called from any thread. Errors as in `records.read` and `records.write_atomic`.
+    """
+    # The Figure API instead of pyplot: no global state, no window system, nothing to close.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = records.read(metrics)
+    with _drawing:
+        figure = Figure(figsize=(11, 7), dpi=100, layout="constrained", facecolor="white")
+        (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
+        _draw_loss(loss, rows)
+        _draw_accuracy(accuracy, rows)
+        _draw_rate(rate, rows)
+        _draw_speed(speed, rows)
+        for axes in (loss, accuracy, rate, speed):
+            _dress(axes)
+        for axes in (rate, speed):
+            axes.set_xlabel("epoch", color=GREY)
+        figure.suptitle(_headline(metrics.absolute().parent.name, rows), x=0.01, ha="left", fontsize=12)
+        buffer = BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer)
+    records.write_atomic(png, buffer.getvalue())
+
+
+def _draw_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    epochs, values = _curve(rows, "train/loss")
+    axes.set_title("loss")
+    if len(values) > SMOOTH:
+        axes.plot(epochs, values, color=BLUE, linewidth=0.7, alpha=0.3)
+        axes.plot(epochs, _running_mean(values), color=BLUE, label="train (running mean)")
+    else:
+        axes.plot(epochs, values, color=BLUE, label="train")
+    for key, label, style in (("val/loss", "val", "-"), ("val/loss_ema", "val, EMA", "--")):
+        _line(axes, rows, key, label=label, color=ORANGE, linestyle=style)
+
+
+def _draw_accuracy(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    axes.set_title("validation accuracy, %")
+    for name, label, color in (("top1", "top-1", RED), ("top5", "top-5", GREEN)):
+        _line(axes, rows, f"val/{name}", label=label, color=color)
+        _line(axes, rows, f"val/{name}_ema", label=f"{label}, EMA", color=color, linestyle="--")
+    best = _best(rows)
+    if best:
+        epoch, value, _ = best
+        axes.plot([epoch], [value], "o", color=RED, markersize=7, markerfacecolor="white", markeredgewidth=1.5)
+        axes.annotate(f"{value:.2f}", (epoch, value), (0, -16), textcoords="offset points", ha="center", color=RED)
+
+
+def _draw_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    axes.set_title("learning rate")
+    _line(axes, rows, "train/lr", color=BLUE)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_speed(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    axes.set_title("images/s, and the share of time spent waiting for data")
+    _line(axes, rows, "train/images_per_second", color=BLUE, label="images/s")
+    axes.set_ylim(bottom=0)
+    epochs, shares = _curve(rows, "train/data_wait")
+    share_axes = axes.twinx()
+    share_axes.fill_between(epochs, [100 * share for share in shares], color=ORANGE, alpha=0.25, linewidth=0)
+    share_axes.set_ylim(0, 100)
+    share_axes.yaxis.set_major_formatter("{x:.0f} %")
+    share_axes.tick_params(colors=ORANGE, length=0)
+    share_axes.spines[:].set_visible(False)
+
+
+def _line(axes: "Axes", rows: list[dict[str, Any]], key: str, **look: Any) -> None:
+    epochs, values = _curve(rows, key)
+    if values:
+        axes.plot(epochs, values, marker="o" if len(values) == 1 else None, **look)
+
+
+def _dress(axes: "Axes") -> None:
+    """What all four have in common."""
+    axes.set_title(axes.get_title(), loc="left", fontsize=10.5, fontweight="bold")
+    axes.set_title("")
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9ca3af")
+    axes.tick_params(colors=GREY, labelbottom=True)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _headline(name: str, rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return name
+    text = f"{name}  ·  epoch {rows[-1]['epoch']:.4g}  ·  step {rows[-1]['step']:,}"
+    best = _best(rows)
+    return f"{text}  ·  best top-1 {best[1]:.2f} % ({best[2]}, epoch {best[0]:.4g})" if best else text
+
+
+def _best(rows: list[dict[str, Any]]) -> tuple[float, float, str] | None:
+    """Epoch, value and weights of the best top-1."""
+    found = [
+        (row["epoch"], row[key], weights)
+        for row in rows
+        for key, weights in (("val/top1", "raw"), ("val/top1_ema", "EMA"))
+        if row.get(key) is not None
+    ]
+    return max(found, key=lambda point: point[1], default=None)
+
+
+def _curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the records that have `key`; a null is a gap."""
+    points = [(row["epoch"], math.nan if row[key] is None else row[key]) for row in rows if key in row]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _running_mean(values: Iterable[float]) -> list[float]:
+    """Exponential mean over about `SMOOTH` points, without the pull towards the start; gaps stay gaps."""
+    mean = weight = 0.0
+    means = []
+    for value in values:
+        if not math.isnan(value):
+            mean, weight = mean + (value - mean) / SMOOTH, weight + (1 - weight) / SMOOTH
+        means.append(mean / weight if weight and not math.isnan(value) else math.nan)
+    return means

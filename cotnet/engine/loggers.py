@@ -1,0 +1,195 @@
+"""The mirrors of metrics.jsonl that `logger=` names: Weights & Biases, or none.
+
+wandb is imported when a run starts, so that `--help` and a run without it do not wait for it.
+"""
+
+import contextlib
+import netrc
+import os
+import queue
+import secrets
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from cotnet.engine.curves import draw_curves
+from cotnet.engine.terminal import Progress, results_table, say
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["NoLogger", "Progress", "WandbLogger", "draw_curves", "results_table"]
+
+Record = dict[str, Any]
+
+READY_SECONDS = 2.0  # how long a run waits for W&B before it trains on; going offline takes about one
+INIT_SECONDS = 15.0  # a server that has not answered by then is left alone
+FINISH_SECONDS = 30.0  # what the last upload may take
+
+WANDB_SETTINGS: dict[str, Any] = {
+    "show_info": False,
+    "show_colors": False,
+    "quiet": True,
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "login_timeout": 1.0,
+    "init_timeout": INIT_SECONDS,
+    "finish_timeout": FINISH_SECONDS - 10,
+    "finish_timeout_raises": True,
+    "x_disable_stats": True,
+    "x_transaction_log_flush_interval": 1.0,  # at most a second of figures is lost to a kill
+}
+
+
+class NoLogger:
+    """The mirror that shows nothing."""
+
+    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str:  # noqa: ARG002
+        """The empty run id."""
+        return ""
+
+    def log(self, record: Record) -> None:
+        """Does nothing."""
+
+    def finish(self, exit_code: int) -> None:
+        """Does nothing."""
+
+
+class WandbLogger:
+    """Weights & Biases as a mirror of metrics.jsonl: every record is one row of the run's history, drawn over `step`.
+
+    Everything that calls wandb runs in a thread of its own, fed by a queue, because training must neither wait for
+    it nor end with it: wandb's finish waits for the network longer than its own limit when much is left to send, and
+    its log call waits when wandb's process hangs. The thread is a daemon, so it cannot hold the process either.
+
+    One process (rank 0) uses it. After a resume the server holds the rows between the last checkpoint and the
+    interruption twice, at the same `step`. Offline runs lie in one folder per start; `wandb sync` joins them.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        tags: tuple[str, ...],
+        mode: Literal["auto", "online", "offline"],
+    ) -> None:
+        self._mode = mode
+        self._chosen: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": tags}
+        self._queue: queue.SimpleQueue[Record | int] = queue.SimpleQueue()
+        self._ready, self._abandoned = threading.Event(), threading.Event()
+
+    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str:
+        """Opens the run under `output_dir`/wandb, or continues the one `run_id` names; the run's id."""
+        self._id, self._folder = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), output_dir.absolute()
+        self._chosen |= {"dir": str(self._folder), "config": config, "name": name, "resume": "allow"}
+        self._thread = threading.Thread(target=self._mirror, name="wandb-mirror", daemon=True)
+        self._thread.start()
+        self._ready.wait(READY_SECONDS)
+        return self._id
+
+    def log(self, record: Record) -> None:
+        """Hands a record over; returns at once."""
+        if self._thread.is_alive():
+            self._queue.put(dict(record))
+
+    def finish(self, exit_code: int) -> None:
+        """Waits until everything is sent or written, at most half a minute."""
+        self._queue.put(exit_code)
+        self._thread.join(FINISH_SECONDS)
+        if self._thread.is_alive():
+            self._abandoned.set()
+            self._say_stopped(f"not done after {FINISH_SECONDS:.0f} s")
+            # wandb has an exit hook that would wait without a limit; tearing down takes it away before it waits too.
+            abandon = threading.Thread(target=_tear_down, daemon=True)
+            abandon.start()
+            abandon.join(READY_SECONDS)
+
+    def _mirror(self) -> None:
+        """The thread: open the run, then one row per record, until an exit code comes."""
+        try:
+            run = self._open()
+            self._ready.set()
+            while isinstance(item := self._queue.get(), dict):
+                run.log(item)
+            run.finish(exit_code=item)
+        # wandb raises wandb.Error, OSError, its mailbox's own exceptions and pydantic's, without a common base. All
+        # of them mean the same here: the mirror is gone. Nothing but wandb is called in this block.
+        except Exception as error:
+            if not self._abandoned.is_set():
+                self._say_stopped(_first_line(error))
+        finally:
+            _tear_down()
+            self._ready.set()
+
+    def _open(self) -> "wandb.Run":
+        """The run, online if asked for and possible, else offline; says which."""
+        settings = _set_up()
+        mode, reason = str(self._mode), "logger.mode"
+        if mode == "auto":
+            mode, reason = settings.mode, "W&B's own setting"  # WANDB_MODE, `wandb offline`; online otherwise
+        if mode == "online" and not _logged_in(settings):
+            mode, reason = "offline", "not logged in"
+        if mode == "online":
+            try:
+                return self._begin(mode)
+            except Exception as error:  # see _mirror
+                reason = f"{settings.base_url}: {_first_line(error)}"
+                _tear_down()  # the id stays taken until wandb's process is gone
+                _set_up()
+            mode = "offline"
+        return self._begin(mode, reason)
+
+    def _begin(self, mode: str, reason: str = "") -> "wandb.Run":
+        import wandb
+
+        # `silent` for the run alone, which keeps wandb's process from printing; wandb's own warnings still show.
+        run = wandb.init(**self._chosen | {"mode": mode, "id": self._id}, settings=wandb.Settings(silent=True))
+        run.define_metric("*", step_metric="step")
+        self._id = run.id  # a sweep's agent sets its own
+        if mode == "online":
+            say(f"W&B: online at {run.url}")
+        else:
+            say(f"W&B: {mode} ({reason})" + ("; to upload it later: " + self._sync() if mode == "offline" else ""))
+        return run
+
+    def _say_stopped(self, reason: str) -> None:
+        say(f"W&B stopped ({reason}); training is not affected; to upload what is missing: {self._sync()} --include-online")
+
+    def _sync(self) -> str:
+        return f"wandb sync {self._folder / 'wandb'}"
+
+
+def _set_up() -> "wandb.Settings":
+    """wandb's settings from its files, the environment and `WANDB_SETTINGS`; starts its process."""
+    import wandb
+
+    known = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
+    return wandb.setup(settings=wandb.Settings(**known)).settings  # those that begin with x_ come and go
+
+
+def _tear_down() -> None:
+    """Ends wandb's process and takes its exit hook away; a process that is gone already is no news."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+def _logged_in(settings: "wandb.Settings") -> bool:
+    """Whether wandb would find a key without asking for it, which it does on a terminal."""
+    if settings.api_key or settings.identity_token_file:
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return urlsplit(settings.base_url).netloc in hosts or any("wandb" in host for host in hosts)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
