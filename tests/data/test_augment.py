@@ -1,0 +1,147 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from photographs import photographs
+from torchvision.transforms.v2 import functional
+
+from data.augment import Augmentation, Transform, normalize
+from data.samples import DataError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NONE = Augmentation(
+    crop_scale=None,
+    crop_ratio=(3 / 4, 4 / 3),
+    interpolation="bilinear",
+    flip=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    switch=0.5,
+    erasing=0.0,
+    erasing_fill="const",
+)
+
+
+def batch(size=6, side=32):
+    pixels = [functional.pil_to_tensor(image.resize((side, side))) for image in photographs()[:size]]
+    return torch.stack(pixels), torch.arange(size), torch.arange(100, 100 + size)
+
+
+def transform(augmentation, dtype=torch.float32, seed=0):
+    return Transform(augmentation, mean=MEAN, std=STD, num_classes=10, seed=seed, dtype=dtype)
+
+
+def test_normalize_is_torchvisions():
+    images = batch()[0]
+    expected = functional.normalize(images.float() / 255, list(MEAN), list(STD))
+    torch.testing.assert_close(normalize(images, MEAN, STD, torch.float32), expected, atol=1e-6, rtol=1e-6)
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+    exact = (images.double() / 255 - mean) / std
+    torch.testing.assert_close(normalize(images, MEAN, STD, torch.float64), exact, atol=1e-12, rtol=0)
+    half = normalize(images, MEAN, STD, torch.bfloat16)
+    assert torch.equal(half, normalize(images, MEAN, STD, torch.float32).bfloat16())
+
+
+def test_without_augmentation_only_normalised():
+    images, targets, indices = batch()
+    found, same = transform(NONE)(images, targets, indices, 0)
+    assert torch.equal(found, normalize(images, MEAN, STD, torch.float32))
+    assert torch.equal(same, targets)
+
+
+@pytest.mark.parametrize("which", ["mixup", "cutmix"])
+def test_mixed_images_and_targets_tell_the_same_share(which):
+    """Images that are constant per sample: what each pixel says must agree with the targets."""
+    indices = torch.arange(8)
+    images = (indices * 30).to(torch.uint8)[:, None, None, None].expand(8, 3, 16, 16)
+    mixing = Transform(
+        replace(NONE, **{which: 1.0}), mean=(0, 0, 0), std=(1, 1, 1), num_classes=8, seed=0, dtype=torch.float64
+    )
+    shares = []
+    for epoch in range(20):
+        mixed, targets = mixing(images, indices, indices, epoch)
+        torch.testing.assert_close(targets.sum(1), torch.ones(8, dtype=torch.float64))
+        told = targets @ (indices.double() * 30 / 255)
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), told, atol=1e-12, rtol=0)
+        shares.append(targets[0, 0].item())
+        if which == "cutmix":
+            assert all(len(image.unique()) <= 2 for image in mixed)
+    assert 0.25 < np.mean(shares) < 0.75
+    assert len(set(shares)) > 15
+
+
+def test_switch_chooses_between_mixup_and_cutmix():
+    images, targets, _ = batch()
+    pixels = normalize(images, MEAN, STD, torch.float32)
+    for switch, low, high in ((0.0, 0, 0), (1.0, 200, 200), (0.3, 40, 80)):
+        both = transform(replace(NONE, mixup=1.0, cutmix=1.0, switch=switch))
+        cut = 0
+        for first in range(200):
+            mixed, _ = both(images, targets, torch.arange(first, first + 6), 0)
+            cut += bool(((mixed == pixels) | (mixed == pixels.flip(0))).all())
+        assert low <= cut <= high
+
+
+@pytest.mark.parametrize("fill", ["const", "rand", "pixel"])
+def test_erasing_fills(fill):
+    images, targets, indices = batch(side=64)
+    pixels = normalize(images, MEAN, STD, torch.float32)
+    erased, same = transform(replace(NONE, erasing=1.0, erasing_fill=fill))(images, targets, indices, 0)
+    assert torch.equal(same, targets)
+    for image, original in zip(erased, pixels, strict=True):
+        changed = (image != original).any(0)
+        rows, columns = changed.any(1).nonzero().ravel(), changed.any(0).nonzero().ravel()
+        box = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        share = box[0].numel() / 64**2
+        assert 0.015 < share < 0.35
+        if fill == "const":
+            assert not box.any()
+        elif fill == "rand":
+            assert len(box[0].unique()) == 1
+            assert box[0, 0, 0] != box[1, 0, 0]
+        else:
+            assert abs(box.mean()) < 0.3
+            assert box.std() == pytest.approx(1, abs=0.2)
+    assert not torch.equal(erased[0], erased[1])
+
+
+def test_a_sample_looks_the_same_in_any_batch_and_another_in_another_epoch():
+    images, targets, indices = batch()
+    augment = transform(replace(NONE, erasing=1.0, erasing_fill="pixel"))
+    whole, _ = augment(images, targets, indices, 3)
+    part, _ = augment(images[[4, 1]], targets[[4, 1]], indices[[4, 1]], 3)
+    assert torch.equal(part, whole[[4, 1]])
+    assert not torch.equal(augment(images, targets, indices, 4)[0], whole)
+    other = transform(replace(NONE, erasing=1.0, erasing_fill="pixel"), seed=1)
+    assert not torch.equal(other(images, targets, indices, 3)[0], whole)
+
+
+def test_global_random_state_is_neither_used_nor_changed():
+    images, targets, indices = batch()
+    everything = transform(replace(NONE, mixup=0.8, cutmix=1.0, erasing=0.5, erasing_fill="pixel"))
+    torch.manual_seed(0)
+    first = everything(images, targets, indices, 0)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    second = everything(images, targets, indices, 0)
+    assert all(torch.equal(mine, other) for mine, other in zip(first, second, strict=True))
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_scale": (0.5, 0.2)}, r"augmentation.crop_scale \[0.5, 0.2\] is not two numbers 0 < low <= high <= 1"),
+        ({"crop_scale": (0.5, 1.2)}, r"crop_scale \[0.5, 1.2\]"),
+        ({"crop_ratio": (1.0,)}, r"crop_ratio \[1.0\]"),
+        ({"flip": 1.5}, r"augmentation.flip 1.5 is no probability; give one in \[0, 1\]"),
+        ({"mixup": -0.2}, r"augmentation.mixup -0.2 is not 0 \(off\) or an alpha"),
+        ({"interpolation": "lanczos"}, "augmentation.interpolation 'lanczos' is unknown; use bilinear or bicubic"),
+        ({"erasing_fill": "red"}, "augmentation.erasing_fill 'red' is unknown; use const or rand or pixel"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(DataError, match=message):
+        replace(NONE, **change)

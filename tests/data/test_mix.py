@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from data.draws import Stream, uniforms
+from data.mix import ERASING_DRAWS, cutmix, cutmix_box, erase, erasing_boxes, mix_targets, mixup
+
+
+def test_mixup_by_hand():
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 2)  # constant 0, 1, 2
+    mixed = mixup(images, 0.75)
+    assert mixed[:, 0, 0, 0].tolist() == [0.5, 1.0, 1.5]
+    expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [0.25, 0.0, 0.75]])
+    torch.testing.assert_close(mix_targets(torch.tensor([0, 1, 2]), 0.75, 3, torch.float32), expected)
+
+
+def test_cutmix_by_hand():
+    images = torch.arange(2.0)[:, None, None, None].expand(2, 3, 3, 4)
+    mixed = cutmix(images, (1, 2, 3, 4))
+    box = torch.tensor([[0.0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).expand(3, 3, 4)
+    assert torch.equal(mixed, torch.stack([box, 1 - box]))
+    assert torch.equal(images[0], torch.zeros(3, 3, 4)), "the given batch was changed"
+
+
+@pytest.mark.parametrize(
+    ("kept", "uniform", "box", "share"),
+    [
+        (0.75, (0.5, 0.5), (3, 2, 7, 6), 1 - 16 / 80),  # 10 x 8: half of each side, 5 // 2 = 2 and 4 // 2 = 2
+        (0.75, (0.0, 0.99), (0, 5, 2, 8), 1 - 6 / 80),  # cut at the border
+        (1.0, (0.5, 0.5), (5, 4, 5, 4), 1.0),
+        (0.0, (0.5, 0.5), (0, 0, 10, 8), 0.0),
+    ],
+)
+def test_cutmix_box_by_hand(kept, uniform, box, share):
+    found, adjusted = cutmix_box(kept, 10, 8, np.array(uniform))
+    assert found == box
+    assert adjusted == pytest.approx(share)
+
+
+def test_erase_by_hand():
+    images = torch.zeros(2, 1, 3, 4)
+    values = torch.tensor([5.0, 7.0])[:, None, None, None]
+    erased = erase(images, torch.tensor([[1, 1, 2, 2], [0, 0, 0, 0]]), values)
+    assert erased[0, 0].tolist() == [[0, 0, 0, 0], [0, 5, 5, 0], [0, 5, 5, 0]]
+    assert not erased[1].any()
+
+
+def test_erasing_boxes_follow_the_definition():
+    uniform = uniforms(0, 0, Stream.ERASING, np.arange(20_000), ERASING_DRAWS)
+    boxes = erasing_boxes(224, 200, 0.25, uniform)
+    erased = boxes[boxes[:, 2] > 0]
+    assert len(erased) / len(boxes) == pytest.approx(0.25, abs=0.01)
+    top, left, height, width = erased.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 224).all()
+    assert (left + width <= 200).all()
+    mild = (height < 150) & (width < 150)  # nothing of the draw is cut off there
+    assert (height * width / (224 * 200))[mild].min() == pytest.approx(0.02, abs=0.001)
+    assert stats.kstest(height * width / (224 * 200), stats.uniform(0.02, 1 / 3 - 0.02).cdf).statistic < 0.05
+    log_ratio = np.log(height / width)
+    assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), 2 * np.log(1 / 0.3)).cdf).statistic < 0.05
+    assert stats.kstest((top / (224 - height + 1))[mild], "uniform").statistic < 0.03
+
+
+def test_nothing_is_erased_at_probability_zero():
+    assert not erasing_boxes(32, 32, 0.0, uniforms(0, 0, Stream.ERASING, np.arange(50), ERASING_DRAWS)).any()

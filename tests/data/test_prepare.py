@@ -1,0 +1,61 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from data.prepare import main
+from data.samples import read_splits
+
+
+def test_digits_are_all_there_once_and_split_by_class(tmp_path, capsys):
+    out = tmp_path / "sets" / "digits"
+    assert main(["digits", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 1438 training and 359 validation images of 10 digits\n"
+    train, val = read_splits(out)
+    assert train.classes == tuple("0123456789")
+    source = load_digits()
+    numbers = []
+    for split in (train, val):
+        for index, file in enumerate(split.files):
+            number = int(file.split("/")[1].removesuffix(".png"))
+            numbers.append(number)
+            assert source.target[number] == split.labels[index]
+    assert sorted(numbers) == list(range(1797))
+    share = np.bincount(val.labels) / np.bincount(source.target)
+    assert np.abs(share - 0.2).max() < 0.004
+    with Image.open(train.path(0)) as image:
+        assert (image.mode, image.size) == ("L", (32, 32))
+        number = int(train.files[0].split("/")[1].removesuffix(".png"))
+        levels = np.rint(source.images[number] * 255 / 16).astype(np.uint8)
+        expected = Image.fromarray(levels).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    assert [entry.name for entry in out.parent.iterdir()] == ["digits"]
+
+
+def test_a_second_call_does_nothing_and_a_killed_one_is_redone(tmp_path, capsys):
+    out = tmp_path / "digits"
+    (tmp_path / "digits.partial" / "train").mkdir(parents=True)  # what a kill leaves behind
+    assert main(["digits", "--out", str(out)]) == 0
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert main(["digits", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: already there (1438 training and 359 validation images)\n"
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+    next(out.rglob("*.png")).unlink()
+    assert main(["digits", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"{out}: holds 1796 images, not 1797; remove it or give another --out\n"
+
+
+def test_missing_scikit_learn_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["digits", "--out", str(tmp_path / "digits")]) == 2
+    assert capsys.readouterr().err == "digits come with scikit-learn, which is missing; pip install scikit-learn\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_set_is_refused():
+    with pytest.raises(SystemExit) as caught:
+        main(["letters"])
+    assert caught.value.code == 2
