@@ -158,7 +158,7 @@ class WandbLogger:
         return run
 
     def _say_stopped(self, reason: str) -> None:
-        say(f"W&B stopped ({reason}); training is not affected; to upload what is missing: {self._sync()} --include-online")
+        say(f"W&B stopped ({reason}), training did not; to upload the rest: {self._sync()} --include-online")
 
     def _sync(self) -> str:
         return f"wandb sync {self._folder / 'wandb'}"
@@ -166,6 +166,8 @@ class WandbLogger:
 
 def _set_up() -> "wandb.Settings":
     """wandb's settings from its files, the environment and `WANDB_SETTINGS`; starts its process."""
+    # Otherwise wandb reports on itself, offline too, and a network that swallows packets holds up the exit by 10 s.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     known = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
