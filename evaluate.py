@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: `python evaluate.py checkpoint=PATH [key=value] ...` (conf/evaluate.yaml lists the keys)."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
 from data.samples import read_split
 
 KEYS = {"checkpoint", "weights", "output_dir", "precision", "backbone", "data", "loader", "launch"}
 
 
-@entry("evaluate", after_sweep=runs.print_evaluations)
+@entry("evaluate", after_sweep=runs.print_sweep)
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
     assembly.check_keys(config, KEYS)
@@ -42,13 +44,15 @@ def main(config: Config) -> int:
 
 def completed(config: Config, trained: Config) -> Config:
     """The evaluation's configuration, with the checkpoint's own values where it says null."""
-    given = {key: value for key, value in config["data"].items() if value is not None}
+    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    backbone = dict(config.get("backbone") or trained["backbone"])
+    backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         **config,
-        "data": {**trained["data"], **given},
-        "backbone": config["backbone"] or trained["backbone"],
-        "loader": config["loader"] or trained["loader"],
+        "data": data,
+        "backbone": backbone,
+        "loader": config.get("loader") or trained["loader"],
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
     }
 
@@ -82,7 +86,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     loader = assembly.evaluation_loader(config, data, images, ranks)
     started = time.perf_counter()
     try:
-        with runs.evaluation_bar(len(images.files), ranks) as advance:
+        with evaluation_bar(len(images.files), enabled=ranks.first and sys.stdout.isatty()) as advance:
             figures = evaluate(
                 {"model": model},
                 loader,
@@ -105,7 +109,7 @@ def report(config: Config, figures: dict[str, Any]) -> None:
     records.write_json(path, figures)
     accuracy = f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}"
     count = f"{figures['images']} images at {figures['images_per_second']:.0f} images/s"
-    runs.say(f"{config['checkpoint']} ({figures['weights']}): {accuracy} on {count} -> {path}")
+    say(f"{config['checkpoint']} ({figures['weights']}): {accuracy} on {count} -> {path}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train a backbone: `python train.py [group=member] [key=value] ...` (conf/train.yaml lists them all)."""
 
 import functools
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
+from cotnet.engine.terminal import say
 from cotnet.engine.training import Run, fit, wrap
 
 
@@ -25,8 +27,8 @@ def main(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
     settings = assembly.settings_of(config)
     ranks = count_ranks(settings.launch.ranks)
-    settings.train.check_batch(ranks)
-    assembly.read_data(settings.data)
+    train_set, _ = assembly.read_data(settings.data)
+    settings.train.check_batch(ranks, len(train_set.files))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config["train"]["precision"] = choose_precision(settings.train.precision, device)
     folder = Path(config["output_dir"])
@@ -44,7 +46,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
             train(config, ranks, stop)
         except Interrupted:
             if ranks.first:
-                runs.say(f"interrupted; the same command continues {config['output_dir']}")
+                say(f"interrupted; the same command continues {config['output_dir']}")
             return INTERRUPTED
     return 0
 
@@ -72,7 +74,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     reports: RunReports | Silent = Silent()
     if ranks.first:
         logger = build(config["logger"], "logger")
-        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps, terminal=runs.on_terminal())
+        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps, terminal=sys.stdout.isatty())
     state.run_id = ranks.broadcast(state.run_id)
 
     figures = functools.partial(

@@ -156,7 +156,7 @@ def _as(value: Any, hint: Any) -> Any:
         return _as_sequence(value, origin, typing.get_args(hint))
     if origin is typing.Literal:
         return value if value in typing.get_args(hint) else _UNFIT
-    if not isinstance(hint, type):  # Any and what else cannot be checked here; the target checks it
+    if hint is Any or not isinstance(hint, type):  # Any and what else cannot be checked here; the target checks it
         return value
     if isinstance(value, bool) and hint is not bool:
         return _UNFIT
@@ -263,7 +263,7 @@ def explain(error: BaseException | None) -> str | None:
             return f"{group}={member} is unknown; {nearest(member, options)}"
     if isinstance(cause, OmegaConfBaseException):
         return _explain_key(cause)
-    return " ".join(str(error).split()) if isinstance(error, HydraException) else None
+    return " ".join(str(error).partition("See http")[0].split()) if isinstance(error, HydraException) else None
 
 
 def _explain_key(error: OmegaConfBaseException) -> str:

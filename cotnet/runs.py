@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,22 +11,12 @@ from cotnet.config import Config, Trial, flatten, from_yaml, to_yaml
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.launch import first_process
-from cotnet.engine.loggers import results_table
+from cotnet.engine.terminal import results_table, say
 from cotnet.errors import InputError
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
 FREE = ("output_dir", "launch.", "logger.", "checkpoint.", "loader.threads", "loader.prefetch", "train.log_every")
 GROWING = ("train.epochs", "train.max_steps")
-
-
-def say(line: str) -> None:
-    """A line for the person who started the run."""
-    print(line, flush=True)  # noqa: T201
-
-
-def on_terminal() -> bool:
-    """Whether somebody is watching: bars are drawn only then."""
-    return sys.stdout.isatty()
 
 
 @contextmanager
@@ -99,7 +88,7 @@ def _compare(folder: Path, theirs: Config, ours: Config) -> None:
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the resolved configuration that the run uses."""
     if first_process():
-        records.write_text(folder / "config.yaml", to_yaml(config))
+        records.write_atomic(folder / "config.yaml", to_yaml(config).encode())
 
 
 def print_sweep(trials: list[Trial]) -> None:

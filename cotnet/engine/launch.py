@@ -1,6 +1,7 @@
 """One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,7 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     if started_outside() or ranks == 1:
         return worker(config, None)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces whom it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     context = start_processes(_rank, ((worker, config), ranks, store.port, outcomes), nprocs=ranks, join=False)
@@ -97,7 +99,8 @@ def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: O
             raise RunError(text)
     if stopped:
         return INTERRUPTED
-    raise RunError(f"{error.msg}; a rank that is killed often ran out of memory: lower train.batch_size")
+    killed = "; a rank that is killed often ran out of memory: lower train.batch_size"
+    raise RunError(f"{error.msg}{killed if getattr(error, 'exit_code', 0) == -signal.SIGKILL else ''}")
 
 
 @contextlib.contextmanager

@@ -36,16 +36,20 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve `auto`: bf16 where the device computes in it (every CPU does), else fp16.
+    """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none.
 
     Raises:
-        InputError: an unknown name, or one the device does not have.
+        InputError: bf16 on a GPU that does not compute in it.
     """
-    bf16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    gpu = device.type == "cuda"
+    bf16 = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
     if name == "auto":
-        return "bf16" if bf16 else "fp16"
-    if name not in DTYPES:
-        raise InputError(f"train.precision={name} is unknown; valid: auto, {', '.join(DTYPES)}")
-    if name == "bf16" and not bf16:
+        return "bf16" if bf16 else "fp16" if gpu else "fp32"
+    if name == "bf16" and gpu and not bf16:
         raise InputError("train.precision=bf16 needs a GPU of compute capability 8.0 or newer; use fp16")
     return name
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cotnet.engine import records
-from cotnet.engine.loggers import Progress, draw_curves
+from cotnet.engine.curves import draw_curves
 from cotnet.engine.state import State
+from cotnet.engine.terminal import Progress
 
 
 class Logger(Protocol):
@@ -20,6 +21,7 @@ class Logger(Protocol):
 class Silent:
     """The reports of every rank but the first."""
 
+    def epoch(self, state: State) -> None: ...
     def train(self, record: dict[str, float]) -> None: ...
     def validation(self, record: dict[str, float], state: State) -> None: ...
     def step(self) -> None: ...
@@ -48,13 +50,12 @@ class RunReports:
         self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
         total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
         self.progress = Progress(total, enabled=terminal)
-        self._begin_epoch(state)
         self._train: dict[str, float] = {}
 
-    def _begin_epoch(self, state: State) -> None:
+    def epoch(self, state: State) -> None:
+        """An epoch begins, or the rest of one."""
         self._epoch_started = time.monotonic()
-        if state.epoch < self.epochs:
-            self.progress.start_epoch(state.epoch, self.epochs, self.steps_per_epoch, state.batch)
+        self.progress.start_epoch(state.epoch, self.epochs, self.steps_per_epoch, state.batch)
 
     def step(self) -> None:
         self.progress.advance()

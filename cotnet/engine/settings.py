@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cotnet.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -30,16 +32,16 @@ class TrainSettings:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay:g} must be at least 0 and below 1")
 
-    def check_batch(self, ranks: int) -> None:
-        """Raise ValueError unless the global batch divides into equal micro-batches over the ranks."""
+    def check_batch(self, ranks: int, samples: int) -> None:
+        """Raise InputError unless the batch fits the training set and divides into equal micro-batches."""
+        if self.batch_size > samples:
+            raise InputError(f"train.batch_size={self.batch_size} exceeds the {samples} training images; lower it")
         parts = ranks * self.accumulation
         if self.batch_size % parts:
             below = self.batch_size // parts * parts
             near = f"{below} or {below + parts}" if below else str(parts)
-            raise ValueError(
-                f"batch_size={self.batch_size} is not divisible by {ranks} ranks x {self.accumulation} accumulation "
-                f"steps; use {near}"
-            )
+            where = f"{ranks} ranks x {self.accumulation} accumulation steps"
+            raise InputError(f"train.batch_size={self.batch_size} is not divisible by {where}; use {near}")
 
 
 @dataclass(frozen=True, kw_only=True)

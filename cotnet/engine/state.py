@@ -74,7 +74,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
     return {
         "format": FORMAT,
         "config": json.dumps(config),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "progress": {name: getattr(state, name) for name in NUMBERS},
         "model": state.model.state_dict(),
         "ema": state.ema.module.state_dict(),
@@ -147,6 +147,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

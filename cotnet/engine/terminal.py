@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -71,13 +72,15 @@ class Progress:
         """One line about the epoch that was just evaluated, from the last record of each kind (there may be none of
         training yet) and the seconds it took.
         """
-        parts = [f"epoch {record_val['epoch']:>{len(str(self._epochs))}.4g}/{self._epochs}"]
+        epoch = f"{record_val['epoch']:.4g}"
+        parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"]
         if record_train:
             parts.append(f"loss {record_train['train/loss']:.4f}")
-        for name, unit in (("loss", ".4f"), ("top1", ".2f"), ("top5", ".2f")):
+        parts.append(f"val loss {record_val['val/loss']:.4f}")
+        for name in ("top1", "top5"):
             ema = record_val.get(f"val/{name}_ema")
-            shown = f"val {name.replace('top', 'top-')} {record_val[f'val/{name}']:{unit}}"
-            parts.append(shown if ema is None else f"{shown} (EMA {ema:{unit}})")
+            averaged = "" if ema is None else f" (EMA {ema:.2f})"
+            parts.append(f"{name.replace('top', 'top-')} {record_val[f'val/{name}']:.2f} %{averaged}")
         if record_train:
             parts.append(f"lr {record_train['train/lr']:.3g}")
             parts.append(f"{record_train['train/images_per_second']:,.0f} images/s")
@@ -119,7 +122,7 @@ def results_table(rows: Iterable[Record]) -> None:
     A row has `run` (its overrides) and `folder`, and what its summary.json holds: `status`, `best_top1`, `best_top5`,
     `best_epoch`, `images_per_second`. What is absent or None shows as a dash.
     """
-    table = Table(title="Results", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for heading in ("run", "status", "top-1 %", "top-5 %", "epoch", "images/s", "folder"):
         number = heading in ("top-1 %", "top-5 %", "epoch", "images/s")
         table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)

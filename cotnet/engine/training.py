@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from cotnet.errors import RunError
 class Reports(Protocol):
     """Where figures go, on rank 0; on the others nothing happens."""
 
+    def epoch(self, state: State) -> None: ...
     def train(self, record: dict[str, float]) -> None: ...
     def validation(self, record: dict[str, float], state: State) -> None: ...
     def step(self) -> None: ...
@@ -61,7 +63,11 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # The name that replaces broadcast_buffers would copy rank 0's buffers to the others at the start: a run that
+        # continues in mid-epoch has other BatchNorm statistics on each rank.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -244,6 +250,7 @@ def fit(run: Run, state: State) -> None:
     run.reports.status("running", state)
     try:
         while not finished(run.settings, state.step, state.epoch):
+            run.reports.epoch(state)
             train_one_epoch(run, state)
             finish_epoch(run, state)
     except Interrupted:

@@ -1,0 +1,104 @@
+"""Running the programs as a person does, on small image folders of real images."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMINGS = ("train/images_per_second", "train/data_wait")
+SMALL = (  # a run of seconds: cotnet_small on a few digits
+    "experiment=digits",
+    "logger=none",
+    "train.precision=fp32",
+    "train.epochs=2",
+    "train.batch_size=20",
+    "train.log_every=2",
+    "schedule.warmup_epochs=1",
+    "loader.threads=1",
+)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), **extra}
+
+
+def run(
+    program: str, *overrides: str, cwd: Path, code: int | None = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py or evaluate.py in `cwd`; fail unless it exits with `code`."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / program), *overrides],
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start(program: str, *overrides: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / program), *overrides],
+        cwd=cwd,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@cache
+def _all_digits() -> Path:
+    """The whole digits set, made once per machine and checkout."""
+    folder = ROOT / "datasets" / "digits"
+    subprocess.run(
+        [sys.executable, "-m", "data.prepare", "digits", "--out", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def make_digits(root: Path, *, train: int, val: int) -> Path:
+    """`train` and `val` images of each of the ten digits."""
+    for split, count in (("train", train), ("val", val)):
+        for folder in sorted((_all_digits() / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, root / split / folder.name / file.name)
+    return root
+
+
+def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, without what depends on the clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return records if timings else [{k: v for k, v in record.items() if k not in TIMINGS} for record in records]
+
+
+def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, averaged weights, optimizer and every logged figure are the same to the last bit."""
+    a, b = checkpoint(one), checkpoint(other)
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for key in a[part]:
+            assert torch.equal(a[part][key], b[part][key]), f"{part}: {key} differs"
+    assert str(a["optimizer"]) == str(b["optimizer"])
+    assert metrics(one) == metrics(other)

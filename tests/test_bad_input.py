@@ -1,0 +1,192 @@
+"""Every mistake gets one clear line and its exit code; nothing is lost, overwritten or run."""
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from programs import SMALL, checkpoint, make_digits, run
+
+import train
+
+NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return make_digits(tmp_path_factory.mktemp("bad") / "digits", train=4, val=2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    """A finished run of a few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(
+        "train.py",
+        *SMALL,
+        f"data.root={digits}",
+        "train.epochs=1",
+        "schedule.warmup_epochs=0",
+        "output_dir=run",
+        cwd=folder,
+    )
+    return folder / "run"
+
+
+def error_line(program: str, *overrides: str, cwd: Path, code: int = 2) -> str:
+    """The one line that the program says; it says nothing else."""
+    done = run(program, *overrides, cwd=cwd, code=code)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(NATIVE)]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def error_line_here(*overrides: str, monkeypatch, capsys) -> str:
+    """The same of train.py in this process: what it imports takes seconds, its answer does not."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    with pytest.raises(SystemExit) as exit_code:
+        train.main()
+    assert exit_code.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bakbone=cotnet50"], "bakbone is not a setting; did you mean backbone?"),
+        (["optimizer.momentun=0.5"], "optimizer.momentun is not a setting; did you mean momentum?"),
+        (["backbone=cotnet5"], "backbone=cotnet5 is unknown; did you mean cotnet50"),
+        (["+train.epoch=3"], "train.epoch is not a setting; did you mean epochs?"),
+        (["+sede=1"], "sede is not a setting; did you mean seed"),
+        (["train.epochs=many"], "train.epochs=many is a str; wanted int"),
+        (["train.epochs=0"], "train: epochs=0 must be at least 1"),
+        (["train.precision=fp8"], "train.precision=fp8 is unknown; did you mean"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1 must be a positive number"),
+        (["schedule.warmup_epochs=9"], "schedule: warmup_epochs=9 must be at least 0 and below the run's 2 epochs"),
+        (["train.batch_size=21", "launch.ranks=2"], "train.batch_size=21 is not divisible by 2 ranks"),
+        (["train.batch_size=4000"], "train.batch_size=4000 exceeds the 40 training images; lower it"),
+        (["data.root=nowhere"], "nowhere: no such folder; give one that holds train/ and val/"),
+        (["data.num_classes=7"], "has 10 classes but data.num_classes is 7; set data.num_classes=10"),
+        (["augmentation.flip=2"], "flip 2"),
+        (["backbone._target_=os.system"], "'os.system' is not one of cotnet.models"),
+        (["optimizer._target_=subprocess.run"], "optimizer._target_ 'subprocess.run' is not allowed"),
+        (["optimizer.lr=["], "no viable alternative at input"),
+        (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
+    ],
+)
+def test_configuration(overrides, message, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [*SMALL, f"data.root={digits}", "output_dir=run", *overrides]
+    assert message in error_line_here(*given, monkeypatch=monkeypatch, capsys=capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_root(tmp_path):
+    assert error_line("train.py", cwd=tmp_path) == "data.root is required; set data.root=VALUE"
+
+
+def test_folders(digits, tmp_path):
+    def line_for(root: Path) -> str:
+        return error_line("train.py", *SMALL, f"data.root={root}", "output_dir=run", cwd=tmp_path)
+
+    (tmp_path / "empty").mkdir()
+    assert "no such folder" in line_for(tmp_path / "empty")
+    root = Path(shutil.copytree(digits, tmp_path / "set"))
+    (root / "train" / "4" / "notes").mkdir(parents=True)
+    shutil.rmtree(root / "train" / "5")
+    (root / "train" / "5").mkdir()
+    assert "5" in line_for(root)
+    assert "without supported images" in line_for(root)
+    shutil.rmtree(root / "train" / "5")
+    assert "train and val have different classes; only in val: 5" in line_for(root)
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.slow
+def test_damaged_image_is_named_and_the_last_checkpoint_survives(loader, ranks, digits, tmp_path):
+    root = Path(shutil.copytree(digits, tmp_path / "set"))
+    overrides = [*SMALL, f"data.root={root}", f"loader={loader}", f"launch.ranks={ranks}", "output_dir=run"]
+    overrides.remove("loader.threads=1")
+    run("train.py", *overrides, "train.max_steps=2", cwd=tmp_path)
+    before = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    victim = sorted((root / "train" / "3").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:70])
+    line = error_line("train.py", *overrides, cwd=tmp_path)
+    assert str(victim) in line
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def test_checkpoints(trained, tmp_path, digits):
+    def line_for(path: Path, *overrides: str) -> str:
+        return error_line("evaluate.py", f"checkpoint={path}", "output_dir=out", *overrides, cwd=tmp_path)
+
+    good = trained / "checkpoints" / "last.pt"
+    assert (
+        line_for(tmp_path / "none.pt")
+        == f"no checkpoint at {tmp_path}/none.pt; give checkpoint=PATH of an existing file"
+    )
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:100_000])
+    assert "damaged or truncated" in line_for(tmp_path / "cut.pt")
+    assert "is of another model" in line_for(good, "backbone=resnet50")
+    assert "fc.bias is [10] there and [7] here" in line_for(good, "backbone=cotnet_small", "data.num_classes=7")
+    assert "weights=best is unknown" in line_for(good, "weights=best")
+    assert "no such folder" in line_for(good, "data.root=nowhere")
+
+
+class Bomb:
+    """Runs a command when unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (self.command,)
+
+
+def test_hostile_checkpoints_run_nothing(trained, tmp_path):
+    trace = tmp_path / "was-run"
+    command = f"touch {trace}"
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"format": 1, "model": Bomb(command)}))
+    torch.save({"format": 1, "config": Bomb(command)}, tmp_path / "torch.pt")
+    content = checkpoint(trained)
+    config = json.loads(content["config"])
+    targets = {
+        "backbone": "os.system",
+        "loader": "torch.utils.collect_env.run",
+    }
+    paths = [tmp_path / "pickle.pt", tmp_path / "torch.pt"]
+    for group, target in targets.items():
+        hostile = {**config, group: {"_target_": target, "command": command}}
+        torch.save({**content, "config": json.dumps(hostile)}, tmp_path / f"{group}.pt")
+        paths.append(tmp_path / f"{group}.pt")
+    for path in paths:
+        line = error_line("evaluate.py", f"checkpoint={path}", "output_dir=out", cwd=tmp_path)
+        assert "refused" in line or "not allowed" in line or "not one of cotnet.models" in line
+    assert not trace.exists()
+
+
+def test_folder_of_another_run(trained, digits, tmp_path):
+    files = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    overrides = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0"]
+    line = error_line("train.py", *overrides, "train.batch_size=10", "seed=3", f"output_dir={trained}", cwd=tmp_path)
+    assert "holds a run with another configuration" in line
+    assert "train.batch_size was 20, now 10" in line
+    assert "seed was 0, now 3" in line
+    done = run("train.py", *overrides, f"output_dir={trained}", cwd=tmp_path)
+    assert "is finished: 2 steps" in done.stdout
+    assert files == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_nowhere_to_write(digits, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    line = error_line("train.py", *SMALL, f"data.root={digits}", "output_dir=file/run", cwd=tmp_path)
+    assert line == "cannot write into file/run: Not a directory; choose another output_dir"

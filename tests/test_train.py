@@ -1,0 +1,234 @@
+"""train.py and evaluate.py as a person runs them: whole runs on real images, cut, resumed, on one and several ranks."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from photographs import make_imagenet
+from programs import ROOT, SMALL, assert_same_run, checkpoint, environment, make_digits, metrics, run, start
+from wandb_file import history
+
+STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return make_digits(tmp_path_factory.mktemp("digits") / "set", train=9, val=5)
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory, digits):
+    """Runs never interrupted, on one rank and on two."""
+    folder = tmp_path_factory.mktemp("uncut")
+    for ranks in (1, 2):
+        overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "logger=wandb"]
+        run("train.py", *overrides, f"output_dir={ranks}", cwd=folder)
+    return folder
+
+
+def test_run_folder(uncut, digits):
+    folder = uncut / "1"
+    files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert files == {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "curves.png", "wandb"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    records = metrics(folder, timings=True)
+    train = [record for record in records if "train/loss" in record]
+    val = [record for record in records if "val/top1" in record]
+    assert [record["step"] for record in train] == [2, 4, 6, 8]
+    assert [record["epoch"] for record in train] == [0.5, 1.0, 1.5, 2.0]
+    assert [record["step"] for record in val] == [4, 8]
+    figures = {f"train/{name}" for name in ("loss", "lr", "images_per_second", "data_wait")}
+    assert train[0].keys() == {"step", "epoch"} | figures
+    names = {f"val/{name}{suffix}" for name in ("top1", "top5", "loss", "images") for suffix in ("", "_ema")}
+    assert val[0].keys() == {"step", "epoch"} | names
+    assert all(record["val/images"] == 50 for record in val)
+    assert all(0 <= record["train/data_wait"] <= 1 for record in train)
+    summary = json.loads((folder / "summary.json").read_text())
+    names = {"status", "best_top1", "best_top5", "best_epoch", "best_weights", "images_per_second", "seconds"}
+    assert summary.keys() == names
+    assert summary["status"] == "finished"
+    best = max(val, key=lambda record: max(record["val/top1"], record["val/top1_ema"]))
+    assert summary["best_top1"] == max(best["val/top1"], best["val/top1_ema"])
+
+
+def test_learning_rate_of_every_step(uncut):
+    peak = 0.4 * 20 / 256
+    expected = {
+        2: 1e-4 + (peak - 1e-4) / STEPS,  # the warm-up's second step, at epoch 1/4
+        8: 1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * (1.75 / 2))) / 2,
+    }
+    logged = {record["step"]: record["train/lr"] for record in metrics(uncut / "1") if "train/lr" in record}
+    assert logged[2] == pytest.approx(expected[2], rel=1e-12)
+    assert logged[8] == pytest.approx(expected[8], rel=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_wandb_holds_what_metrics_holds(uncut, ranks):
+    folder = uncut / str(ranks)
+    (mirror,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history(mirror)]
+    assert rows == metrics(folder, timings=True)
+    assert mirror.name == f"run-{checkpoint(folder)['progress']['run_id']}.wandb"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "output_dir=run"]
+    run("train.py", *overrides, f"train.max_steps={STEPS}", cwd=tmp_path)
+    assert checkpoint(tmp_path / "run")["progress"]["epoch"] == 1
+    done = run("train.py", *overrides, cwd=tmp_path)
+    assert "continuing run at epoch 1, step 4" in done.stdout
+    assert_same_run(uncut / str(ranks), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_cut_anywhere_and_resumed(uncut, digits, ranks, number, tmp_path):
+    """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""
+    overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "checkpoint.every_steps=1", "output_dir=run"]
+    process = start("train.py", *overrides, cwd=tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    group = os.getpgid(process.pid)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C reaches the whole group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 75), out + err
+    if number != signal.SIGKILL:
+        assert "interrupted; the same command continues run" in out
+        assert "Traceback" not in err
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+        assert not alive(group)
+    wait_until_gone(group)
+    run("train.py", *overrides, cwd=tmp_path)
+    assert_same_run(uncut / str(ranks), tmp_path / "run")
+
+
+def alive(group: int) -> list[str]:
+    listing = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()]
+    return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
+
+
+def wait_until_gone(group: int) -> None:
+    """The ranks of a killed parent end by themselves, at the end of their step."""
+    deadline = time.monotonic() + 30
+    while alive(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(group)
+
+
+@pytest.mark.slow
+def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_path):
+    """Batches of 8 leave 50 images uneven on every count of ranks; the training's own shape repeats its figures."""
+    results = {}
+    for ranks in (1, 2, 3):
+        overrides = ["checkpoint=" + str(uncut / "1/checkpoints/last.pt"), f"launch.ranks={ranks}", "weights=raw"]
+        run("evaluate.py", *overrides, "data.eval_batch_size=8", f"output_dir={ranks}", cwd=tmp_path)
+        results[ranks] = json.loads((tmp_path / str(ranks) / "metrics.json").read_text())
+        assert results[ranks].pop("images_per_second") > 0
+    assert results[1] == results[2] == results[3]
+    assert results[1].keys() == {"top1", "top5", "loss", "images", "weights"}
+    logged = [record for record in metrics(uncut / "1") if "val/top1" in record][-1]
+    for weights, suffix in (("raw", ""), ("ema", "_ema")):
+        overrides = ["checkpoint=" + str(uncut / "1/checkpoints/last.pt"), f"weights={weights}"]
+        run("evaluate.py", *overrides, f"output_dir={weights}", cwd=tmp_path)
+        result = json.loads((tmp_path / weights / "metrics.json").read_text())
+        assert {name: result[name] for name in ("top1", "top5", "loss", "images")} == {
+            name: logged[f"val/{name}{suffix}"] for name in ("top1", "top5", "loss", "images")
+        }
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_in_float64(digits, tmp_path):
+    """A net without BatchNorm computes the same gradients from the same global batch, however it is divided."""
+    overrides = [*SMALL, f"data.root={digits}", "backbone=pvt_tiny", "train.precision=fp64", "train.max_steps=3"]
+    overrides += ["train.log_every=1", "optimizer=adamw", "optimizer.lr=1e-3", "train.clip_norm=1.0"]
+    layouts = {"1": ["launch.ranks=1"], "2": ["launch.ranks=2"], "1x2": ["launch.ranks=1", "train.accumulation=2"]}
+    for name, layout in layouts.items():
+        run("train.py", *overrides, *layout, f"output_dir={name}", cwd=tmp_path)
+    reference = checkpoint(tmp_path / "1")["model"]
+    for name in ("2", "1x2"):
+        other = checkpoint(tmp_path / name)["model"]
+        for key, value in reference.items():
+            torch.testing.assert_close(other[key], value, rtol=0, atol=1e-9, msg=f"{name}: {key}")
+        for ours, theirs in zip(metrics(tmp_path / "1"), metrics(tmp_path / name), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py")]
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    done = subprocess.run(
+        [sys.executable, *command, *overrides],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(uncut / "2", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
+    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "output_dir=sweep"]
+    done = run("train.py", "--multirun", *given, "optimizer.lr=0.05,-1", "seed=1,2", cwd=tmp_path, code=1)
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert len(folders) == 2
+    assert all(json.loads((folder / "summary.json").read_text())["status"] == "finished" for folder in folders)
+    assert done.stderr.count("error: optimizer.lr=-1 must be a positive number") == 2
+    assert done.stdout.count("finished") == 2
+    assert done.stdout.count("failed") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_imagenet_layout(loader, tmp_path):
+    """Photographs in synset folders: train, stop, resume, evaluate, with everything the advanced augmentation does."""
+    make_imagenet(tmp_path / "imagenet", classes=4, train=8, val=5)
+    overrides = ["data=imagenet", "data.root=imagenet", "data.num_classes=4", f"loader={loader}", "backbone=resnet50"]
+    overrides += ["augmentation=advanced", "backbone.drop_path=0.1", "data.image_size=64", "data.eval_size=64"]
+    overrides += ["train.batch_size=8", "train.epochs=2", "schedule.warmup_epochs=1", "logger=none", "output_dir=run"]
+    overrides += ["data.eval_batch_size=7", "train.clip_norm=1.0", "train.accumulation=2", "train.log_every=2"]
+    run("train.py", *overrides, "train.max_steps=5", cwd=tmp_path)
+    run("train.py", *overrides, cwd=tmp_path)
+    val = [record for record in metrics(tmp_path / "run") if "val/top1" in record]
+    assert [record["step"] for record in val] == [4, 5, 8]
+    assert {record["val/images"] for record in val} == {20}
+    run("evaluate.py", "checkpoint=run/checkpoints/last.pt", "output_dir=evaluation", cwd=tmp_path)
+    result = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert result["loss"] == val[-1]["val/loss_ema"]
+    assert result["weights"] == "ema"
+
+
+@pytest.mark.slow
+def test_default_output_dir_is_found_again(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "train.max_steps=1"]
+    run("train.py", *overrides, cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert "train.max_steps=1" in folder.name
+    assert f"outputs/{folder.name} is finished" in run("train.py", *overrides, cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_two_runs_never_share_a_folder(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "train.epochs=50", "output_dir=run"]
+    first = start("train.py", *overrides, cwd=tmp_path)
+    while not (tmp_path / "run" / "config.yaml").exists():
+        time.sleep(0.05)
+    second = run("train.py", *overrides, cwd=tmp_path, code=2)
+    first.terminate()
+    assert first.wait(timeout=60) == 75
+    assert "run is in use by another process" in second.stderr
