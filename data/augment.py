@@ -16,6 +16,8 @@ import torch
 
 from data.draws import BETA_DRAWS, Stream, beta, normals, uniforms
 from data.mix import ERASING_DRAWS, cutmix, cutmix_box, erase, erasing_boxes, mix_targets, mixup
+from data.operations import OPERATIONS, Canvas
+from data.policies import Policy, draw, parse
 from data.samples import DataError
 
 ERASING_FILLS: Final = ("const", "rand", "pixel")
@@ -28,6 +30,8 @@ class Augmentation:
 
     crop_scale, crop_ratio: bounds of the random resized crop's share of the area and of its width / height; crop_scale
     None takes the evaluation's central crop. interpolation: bilinear or bicubic. flip: probability of a mirror image.
+    color_jitter: brightness, contrast and saturation by factors in [1 - c, 1 + c], in drawn order. policy: RandAugment
+    or TrivialAugment by its name in data.policies, None for none.
     mixup, cutmix: alpha of Beta(alpha, alpha); switch: probability of cutmix where both are on. erasing: probability;
     erasing_fill: const (the mean), rand (one normal colour) or pixel (normal noise).
     """
@@ -36,6 +40,8 @@ class Augmentation:
     crop_ratio: tuple[float, float]
     interpolation: str
     flip: float
+    color_jitter: float
+    policy: str | None
     mixup: float
     cutmix: float
     switch: float
@@ -46,9 +52,11 @@ class Augmentation:
         if self.crop_scale is not None:
             object.__setattr__(self, "crop_scale", _bounds("crop_scale", self.crop_scale, 1))
         object.__setattr__(self, "crop_ratio", _bounds("crop_ratio", self.crop_ratio, float("inf")))
-        for name in ("flip", "switch", "erasing"):
+        if self.policy is not None:
+            parse(self.policy)
+        for name in ("flip", "color_jitter", "switch", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"augmentation.{name} {getattr(self, name)} is no probability; give one in [0, 1]")
+                raise DataError(f"augmentation.{name} {getattr(self, name)} is not in [0, 1]")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) != 0 and not 0.01 <= getattr(self, name) <= 100:
                 raise DataError(f"augmentation.{name} {getattr(self, name)} is not 0 (off) or an alpha in [0.01, 100]")
@@ -78,7 +86,8 @@ def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
 
 
 class Transform:
-    """Turns a loader's uint8 batch into what the model trains on: normalise, erase, then mixup or cutmix.
+    """Turns a loader's uint8 batch into what the model trains on: colour jitter, policy, normalise, erase, then mixup
+    or cutmix.
 
     A class only because it is bound to a run's settings; it has no state.
     """
@@ -95,6 +104,10 @@ class Transform:
     ) -> None:
         self._augmentation, self._mean, self._std = augmentation, tuple(mean), tuple(std)
         self._num_classes, self._seed, self._dtype = num_classes, seed, dtype
+        self._policy = parse(augmentation.policy) if augmentation.policy else None
+        mean_colour = self._policy and self._policy.fills_with_mean
+        red, green, blue = (round(255 * channel) if mean_colour else 0 for channel in self._mean)
+        self._canvas = Canvas(augmentation.interpolation, (red, green, blue))
 
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, indices: torch.Tensor, epoch: int
@@ -102,12 +115,30 @@ class Transform:
         """images (n, 3, H, W) uint8 and targets (n,) on the device, indices (n,) on the CPU -> normalised images in
         dtype, and targets: (n,) int64 as given, or (n, num_classes) probabilities in dtype where samples are mixed."""
         samples = indices.numpy()
+        if self._augmentation.color_jitter:
+            images = self._jitter(images, samples, epoch)
+        if self._policy:
+            images = self._apply_policy(images, self._policy, samples, epoch)
         normal = normalize(images, self._mean, self._std, self._dtype)
         if self._augmentation.erasing:
             normal = self._erase(normal, samples, epoch)
         if self._augmentation.mixup or self._augmentation.cutmix:
             return self._mix(normal, targets, samples[:1], epoch)
         return normal, targets
+
+    def _jitter(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
+        names = ("brightness", "contrast", "color")
+        uniform = uniforms(self._seed, epoch, Stream.JITTER, samples, 2 * len(names))
+        order = uniform[:, : len(names)].argsort(axis=1)
+        factors = 1 + self._augmentation.color_jitter * (2 * uniform[:, len(names) :] - 1)
+        parameters = np.zeros((*order.shape, 3))
+        parameters[..., 0] = np.take_along_axis(factors, order, axis=1)
+        return apply_drawn(images, names, order, parameters, self._canvas)
+
+    def _apply_policy(self, images: torch.Tensor, policy: Policy, samples: np.ndarray, epoch: int) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        drawn, parameters = draw(policy, samples, seed=self._seed, epoch=epoch, height=height, width=width)
+        return apply_drawn(images, policy.operations, drawn, parameters, self._canvas)
 
     def _erase(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
         height, width = images.shape[-2:]
@@ -135,6 +166,25 @@ class Transform:
         else:
             mixed = mixup(images, kept)
         return mixed, mix_targets(targets, kept, self._num_classes, self._dtype)
+
+
+def apply_drawn(
+    images: torch.Tensor, names: Sequence[str], drawn: np.ndarray, parameters: np.ndarray, canvas: Canvas
+) -> torch.Tensor:
+    """Operation names[drawn[i, k]] with parameters[i, k] on image i, for k = 0, 1, ... in turn; -1: none.
+
+    images (n, 3, H, W) uint8, drawn (n, count), parameters (n, count, 3). Each operation runs once per k, on the images
+    that drew it.
+    """
+    images = images.clone()
+    for turn in range(drawn.shape[1]):
+        for index in np.unique(drawn[:, turn]):
+            if index < 0 or names[index] == "identity":
+                continue
+            members = np.flatnonzero(drawn[:, turn] == index)
+            rows, given = (torch.from_numpy(part).to(images.device) for part in (members, parameters[members, turn]))
+            images[rows] = OPERATIONS[names[index]](images[rows], given, canvas)
+    return images
 
 
 @lru_cache(maxsize=4)

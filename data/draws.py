@@ -24,6 +24,8 @@ class Stream(IntEnum):
     MIX = 5
     MIX_BOX = 6
     NOISE = 7
+    POLICY = 8
+    JITTER = 9
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

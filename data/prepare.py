@@ -25,8 +25,8 @@ def digits(out: Path) -> str:
     """Write scikit-learn's handwritten digits as out/{train,val}/<digit>/<number>.png; returns a line for people.
 
     The split is fixed and stratified. The 8x8 originals, 17 grey levels, are stored at 32x32 (bicubic), because crop
-    boxes are in whole pixels of the file: a small net at 32 px with crops of 0.8 to 1 reached 99.6 % so, and 98.9 % with
-    8x8 files (mean of three seeds). Nothing is done where `out` is complete.
+    boxes are in whole pixels of the file: a small net at 32 px with crops of 0.8 to 1 reached 99.6 % so, 98.9 % with
+    8x8 (mean of three seeds). Nothing is done where `out` is complete.
     """
     if out.is_dir() and any(out.iterdir()):
         return _present(out, _DIGITS)

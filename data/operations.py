@@ -1,0 +1,228 @@
+"""The operations of RandAugment and its kin on a uint8 batch, each as PIL computes it.
+
+Every function takes images (n, 3, H, W) uint8 and the parameters of each image, (n, 3) float64 on the same device: the
+operation's own value, then a place (row and column as shares of the image) that only `cutout` uses. It returns the new
+pixels and leaves the given ones alone. Colour operations equal PIL's ImageOps and ImageEnhance; geometric ones equal
+Image.transform, whose bicubic filter is Keys' (1981) with a = -1, where PIL's resize has -0.5 and torch's has -0.75.
+"""
+# ruff: noqa: ARG001 (one signature for all operations)
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+
+from data.mix import erase
+
+
+class Canvas(NamedTuple):
+    """How geometric operations sample, and what shows beyond the border."""
+
+    interpolation: str  # nearest, bilinear or bicubic
+    fill: tuple[int, int, int]
+
+
+Operation = Callable[[torch.Tensor, torch.Tensor, Canvas], torch.Tensor]
+
+
+def _value(parameters: torch.Tensor) -> torch.Tensor:
+    return parameters[:, 0, None, None, None]  # (n, 1, 1, 1)
+
+
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
+    return images.clamp_(0, 255).to(torch.uint8)  # cut off, not rounded, as PIL's C code does
+
+
+def _blend(degenerate: torch.Tensor, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """degenerate + factor x (image - degenerate) in float32: ImageEnhance."""
+    start = degenerate.float()
+    return _to_pixels(start + _value(parameters).float() * (images - start))
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luma (n, 1, H, W) int32 of ITU-R 601-2 in PIL's 16-bit fixed point."""
+    red, green, blue = images.to(torch.int32).unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None]
+
+
+def identity(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return images
+
+
+def brightness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return _to_pixels(images * _value(parameters).float())
+
+
+def color(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return _blend(grey(images), images, parameters)
+
+
+def contrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    mean = grey(images).double().mean((1, 2, 3), keepdim=True).add(0.5).floor()
+    return _blend(mean, images, parameters)
+
+
+def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """The degenerate image is PIL's SMOOTH: weights 1, 5 in the middle, over 13; the border stays."""
+    wide = images.to(torch.int16)
+    rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[..., 1:-1, 1:-1]
+    smooth = images.clone()
+    smooth[..., 1:-1, 1:-1] = (2 * total + 13).div(26, rounding_mode="floor").to(torch.uint8)
+    return _blend(smooth, images, parameters)
+
+
+def posterize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    mask = 256 - 2 ** (8 - _value(parameters).clamp(0, 8))
+    return images & mask.to(torch.uint8)
+
+
+def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return torch.where(images < _value(parameters), images, 255 - images)
+
+
+def solarize_add(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    added = images + _value(parameters).to(torch.int16)
+    return torch.where(images < 128, added.clamp(max=255).to(torch.uint8), images)
+
+
+def invert(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return 255 - images
+
+
+def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each pixel through its channel's table (n, 3, 256)."""
+    return table.clamp(0, 255).to(torch.uint8).gather(2, images.flatten(2).long()).view_as(images)
+
+
+def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Each channel stretched to 0 to 255; one of a single level stays."""
+    low, high = (bound[..., None].double() for bound in images.flatten(2).aminmax(dim=2))
+    scale = torch.full_like(low, 255) / (
+        high - low
+    )  # 255 / tensor would be a reciprocal and a product: other roundings
+    levels = torch.arange(256, dtype=torch.float64, device=images.device)
+    return _look_up(images, torch.where(high > low, levels * scale - low * scale, levels))
+
+
+def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Each channel's histogram flattened; the brightest level that occurs is left out of the step, as in PIL."""
+    flat = images.flatten(2).long()
+    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=images.device)
+    histogram.scatter_add_(2, flat, torch.ones_like(flat))
+    brightest = histogram.gather(2, flat.amax(2, keepdim=True))
+    step = (flat.shape[2] - brightest).div(255, rounding_mode="floor")
+    below = histogram.cumsum(2) - histogram
+    table = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor")
+    levels = torch.arange(256, device=images.device)
+    return _look_up(images, torch.where(step > 0, table, levels))
+
+
+def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """A square of half side `value` around the place, cut at the border, in the fill colour."""
+    half, row, column = parameters.unbind(1)
+    center_row, center_column = (row * images.shape[2]).floor(), (column * images.shape[3]).floor()
+    square = torch.stack([center_row - half, center_column - half, 2 * half, 2 * half], dim=1).long()
+    return erase(images, square, _fill(images, canvas))
+
+
+def shear_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    x, y = _pixel_centers(images)
+    return _resample(images, x + parameters[:, :1, None] * y, None, canvas)
+
+
+def shear_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    x, y = _pixel_centers(images)
+    return _resample(images, None, y + parameters[:, :1, None] * x, canvas)
+
+
+def translate_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    x, _ = _pixel_centers(images)
+    return _resample(images, x + parameters[:, :1, None], None, canvas)
+
+
+def translate_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    _, y = _pixel_centers(images)
+    return _resample(images, None, y + parameters[:, :1, None], canvas)
+
+
+def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Counter-clockwise by degrees about the image's middle."""
+    x, y = _pixel_centers(images)
+    middle_x, middle_y = images.shape[3] / 2, images.shape[2] / 2
+    angle = -torch.deg2rad(parameters[:, :1, None])
+    cos, sin = angle.cos(), angle.sin()
+    source_x = cos * (x - middle_x) + sin * (y - middle_y) + middle_x
+    source_y = cos * (y - middle_y) - sin * (x - middle_x) + middle_y
+    return _resample(images, source_x, source_y, canvas)
+
+
+def _fill(images: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    return torch.tensor(canvas.fill, dtype=torch.uint8, device=images.device)[:, None, None]
+
+
+def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    height, width = images.shape[-2:]
+    y = torch.arange(height, dtype=torch.float64, device=images.device)[:, None] + 0.5
+    x = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
+    return x, y
+
+
+def _taps(source: torch.Tensor, size: int, interpolation: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The pixels (n, H, W) int64 along one axis, and their float32 weights, that make up position `source`."""
+    if interpolation == "nearest":
+        return [(source.floor().long().clamp_(0, size - 1), torch.ones_like(source, dtype=torch.float32))]
+    first = (source - 0.5).floor()
+    d = (source - 0.5 - first).float()
+    if interpolation == "bilinear":
+        weights = {0: 1 - d, 1: d}
+    else:
+        weights = {-1: d * (d * (2 - d) - 1), 0: 1 + d * d * (d - 2), 1: d * (1 + d * (1 - d)), 2: d * d * (d - 1)}
+    return [((first.long() + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
+
+
+def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, canvas: Canvas) -> torch.Tensor:
+    """Images read at x, y, which broadcast to (n, H, W), pixel centres at halves; None: at its own column or row."""
+    count, _, height, width = images.shape
+    one = images.new_ones(1, dtype=torch.float32)
+    own_column, own_row = (torch.arange(size, device=images.device) for size in (width, height))
+    columns = [(own_column, one)] if x is None else _taps(x, width, canvas.interpolation)
+    rows = [(own_row[:, None], one)] if y is None else _taps(y, height, canvas.interpolation)
+    flat = images.flatten(2)
+    total = images.new_zeros(images.shape, dtype=torch.float32)
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            place = (row * width + column).expand(count, height, width).flatten(1)[:, None]  # (n, 1, H W)
+            pixels = flat.gather(2, place.expand_as(flat)).view_as(images)
+            weight = (row_weight * column_weight).expand(count, height, width)[:, None]
+            total.addcmul_(pixels.float(), weight)
+    inside = torch.ones(count, height, width, dtype=torch.bool, device=images.device)
+    for source, size in ((x, width), (y, height)):
+        if source is not None:
+            inside &= (source >= 0) & (source < size)
+    # PIL cuts off in double precision: a float32 sum just below a whole level must not lose it.
+    return torch.where(inside[:, None], _to_pixels(total + 1e-3), _fill(images, canvas))
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    operation.__name__: operation
+    for operation in (
+        identity,
+        shear_x,
+        shear_y,
+        translate_x,
+        translate_y,
+        rotate,
+        brightness,
+        color,
+        contrast,
+        sharpness,
+        posterize,
+        solarize,
+        solarize_add,
+        autocontrast,
+        equalize,
+        invert,
+        cutout,
+    )
+}
