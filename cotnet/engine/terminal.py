@@ -29,7 +29,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, *, enabled: bool) -> None:
-        self._total, self._step, self._steps, self._epochs = total_steps, 0, 0, 0
+        self._total, self._step, self._end, self._epochs = total_steps, 0, 0, 0
         self._figures = ""
         self._first: tuple[float, int] | None = None  # when this process had done its first step, and which it was
         self._bar: Bar | None = None
@@ -42,7 +42,7 @@ class Progress:
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Epoch `epoch` (from 0) of `epochs` begins with `done` of its `steps` already behind it."""
-        self._step, self._steps, self._epochs = epoch * steps + done, steps, epochs
+        self._step, self._end, self._epochs = epoch * steps + done, (epoch + 1) * steps, epochs
         if self._bar:
             self._bar.start()
             self._bar.reset(
@@ -58,7 +58,8 @@ class Progress:
         if loss is not None and images_per_second is not None and data_wait is not None:
             self.figures(loss, images_per_second, data_wait)
         if self._bar:
-            self._bar.update(self._task, advance=1, figures=f"{self._figures}{self._left()}")
+            figures = "evaluating  " if self._step == self._end else self._figures
+            self._bar.update(self._task, advance=1, figures=f"{figures}{self._left()}")
 
     def figures(self, loss: float, images_per_second: float, data_wait: float) -> None:
         """What the bar shows from the next step on; `data_wait` is a share, 0 to 1."""
@@ -80,7 +81,7 @@ class Progress:
         for name in ("top1", "top5"):
             ema = record_val.get(f"val/{name}_ema")
             averaged = "" if ema is None else f" (EMA {ema:.2f})"
-            parts.append(f"{name.replace('top', 'top-')} {record_val[f'val/{name}']:.2f} %{averaged}")
+            parts.append(f"{name.replace('top', 'top-')} {record_val[f'val/{name}']:.2f}{averaged}")
         if record_train:
             parts.append(f"lr {record_train['train/lr']:.3g}")
             parts.append(f"{record_train['train/images_per_second']:,.0f} images/s")
