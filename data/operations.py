@@ -41,8 +41,19 @@ def _blend(degenerate: torch.Tensor, images: torch.Tensor, parameters: torch.Ten
 
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Luma (n, 1, H, W) int32 of ITU-R 601-2 in PIL's 16-bit fixed point."""
-    red, green, blue = images.to(torch.int32).unbind(1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None]
+    red, green, blue = images.to(torch.int32).split(1, dim=1)
+    luma = (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return luma.add_(0x8000).bitwise_right_shift_(16)
+
+
+def _levels(images: torch.Tensor) -> torch.Tensor:
+    return torch.arange(256, device=images.device)
+
+
+def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each pixel through its channel's table (n, 3 or 1, 256): the fastest way for whatever maps levels to levels."""
+    pixels = table.clamp(0, 255).to(torch.uint8).expand(-1, images.shape[1], -1)
+    return pixels.gather(2, images.flatten(2).long()).view_as(images)
 
 
 def identity(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -50,7 +61,7 @@ def identity(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> 
 
 
 def brightness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return _to_pixels(images * _value(parameters).float())
+    return _look_up(images, _levels(images).float() * parameters[:, :1, None].float())
 
 
 def color(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -58,17 +69,21 @@ def color(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> tor
 
 
 def contrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    mean = grey(images).double().mean((1, 2, 3), keepdim=True).add(0.5).floor()
-    return _blend(mean, images, parameters)
+    mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
+    start = mean.add(0.5).floor().float()[..., None]
+    return _look_up(images, start + parameters[:, :1, None].float() * (_levels(images) - start))
 
 
 def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """The degenerate image is PIL's SMOOTH: weights 1, 5 in the middle, over 13; the border stays."""
     wide = images.to(torch.int16)
-    rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[..., 1:-1, 1:-1]
+    rows = wide[..., :-2, :] + wide[..., 1:-1, :]
+    rows += wide[..., 2:, :]
+    total = rows[..., :-2] + rows[..., 1:-1]
+    total += rows[..., 2:]
+    total.add_(wide[..., 1:-1, 1:-1], alpha=4)
     smooth = images.clone()
-    smooth[..., 1:-1, 1:-1] = (2 * total + 13).div(26, rounding_mode="floor").to(torch.uint8)
+    smooth[..., 1:-1, 1:-1] = total.float().div_(13).add_(0.5).to(torch.uint8)
     return _blend(smooth, images, parameters)
 
 
@@ -78,21 +93,17 @@ def posterize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) ->
 
 
 def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return torch.where(images < _value(parameters), images, 255 - images)
+    levels = _levels(images)
+    return _look_up(images, torch.where(levels < parameters[:, :1, None], levels, 255 - levels))
 
 
 def solarize_add(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    added = images + _value(parameters).to(torch.int16)
-    return torch.where(images < 128, added.clamp(max=255).to(torch.uint8), images)
+    levels = _levels(images)
+    return _look_up(images, torch.where(levels < 128, levels + parameters[:, :1, None], levels))
 
 
 def invert(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     return 255 - images
-
-
-def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Each pixel through its channel's table (n, 3, 256)."""
-    return table.clamp(0, 255).to(torch.uint8).gather(2, images.flatten(2).long()).view_as(images)
 
 
 def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -101,21 +112,20 @@ def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas)
     scale = torch.full_like(low, 255) / (
         high - low
     )  # 255 / tensor would be a reciprocal and a product: other roundings
-    levels = torch.arange(256, dtype=torch.float64, device=images.device)
+    levels = _levels(images).double()
     return _look_up(images, torch.where(high > low, levels * scale - low * scale, levels))
 
 
 def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """Each channel's histogram flattened; the brightest level that occurs is left out of the step, as in PIL."""
     flat = images.flatten(2).long()
-    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=images.device)
-    histogram.scatter_add_(2, flat, torch.ones_like(flat))
+    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(2, flat, histogram.new_ones(1).expand_as(flat))
     brightest = histogram.gather(2, flat.amax(2, keepdim=True))
     step = (flat.shape[2] - brightest).div(255, rounding_mode="floor")
     below = histogram.cumsum(2) - histogram
     table = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor")
-    levels = torch.arange(256, device=images.device)
-    return _look_up(images, torch.where(step > 0, table, levels))
+    return _look_up(images, torch.where(step > 0, table, _levels(images)))
 
 
 def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -127,34 +137,30 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
 
 
 def shear_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    x, y = _pixel_centers(images)
-    return _resample(images, x + parameters[:, :1, None] * y, None, canvas)
+    _, y = _pixel_centers(images)
+    return _resample(images, parameters[:, :1, None] * y, None, canvas)
 
 
 def shear_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    x, y = _pixel_centers(images)
-    return _resample(images, None, y + parameters[:, :1, None] * x, canvas)
+    x, _ = _pixel_centers(images)
+    return _resample(images, None, parameters[:, :1, None] * x, canvas)
 
 
 def translate_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    x, _ = _pixel_centers(images)
-    return _resample(images, x + parameters[:, :1, None], None, canvas)
+    return _resample(images, parameters[:, :1, None], None, canvas)
 
 
 def translate_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    _, y = _pixel_centers(images)
-    return _resample(images, None, y + parameters[:, :1, None], canvas)
+    return _resample(images, None, parameters[:, :1, None], canvas)
 
 
 def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """Counter-clockwise by degrees about the image's middle."""
     x, y = _pixel_centers(images)
-    middle_x, middle_y = images.shape[3] / 2, images.shape[2] / 2
+    x, y = x - images.shape[3] / 2, y - images.shape[2] / 2
     angle = -torch.deg2rad(parameters[:, :1, None])
     cos, sin = angle.cos(), angle.sin()
-    source_x = cos * (x - middle_x) + sin * (y - middle_y) + middle_x
-    source_y = cos * (y - middle_y) - sin * (x - middle_x) + middle_y
-    return _resample(images, source_x, source_y, canvas)
+    return _resample(images, (cos - 1) * x + sin * y, (cos - 1) * y - sin * x, canvas)
 
 
 def _fill(images: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -168,40 +174,47 @@ def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def _taps(source: torch.Tensor, size: int, interpolation: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pixels (n, H, W) int64 along one axis, and their float32 weights, that make up position `source`."""
+def _taps(
+    offset: torch.Tensor, own: torch.Tensor, size: int, interpolation: str
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The pixels (int64) along one axis, and their float32 weights, that make up the place `offset` from the own one.
+
+    A shear or translation has one offset for a whole row or column: only the indices are of full size.
+    """
     if interpolation == "nearest":
-        return [(source.floor().long().clamp_(0, size - 1), torch.ones_like(source, dtype=torch.float32))]
-    first = (source - 0.5).floor()
-    d = (source - 0.5 - first).float()
+        place = (offset + 0.5).floor().long()
+        return [((own + place).clamp_(0, size - 1), torch.ones_like(offset, dtype=torch.float32))]
+    whole = offset.floor()
+    d = (offset - whole).float()
     if interpolation == "bilinear":
         weights = {0: 1 - d, 1: d}
     else:
         weights = {-1: d * (d * (2 - d) - 1), 0: 1 + d * d * (d - 2), 1: d * (1 + d * (1 - d)), 2: d * d * (d - 1)}
-    return [((first.long() + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
+    first = own + whole.long()
+    return [((first + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
 
 
 def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, canvas: Canvas) -> torch.Tensor:
-    """Images read at x, y, which broadcast to (n, H, W), pixel centres at halves; None: at its own column or row."""
-    count, _, height, width = images.shape
-    one = images.new_ones(1, dtype=torch.float32)
-    own_column, own_row = (torch.arange(size, device=images.device) for size in (width, height))
-    columns = [(own_column, one)] if x is None else _taps(x, width, canvas.interpolation)
-    rows = [(own_row[:, None], one)] if y is None else _taps(y, height, canvas.interpolation)
-    flat = images.flatten(2)
-    total = images.new_zeros(images.shape, dtype=torch.float32)
+    """Every pixel read x columns and y rows further on (float64, broadcasting to (n, H, W)); None for not at all."""
+    count, channels, height, width = images.shape
+    own_x, own_y = (torch.arange(size, device=images.device) for size in (width, height))
+    own_y = own_y[:, None]
+    columns = _taps(x, own_x, width, canvas.interpolation) if x is not None else [(own_x, images.new_ones(1).float())]
+    rows = _taps(y, own_y, height, canvas.interpolation) if y is not None else [(own_y, images.new_ones(1).float())]
+    flat = images.flatten(2).float()
+    total = torch.zeros_like(images, dtype=torch.float32)
     for row, row_weight in rows:
         for column, column_weight in columns:
-            place = (row * width + column).expand(count, height, width).flatten(1)[:, None]  # (n, 1, H W)
-            pixels = flat.gather(2, place.expand_as(flat)).view_as(images)
-            weight = (row_weight * column_weight).expand(count, height, width)[:, None]
-            total.addcmul_(pixels.float(), weight)
-    inside = torch.ones(count, height, width, dtype=torch.bool, device=images.device)
-    for source, size in ((x, width), (y, height)):
-        if source is not None:
-            inside &= (source >= 0) & (source < size)
+            place = (row * width + column).expand(count, height, width).reshape(count, 1, -1)
+            pixels = flat.gather(2, place.expand(-1, channels, -1)).view_as(total)
+            total.addcmul_(pixels, (row_weight * column_weight).expand(count, -1, -1)[:, None])
+    inside = torch.ones(1, 1, 1, dtype=torch.bool, device=images.device)
+    for offset, own, size in ((x, own_x, width), (y, own_y, height)):
+        if offset is not None:
+            source = own + 0.5 + offset
+            inside = inside & (source >= 0) & (source < size)
     # PIL cuts off in double precision: a float32 sum just below a whole level must not lose it.
-    return torch.where(inside[:, None], _to_pixels(total + 1e-3), _fill(images, canvas))
+    return torch.where(inside[:, None], _to_pixels(total.add_(1e-3)), _fill(images, canvas))
 
 
 OPERATIONS: Final[dict[str, Operation]] = {

@@ -163,7 +163,7 @@ def test_torchvision_strengths_are_torchvisions(name, transform, bins):
 
 @pytest.mark.parametrize("operation", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
 def test_torchvision_geometry_is_the_same_operation(operation):
-    """Translation has the other sign: torchvision moves the image, PIL the place that is read. The drawn sign is even."""
+    """Translation has the other sign (torchvision moves the image, PIL the place that is read); both are drawn."""
     image = photographs()[1].resize((97, 80))
     value = {"shear": 0.27, "translate": -12.0, "rotate": 21.0}[operation.split("_")[0]]
     name = operation.replace("_", " ").title().replace(" ", "")
