@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cotnet.models.layers import Activation, SqueezeExcite, resize_on_load
+from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite, resize_on_load
 from cotnet.models.resnet import convolution
 from cotnet.models.skeleton import Gate, Operator, ResNet, Settings, pyramid, stem
 
@@ -72,6 +72,8 @@ class BoTAttention(nn.Module):
 
 def resample(table: torch.Tensor, offsets: int) -> torch.Tensor:
     """Linear resampling of a table of offsets, (2 * side - 1, d) -> (offsets, d); offset zero stays in the middle."""
+    if not torch.compiler.is_exporting() and len(table) == offsets:  # an exported graph serves every size
+        return table
     return F.interpolate(table.t().unsqueeze(0), size=offsets, mode="linear").squeeze(0).t()
 
 
@@ -84,10 +86,8 @@ def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:
 def attention(
     width: int, stride: int, *, heads: int, side: int, positions: bool = True, act: Activation = nn.ReLU
 ) -> dict[str, nn.Module]:
-    """The operator of BoTNet; a strided block pools 2x2 after it (table 1), an odd last row or column by itself."""
-    pool: dict[str, nn.Module] = {}
-    if stride > 1:
-        pool = {"pad": nn.ReplicationPad2d((0, 1, 0, 1)), "avd": nn.AvgPool2d(2, stride)}
+    """The operator of BoTNet; a strided block pools 2x2 after it (table 1)."""
+    pool: dict[str, nn.Module] = {"avd": HalvingPool()} if stride > 1 else {}
     layer = BoTAttention(width, heads, side, positions=positions)
     return {"conv2": layer, **pool, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
 

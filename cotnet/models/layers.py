@@ -64,8 +64,9 @@ class SplitAttention(nn.Module):
 
 
 class BlurPool(nn.Module):
-    """Binomial 3x3 filter before subsampling, borders reflected: Zhang, "Making Convolutional Networks Shift-Invariant
-    Again" (2019), section 3.2. (B, C, H, W) -> (B, C, H / stride, W / stride); H and W at least 2. No state.
+    """Binomial 3x3 filter, then subsampling: Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019).
+
+    (B, C, H, W) -> (B, C, H / stride, W / stride), H and W at least 2; borders reflected; nothing in the state dict.
     """
 
     kernel: torch.Tensor
@@ -77,8 +78,22 @@ class BlurPool(nn.Module):
         self.register_buffer("kernel", torch.outer(line, line).expand(channels, 1, 3, 3).clone(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        return F.conv2d(padded, self.kernel, stride=self.stride, groups=self.channels)
+        # Concatenation: the gradient of torch's reflection padding is not reproducible on a GPU.
+        x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], 2)
+        x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
+        return F.conv2d(x, self.kernel, stride=self.stride, groups=self.channels)
+
+
+class HalvingPool(nn.Module):
+    """2x2 average pool of stride 2 that averages an odd last row or column by itself.
+
+    (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): what ceil_mode=True gives, for torch.export with any H and W too.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([x, x[:, :, -1:]], 2)
+        x = torch.cat([x, x[..., -1:]], 3)
+        return F.avg_pool2d(x, 2)
 
 
 @runtime_checkable

@@ -156,7 +156,7 @@ class PVT(nn.Module):
             positions = resize_table(table[:, 1:] if last else table, side, size)
             tokens = _tokens(x)
             if last:
-                tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
+                tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], 1)
                 positions = torch.cat([table[:, :1], positions], 1)
             tokens = tokens + positions
             for block in getattr(self, f"block{i + 1}"):
@@ -168,6 +168,8 @@ class PVT(nn.Module):
 
 def resize_table(table: torch.Tensor, side: int, size: Sequence[int]) -> torch.Tensor:
     """Bilinear resampling of a table of positions: (1, side * side, width) -> (1, H * W, width)."""
+    if not torch.compiler.is_exporting() and tuple(size) == (side, side):  # an exported graph serves every size
+        return table
     return _tokens(F.interpolate(_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
 
 

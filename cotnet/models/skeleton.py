@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from cotnet.models.layers import Activation, chain, new_head
+from cotnet.models.layers import Activation, HalvingPool, chain, new_head
 
 # (width, stride) -> the named modules between bn1 and conv3; they reduce the map by the stride.
 Operator = Callable[[int, int], dict[str, nn.Module]]
@@ -86,7 +86,7 @@ def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 def pooled_projection(in_channels: int, channels: int, stride: int) -> nn.Module:
     """Shortcut that averages before it projects, so that no position is skipped ("Bag of Tricks", ResNet-D)."""
-    pool = nn.AvgPool2d(2, stride, ceil_mode=True) if stride > 1 else nn.Identity()
+    pool = HalvingPool() if stride == 2 else nn.Identity()
     return nn.Sequential(pool, nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
 

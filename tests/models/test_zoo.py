@@ -1,0 +1,214 @@
+"""Every backbone does what every backbone must do."""
+
+import copy
+import inspect
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.export import Dim
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from cotnet import models
+
+ZOO = [name for name in models.__all__ if not name.endswith("_model")]
+QUICK = ("cotnet_small", "pvt_tiny", "botnet50")
+FAMILIES = ("cotnet_small", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "pvt_tiny", "resnet50", "resnest50")
+CONF = Path(__file__).parents[2] / "conf" / "backbone"
+
+
+def slow_but(quick, names):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def build(name, **settings):
+    """A model whose norms are not at their start, so that every block counts."""
+    torch.manual_seed(0)
+    model = getattr(models, name)(num_classes=5, **settings)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.uniform_(parameter, 0.2, 0.6)
+    return model
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_configuration_matches_the_constructor(name):
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert node.pop("_target_") == f"cotnet.models.{name}"
+    assert node.pop("weights") is None
+    parameters = inspect.signature(getattr(models, name)).parameters
+    assert set(node) == set(parameters) - {"in_channels"}
+    with torch.device("meta"):
+        numbers = {key: 32 if isinstance(value, str) and "$" in value else value for key, value in node.items()}
+        getattr(models, name)(**numbers)
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, ZOO))
+def test_trains_and_evaluates(name):
+    model = build(name, in_channels=2, drop_path=0.1, dropout=0.1)
+    images = torch.randn(2, 2, 64, 64)
+    F.cross_entropy(model.train()(images), torch.tensor([0, 4])).backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    odd = torch.randn(2, 2, 65, 97)
+    model.eval()
+    with torch.no_grad():
+        logits = model(odd)
+        assert logits.shape == (2, 5)
+        assert_close(logits[:1], model(odd[:1]), rtol=1e-3, atol=1e-4)  # no image sees another
+        maps = model.forward_stages(odd)
+        round_size = math.floor if name.startswith("pvt") else math.ceil
+        for stage, channels, stride in zip(maps, model.stage_channels, model.stage_strides, strict=True):
+            assert stage.shape == (2, channels, round_size(65 / stride), round_size(97 / stride))
+        channels_last = model.to(memory_format=torch.channels_last)(odd.to(memory_format=torch.channels_last))
+        assert_close(channels_last, logits, rtol=1e-3, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(odd)
+        assert (half - logits).norm() < 0.1 * (logits.norm() + 1)
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, ZOO))
+def test_copies_pickles_and_takes_another_head(name):
+    model = build(name).eval()
+    images = torch.randn(1, 3, 64, 64)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    unpickled = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        logits, maps = model(images), model.forward_stages(images)
+        assert_close(copy.deepcopy(model)(images), logits, rtol=0, atol=0)
+        assert_close(unpickled(images), logits, rtol=0, atol=0)
+        model.reset_head(11)
+        assert model(images).shape == (1, 11)
+        assert_close(model.forward_stages(images), maps, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cotnet_small", "pvt_tiny"])
+@pytest.mark.parametrize("side", [1, 8, 28, 33])
+def test_small_images(name, side):
+    """The others want 33 pixels or more, for a map of 2 x 2 before the last stage."""
+    model = build(name).eval()
+    assert model(torch.randn(2, 3, side, side)).shape == (2, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("cotnext50_2x48d", "se_cotnetd_50")])
+def test_compiles_into_one_graph(name):
+    model, twin = build(name).double(), build(name).double()
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for replica in (model, compiled):
+        F.cross_entropy(replica(images), torch.tensor([0, 4])).backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-6 * ours.grad.norm() + 1e-9
+    assert_close(compiled.eval()(images), model.eval()(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exports_for_any_batch_and_size(name):
+    model = build(name).eval()
+    dynamic = {0: Dim("batch"), 2: Dim("height", min=64), 3: Dim("width", min=64)}
+    program = torch.export.export(model, (torch.randn(2, 3, 96, 64),), dynamic_shapes=(dynamic,)).module()
+    for shape in ((3, 3, 65, 97), (1, 3, 224, 128)):
+        images = torch.randn(shape)
+        assert_close(program(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_drop_path_grows_with_depth_and_dropout_is_before_the_head():
+    for name in ("cotnet50", "pvt_tiny"):
+        with torch.device("meta"):
+            model = getattr(models, name)(drop_path=0.3, dropout=0.2)
+        rates = [module.p for key, module in model.named_modules() if key.endswith("drop_path")]
+        assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
+        assert model.dropout.p == 0.2
+
+
+def test_ablation_settings():
+    with torch.device("meta"):
+        static = models.cotnet50(fusion="static", stages=(4,), kernel_size=5, dilation=2)
+        keys = [key for key in static.state_dict() if ".conv2." in key and key.endswith("weight")]
+        assert {key.split(".")[0] for key in keys if "key_embed" in key} == {"layer4"}
+        assert not any("embed.3" in key or ".se." in key for key in keys)
+        key_embed = static.layer4[0].conv2.key_embed[0]
+        assert (key_embed.kernel_size, key_embed.dilation) == ((5, 5), (2, 2))
+        linear, attention = models.cotnet50(fusion="linear"), models.cotnet50()
+        dynamic = models.cotnet50(fusion="dynamic")
+        assert (
+            set(linear.state_dict())
+            == set(dynamic.state_dict())
+            == {k for k in attention.state_dict() if ".se." not in k}
+        )
+        plain = models.cotnet50(stages=())
+        assert plain.state_dict().keys() == models.resnet50().state_dict().keys()
+        mixed = models.se_cotnetd_50(stages=(2, 4), alternate=(4,))
+        cots = [key for key, module in mixed.named_modules() if type(module).__name__ == "CoTLayer"]
+        assert cots == [f"layer2.{i}.conv2" for i in range(4)] + ["layer4.0.conv2", "layer4.2.conv2"]
+
+
+def test_fusions_by_definition():
+    torch.manual_seed(0)
+    layer = models.cotnet.CoTLayer(32).eval()
+    x = torch.randn(2, 32, 6, 5)
+    static = layer.key_embed(x)
+    dynamic = layer.attend(x, static)
+    for fusion, expected in (("static", static), ("dynamic", dynamic), ("linear", static + dynamic)):
+        other = models.cotnet.CoTLayer(32, fusion=fusion).eval()
+        other.load_state_dict({key: value for key, value in layer.state_dict().items() if key in other.state_dict()})
+        assert_close(other(x), expected, rtol=0, atol=0)
+    gates = layer.se((static + dynamic).mean((2, 3), keepdim=True)).reshape(2, 32, 2).softmax(2)
+    expected = dynamic * gates[:, :, :1, None] + static * gates[:, :, 1:, None]
+    assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 60}, "60 channels"),
+        ({"channels": 24, "groups": 2}, "24 channels"),
+        ({"channels": 64, "kernel_size": 4}, "kernel_size 4"),
+        ({"channels": 64, "fusion": "none"}, "unknown fusion"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        models.cotnet.CoTLayer(**settings)
+
+
+def test_wrong_stages_are_refused():
+    with pytest.raises(ValueError, match="stages"):
+        models.cotnet50(stages=(0, 1))
+
+
+def test_initialisation_as_published():
+    """Convolutions of variance 2 / fan-out, last norms zero; PVT: normal of 0.02; BoT: of 0.01, tables of d^-1/2."""
+    torch.manual_seed(0)
+    cotnet, resnet = models.cotnet50(), models.resnet50()
+    for model, last in ((cotnet, 0.0), (resnet, 1.0)):
+        for key, module in model.named_modules():
+            if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 5000:
+                fan_out = module.out_channels * module.kernel_size[0] ** 2  # torch's, which leaves groups out
+                assert_moments(module.weight, math.sqrt(2 / fan_out), kurtosis=3.0)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.weight.unique().tolist() == [last if key.endswith("bn3") else 1.0]
+                assert module.bias.unique().tolist() == [0.0]
+    pvt = models.pvt_tiny()
+    for weight in (pvt.pos_embed1, pvt.block1[0].attn.q.weight, pvt.block3[1].mlp.fc1.weight, pvt.head.weight):
+        assert_moments(weight, 0.02, kurtosis=3.0)
+    assert pvt.block2[0].attn.kv.bias.unique().tolist() == [0.0]
+    bot = models.botnet50()
+    attention = bot.layer4[1].conv2
+    assert_moments(attention.query.weight, 0.01, kurtosis=3.0)
+    assert_moments(attention.vertical, 128**-0.5, kurtosis=3.0, tolerance=0.1)
+    assert bot.layer4[1].bn3.weight.unique().tolist() == [0.0]
+
+
+def assert_moments(weight, std, *, kurtosis, tolerance=0.05):
+    weight = weight.detach().double()
+    assert abs(weight.mean()) < 4 * std / math.sqrt(weight.numel())
+    assert weight.std().item() == pytest.approx(std, rel=tolerance)
+    assert (weight**4).mean().item() / std**4 == pytest.approx(kurtosis, rel=5 * tolerance)
