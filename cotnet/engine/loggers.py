@@ -158,7 +158,7 @@ class WandbLogger:
         return run
 
     def _say_stopped(self, reason: str) -> None:
-        say(f"W&B stopped ({reason}), training did not; to upload the rest: {self._sync()} --include-online")
+        say(f"W&B stopped ({reason}), training did not; to upload what it kept: {self._sync()} --include-online")
 
     def _sync(self) -> str:
         return f"wandb sync {self._folder / 'wandb'}"
@@ -176,9 +176,9 @@ def _set_up() -> "wandb.Settings":
 
 def _tear_down() -> None:
     """Ends wandb's process and takes its exit hook away; a process that is gone already is no news."""
-    import wandb
-
     with contextlib.suppress(Exception, SystemExit):
+        import wandb
+
         wandb.teardown()
 
 

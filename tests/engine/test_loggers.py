@@ -19,8 +19,9 @@ from cotnet.engine.loggers import NoLogger
 PROLOGUE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from cotnet.engine import records
+from cotnet.engine import loggers, records
 from cotnet.engine.loggers import WandbLogger
+ready, loggers.READY_SECONDS = loggers.READY_SECONDS, 30.0  # a busy machine may need more than a run would wait
 folder = Path(sys.argv[1])
 logger = WandbLogger(project="cotnet", entity=None, group="g", tags=("a", "b"), mode=sys.argv[2])
 
@@ -196,6 +197,7 @@ logger.finish(0)
     assert history(file) == [{"step": step} for step in range(5000)]
 
 
+@pytest.mark.slow
 def test_wandbs_process_ends_with_a_run_that_is_killed(tmp_path):
     code = 'logger.start(folder, {}, None, "r"); write({"step": 1}); print(core(), flush=True); time.sleep(60)'
     process = start(code, tmp_path / "run", environment(tmp_path), "offline")
@@ -217,6 +219,7 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed again: nobody listens there
     code = """
+loggers.READY_SECONDS = ready
 began = time.monotonic()
 run_id = logger.start(folder, {}, None, "r")
 print(time.monotonic() - began)
