@@ -175,21 +175,25 @@ def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _taps(
-    offset: torch.Tensor, own: torch.Tensor, size: int, interpolation: str
+    offset: torch.Tensor | None, own: torch.Tensor, size: int, interpolation: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pixels (int64) along one axis, and their float32 weights, that make up the place `offset` from the own one.
+    """The pixels along one axis, and their float32 weights, that make up the place `offset` from the own one.
 
     A shear or translation has one offset for a whole row or column: only the indices are of full size.
     """
+    if offset is None:
+        return [(own, torch.ones(1, 1, 1, device=own.device))]
     if interpolation == "nearest":
-        place = (offset + 0.5).floor().long()
-        return [((own + place).clamp_(0, size - 1), torch.ones_like(offset, dtype=torch.float32))]
-    whole = offset.floor()
-    d = (offset - whole).float()
-    if interpolation == "bilinear":
-        weights = {0: 1 - d, 1: d}
+        whole, weights = (offset + 0.5).floor(), {0: torch.ones_like(offset, dtype=torch.float32)}
     else:
-        weights = {-1: d * (d * (2 - d) - 1), 0: 1 + d * d * (d - 2), 1: d * (1 + d * (1 - d)), 2: d * d * (d - 1)}
+        whole = offset.floor()
+        d = (offset - whole).float()
+        outer, inner = d * (d - 1), 1 + d * (1 - d)
+        weights = (
+            {0: 1 - d, 1: d}
+            if interpolation == "bilinear"
+            else {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
+        )
     first = own + whole.long()
     return [((first + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
 
@@ -199,15 +203,15 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     count, channels, height, width = images.shape
     own_x, own_y = (torch.arange(size, device=images.device) for size in (width, height))
     own_y = own_y[:, None]
-    columns = _taps(x, own_x, width, canvas.interpolation) if x is not None else [(own_x, images.new_ones(1).float())]
-    rows = _taps(y, own_y, height, canvas.interpolation) if y is not None else [(own_y, images.new_ones(1).float())]
-    flat = images.flatten(2).float()
+    columns = _taps(x, own_x, width, canvas.interpolation)
+    rows = [(row * width, weight) for row, weight in _taps(y, own_y, height, canvas.interpolation)]
+    flat = images.flatten(2)
     total = torch.zeros_like(images, dtype=torch.float32)
     for row, row_weight in rows:
         for column, column_weight in columns:
-            place = (row * width + column).expand(count, height, width).reshape(count, 1, -1)
-            pixels = flat.gather(2, place.expand(-1, channels, -1)).view_as(total)
-            total.addcmul_(pixels, (row_weight * column_weight).expand(count, -1, -1)[:, None])
+            place = (row + column).expand(count, height, width).reshape(count, 1, -1)
+            pixels = flat.gather(2, place.expand(-1, channels, -1)).view_as(images)
+            total.addcmul_(pixels.float(), (row_weight * column_weight)[:, None])
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=images.device)
     for offset, own, size in ((x, own_x, width), (y, own_y, height)):
         if offset is not None:
