@@ -1,0 +1,152 @@
+"""The zoo as a table: parameters and multiply-adds counted live, beside what was published."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cotnet import models
+from cotnet.models.cotnet import CoTLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures of a source: parameters in millions, multiply-adds in billions, accuracies in percent; None: not given."""
+
+    source: str
+    parameters: float | None = None
+    multiply_adds: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+
+COTNET = "Li et al. 2021, 350 epochs"
+PVT = "Wang et al. 2021"
+BOTNET = "Srinivas et al. 2021 ¹"
+TORCHVISION = "torchvision, V1 weights"
+
+# (name, side in pixels) -> what was published for it
+TABLE: dict[tuple[str, int], Published | None] = {
+    ("cotnet50", 224): Published(source=COTNET, parameters=22.2, multiply_adds=3.3, top1=81.3, top5=95.6),
+    ("cotnet101", 224): Published(source=COTNET, parameters=38.3, multiply_adds=6.1, top1=82.8, top5=96.2),
+    ("cotnext50_2x48d", 224): Published(source=COTNET, parameters=30.1, multiply_adds=4.3, top1=82.1, top5=95.9),
+    ("cotnext101_2x48d", 224): Published(source=COTNET, parameters=53.4, multiply_adds=8.2, top1=83.2, top5=96.4),
+    ("se_cotnetd_50", 224): Published(source=COTNET, parameters=23.1, multiply_adds=4.1, top1=81.6, top5=95.8),
+    ("se_cotnetd_101", 224): Published(source=COTNET, parameters=40.9, multiply_adds=8.5, top1=83.2, top5=96.5),
+    ("se_cotnetd_152", 224): Published(source=COTNET, parameters=55.8, multiply_adds=17.0, top1=84.0, top5=97.0),
+    ("se_cotnetd_152", 256): None,
+    ("se_cotnetd_152", 320): Published(source=COTNET, parameters=55.8, multiply_adds=26.5, top1=84.6, top5=97.1),
+    ("cotnet_small", 32): None,
+    ("botnet50", 224): None,
+    ("botnet101", 224): None,
+    ("botnet152", 224): None,
+    ("botnet200", 224): None,
+    ("botnet_s1_50", 224): None,
+    ("botnet_s1_59", 224): Published(source=BOTNET, parameters=33.5, top1=81.7),
+    ("botnet_s1_110", 224): Published(source=BOTNET, parameters=54.7, top1=82.8),
+    ("botnet_s1_128", 256): Published(source=BOTNET, parameters=75.1, top1=83.5),
+    ("botnet_s1_77", 320): Published(source=BOTNET, parameters=53.9, top1=84.0),
+    ("botnet_s1_128", 384): Published(source=BOTNET, parameters=75.1, top1=84.7),
+    ("pvt_tiny", 224): Published(source=PVT, parameters=13.2, multiply_adds=1.9, top1=75.1),
+    ("pvt_small", 224): Published(source=PVT, parameters=24.5, multiply_adds=3.8, top1=79.8),
+    ("pvt_medium", 224): Published(source=PVT, parameters=44.2, multiply_adds=6.7, top1=81.2),
+    ("pvt_large", 224): Published(source=PVT, parameters=61.4, multiply_adds=9.8, top1=81.7),
+    ("resnet50", 224): Published(source=TORCHVISION, parameters=25.6, multiply_adds=4.1, top1=76.1, top5=92.9),
+    ("resnet101", 224): Published(source=TORCHVISION, parameters=44.5, multiply_adds=7.8, top1=77.4, top5=93.5),
+    ("resnet152", 224): Published(source=TORCHVISION, parameters=60.2, multiply_adds=11.5, top1=78.3, top5=94.0),
+    ("resnext50_32x4d", 224): Published(source=TORCHVISION, parameters=25.0, multiply_adds=4.2, top1=77.6, top5=93.7),
+    ("resnext101_32x4d", 224): None,
+    ("resnet50d", 224): Published(source="He et al. 2019, table 5 ¹", top1=77.2, top5=93.5),
+    ("resnet101d", 224): None,
+    ("seresnet50", 224): Published(source="Hu et al. 2018, table 2 ¹", top1=76.7, top5=93.4),
+    ("seresnet101", 224): Published(source="Hu et al. 2018, table 2 ¹", top1=77.6, top5=93.9),
+    ("seresnet50d", 224): None,
+    ("resnest50", 224): Published(source="Zhang et al. 2020, release", top1=81.0),
+    ("resnest101", 256): Published(source="Zhang et al. 2020, release", top1=82.8),
+}
+
+GATES = "with gates in all blocks and tables for this size"
+REASONS = {
+    ("se_cotnetd_152", 224): "17.0 is the count at 256 px",
+    ("botnet_s1_59", 224): GATES,
+    ("botnet_s1_77", 320): GATES,
+    ("botnet_s1_110", 224): GATES,
+    ("botnet_s1_128", 256): GATES,
+    ("botnet_s1_128", 384): GATES,
+}
+
+HEAD = ("Name", "Pixels", "Parameters, M", "Multiply-adds, G", "Top-1", "Top-5", "Source", "Deviation from the source")
+
+
+def build(name: str, side: int) -> nn.Module:
+    """The model at its nominal size, on the meta device: shapes without memory."""
+    sized = name.startswith(("botnet", "pvt")) and side > 224
+    settings: dict[str, Any] = {"image_size": side} if sized else {}
+    with torch.device("meta"):
+        model: nn.Module = getattr(models, name)(**settings)
+    return model.eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, side: int) -> int:
+    """For one image of side x side: convolutions, linear layers, attention products, and C * H * W * K * K for each
+    local aggregation. Norms, activations and pooling are not counted. The model is on the meta device.
+    """
+    aggregations: list[int] = []
+
+    def add(layer: CoTLayer, _: Any, output: torch.Tensor) -> None:
+        aggregations.append(output.numel() * layer.taps if layer.fusion != "static" else 0)
+
+    handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, CoTLayer)]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(torch.empty(1, 3, side, side, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return int(counter.get_total_flops() // 2 + sum(aggregations))
+
+
+def deviation(name: str, side: int, parameters: float, multiply_adds: float) -> str:
+    """What differs from the published figure as printed, with the reason where it is known."""
+    published = TABLE[name, side]
+    if published is None:
+        return ""
+    parts = [
+        f"{word} {ours:.2f}, published {theirs}"
+        for word, ours, theirs in (
+            ("parameters", parameters, published.parameters),
+            ("multiply-adds", multiply_adds, published.multiply_adds),
+        )
+        if theirs is not None and f"{ours:.1f}" != f"{theirs:.1f}"
+    ]
+    reason = REASONS.get((name, side))
+    return "; ".join(parts + ([reason] if parts and reason else []))
+
+
+def row(name: str, side: int) -> tuple[str, ...]:
+    model, published = build(name, side), TABLE[name, side]
+    parameters, multiply_adds = count_parameters(model) / 1e6, count_multiply_adds(model, side) / 1e9
+    accuracy = partial("{:.1f}".format)
+    return (
+        name,
+        str(side),
+        f"{parameters:.2f}",
+        f"{multiply_adds:.2f}",
+        accuracy(published.top1) if published and published.top1 else "–",
+        accuracy(published.top5) if published and published.top5 else "–",
+        published.source if published else "–",
+        deviation(name, side, parameters, multiply_adds),
+    )
+
+
+def markdown() -> str:
+    """The table as docs/models.md holds it."""
+    rows = [HEAD, tuple("---" for _ in HEAD), *(row(name, side) for name, side in TABLE)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
