@@ -67,7 +67,7 @@ def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.M
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of the evaluation; its exit code."""
-    with StopRequest() as stop, join_ranks(store) as ranks, assembly.input_errors():
+    with StopRequest() as stop, join_ranks(store) as ranks, assembly.plain_errors(config["output_dir"]):
         try:
             figures = measure(config, ranks, stop)
         except Interrupted:

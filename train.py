@@ -41,7 +41,7 @@ def main(config: Config) -> int:
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of a run; its exit code."""
-    with StopRequest() as stop, join_ranks(store) as ranks, assembly.input_errors():
+    with StopRequest() as stop, join_ranks(store) as ranks, assembly.plain_errors(config["output_dir"]):
         try:
             train(config, ranks, stop)
         except Interrupted:

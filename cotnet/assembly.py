@@ -1,5 +1,6 @@
 """From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
 
+import errno
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from cotnet.config import Config, bind, build, check, nearest, typed
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
-from cotnet.errors import InputError
+from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
@@ -226,9 +227,16 @@ def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
-    """Turn the data package's DataError into the InputError that the launcher carries between processes."""
+def plain_errors(folder: str) -> Iterator[None]:
+    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, and a disk
+    that is full or refuses."""
     try:
         yield
     except DataError as error:
         raise InputError(str(error)) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            raise
+        raise RunError(
+            f"cannot write into {folder}: {error.strerror}; make room there, the same command resumes"
+        ) from None

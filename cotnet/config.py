@@ -134,7 +134,7 @@ def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as `hint` wants it (an integer is a float, a list a tuple, a string a Path), or InputError."""
+    """`value` as `hint` wants it (an integer is a float, a list a tuple, a name a Path), or InputError."""
     if isinstance(value, Mapping) and "_target_" in value:
         raise InputError(f"{key}: a nested _target_ is not allowed")
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -156,13 +156,14 @@ def _as(value: Any, hint: Any) -> Any:
         return _as_sequence(value, origin, typing.get_args(hint))
     if origin is typing.Literal:
         return value if value in typing.get_args(hint) else _UNFIT
-    if hint is Any or not isinstance(hint, type):  # Any and what else cannot be checked here; the target checks it
+    if hint is Any or not isinstance(hint, type):  # cannot be checked here; the target checks it
         return value
-    if isinstance(value, bool) and hint is not bool:
-        return _UNFIT
-    if (hint is float and isinstance(value, int)) or (hint is Path and isinstance(value, str)):
-        return typing.cast(Any, hint)(value)
-    return value if isinstance(value, hint) else _UNFIT
+    if hint is Path and isinstance(value, (str, int)):  # a folder may be called 1
+        return Path(str(value))
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    return value if isinstance(value, hint) and (number or hint is not int) else _UNFIT
 
 
 def _as_sequence(value: Any, kind: type, hints: tuple[Any, ...]) -> Any:
@@ -208,7 +209,7 @@ def entry(config_name: str, *, after_sweep: Callable[[list[Trial]], None]) -> Ca
             multirun = HydraConfig.get().mode == RunMode.MULTIRUN
             with one_line(multirun) as outcome:
                 config = resolve(node)
-                base = config["output_dir"]
+                base = None if config["output_dir"] is None else str(config["output_dir"])  # a folder may be called 1
                 folder = Path(base) if base and not multirun else Path(base or "outputs") / name
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code

@@ -88,7 +88,7 @@ def _compare(folder: Path, theirs: Config, ours: Config) -> None:
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the resolved configuration that the run uses."""
     if first_process():
-        records.write_atomic(folder / "config.yaml", to_yaml(config).encode())
+        records.write_text(folder / "config.yaml", to_yaml(config))
 
 
 def print_sweep(trials: list[Trial]) -> None:

@@ -1,14 +1,18 @@
 """Running the programs as a person does, on small image folders of real images."""
 
+import importlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,34 +29,50 @@ SMALL = (  # a run of seconds: cotnet_small on a few digits
 )
 
 
-def environment(**extra: str) -> dict[str, str]:
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(program: str, *overrides: str, cwd: Path, code: int | None = 0) -> Done:
+    """Run train.py or evaluate.py in `cwd`, from the command line to the exit; fail unless it exits with `code`.
+
+    In this process (ranks, if several, in their own): what the programs import takes seconds every time.
+    """
+    module = importlib.import_module(program.removesuffix(".py"))
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [program, *overrides])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+    return checked(Done(int(end.value.code or 0), out.getvalue(), err.getvalue()), code)
+
+
+def environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), **extra}
+    return {**kept, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
 
 
-def run(
-    program: str, *overrides: str, cwd: Path, code: int | None = 0, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run train.py or evaluate.py in `cwd`; fail unless it exits with `code`."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / program), *overrides],
-        cwd=cwd,
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+def run_process(*command: str, cwd: Path, code: int | None = 0, **options: Any) -> Done:
+    """Run `python COMMAND` as a process of its own."""
+    settings: dict[str, Any] = {"cwd": cwd, "env": environment(), "capture_output": True, "text": True, "timeout": 280}
+    done = subprocess.run([sys.executable, *command], check=False, **settings, **options)
+    return checked(Done(done.returncode, done.stdout, done.stderr), code)
+
+
+def checked(done: Done, code: int | None) -> Done:
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def start(program: str, *overrides: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+def start(program: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
     """Start a program in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / program), *overrides],
         cwd=cwd,
-        env=environment(**extra),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,12 +84,7 @@ def start(program: str, *overrides: str, cwd: Path, **extra: str) -> subprocess.
 def _all_digits() -> Path:
     """The whole digits set, made once per machine and checkout."""
     folder = ROOT / "datasets" / "digits"
-    subprocess.run(
-        [sys.executable, "-m", "data.prepare", "digits", "--out", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    run_process("-m", "data.prepare", "digits", "--out", str(folder), cwd=ROOT)
     return folder
 
 

@@ -2,15 +2,13 @@
 
 import json
 import pickle
+import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from programs import SMALL, checkpoint, make_digits, run
-
-import train
+from programs import ROOT, SMALL, Done, checkpoint, make_digits, run, run_process
 
 NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
 
@@ -38,21 +36,13 @@ def trained(tmp_path_factory, digits):
 
 def error_line(program: str, *overrides: str, cwd: Path, code: int = 2) -> str:
     """The one line that the program says; it says nothing else."""
-    done = run(program, *overrides, cwd=cwd, code=code)
+    return only_line(run(program, *overrides, cwd=cwd, code=code))
+
+
+def only_line(done: Done) -> str:
     lines = [line for line in done.stderr.splitlines() if not line.startswith(NATIVE)]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
-def error_line_here(*overrides: str, monkeypatch, capsys) -> str:
-    """The same of train.py in this process: what it imports takes seconds, its answer does not."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
-    with pytest.raises(SystemExit) as exit_code:
-        train.main()
-    assert exit_code.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
     return lines[0].removeprefix("error: ")
 
 
@@ -80,15 +70,15 @@ def error_line_here(*overrides: str, monkeypatch, capsys) -> str:
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
     ],
 )
-def test_configuration(overrides, message, digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    given = [*SMALL, f"data.root={digits}", "output_dir=run", *overrides]
-    assert message in error_line_here(*given, monkeypatch=monkeypatch, capsys=capsys)
+def test_configuration(overrides, message, digits, tmp_path):
+    line = error_line("train.py", *SMALL, f"data.root={digits}", "output_dir=run", *overrides, cwd=tmp_path)
+    assert message in line
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_root(tmp_path):
-    assert error_line("train.py", cwd=tmp_path) == "data.root is required; set data.root=VALUE"
+    line = only_line(run_process(str(ROOT / "train.py"), cwd=tmp_path, code=2))
+    assert line == "data.root is required; set data.root=VALUE"
 
 
 def test_folders(digits, tmp_path):
@@ -118,7 +108,7 @@ def test_damaged_image_is_named_and_the_last_checkpoint_survives(loader, ranks, 
     before = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
     victim = sorted((root / "train" / "3").iterdir())[1]
     victim.write_bytes(victim.read_bytes()[:70])
-    line = error_line("train.py", *overrides, cwd=tmp_path)
+    line = only_line(run_process(str(ROOT / "train.py"), *overrides, cwd=tmp_path, code=2))
     assert str(victim) in line
     assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
 
@@ -190,3 +180,20 @@ def test_nowhere_to_write(digits, tmp_path):
     (tmp_path / "file").write_text("in the way")
     line = error_line("train.py", *SMALL, f"data.root={digits}", "output_dir=file/run", cwd=tmp_path)
     assert line == "cannot write into file/run: Not a directory; choose another output_dir"
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_the_last_checkpoint(digits, tmp_path):
+    """No file may grow beyond a megabyte, as on a disk with so much left."""
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    run("train.py", *overrides, "train.max_steps=1", cwd=tmp_path)
+    before = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = run_process(str(ROOT / "train.py"), *overrides, cwd=tmp_path, code=1, preexec_fn=limit)
+    assert only_line(done).startswith("cannot write run/checkpoints/last.pt: ")
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    run("train.py", *overrides, cwd=tmp_path)

@@ -5,13 +5,12 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import ROOT, SMALL, assert_same_run, checkpoint, environment, make_digits, metrics, run, start
+from programs import ROOT, SMALL, assert_same_run, checkpoint, make_digits, metrics, run, run_process, start
 from wandb_file import history
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
@@ -168,16 +167,7 @@ def test_two_ranks_equal_one_in_float64(digits, tmp_path):
 @pytest.mark.slow
 def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py")]
-    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
-    done = subprocess.run(
-        [sys.executable, *command, *overrides],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_process(*command, *SMALL, f"data.root={digits}", "output_dir=run", cwd=tmp_path)
     assert_same_run(uncut / "2", tmp_path / "run")
 
 
@@ -215,10 +205,11 @@ def test_imagenet_layout(loader, tmp_path):
 
 @pytest.mark.slow
 def test_default_output_dir_is_found_again(digits, tmp_path):
-    overrides = [*SMALL, f"data.root={digits}", "train.max_steps=1"]
+    (tmp_path / "d").symlink_to(digits)
+    overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]
     run("train.py", *overrides, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
-    assert "train.max_steps=1" in folder.name
+    assert folder.name == "data.root=d,experiment=digits,train.batch_size=30,train.max_steps=1"
     assert f"outputs/{folder.name} is finished" in run("train.py", *overrides, cwd=tmp_path).stdout
 
 

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from cotnet.engine.curves import draw_curves
-from cotnet.engine.terminal import Progress, results_table, say
+from cotnet.engine.terminal import say
 
 if TYPE_CHECKING:
     import wandb
-
-__all__ = ["NoLogger", "Progress", "WandbLogger", "draw_curves", "results_table"]
 
 Record = dict[str, Any]
 

@@ -7,11 +7,14 @@ NaN and no infinity: both become null, and read back as None.
 One process writes a file (rank 0); any number may read it meanwhile.
 """
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cotnet.errors import InputError
 
@@ -72,16 +75,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces a file in one move. On an error (OSError: full disk, no permission) the old file stays as it was."""
+    """Replaces a file in one move; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` in one move once it is on the disk.
+
+    On any error (OSError: full disk, no permission) the old file stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")  # same folder: a rename never crosses file systems
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,6 +1,5 @@
 """Everything that continues a run, and its file: written atomically, read without running code from it."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import MovingAverage
+from cotnet.engine.records import replacing
 from cotnet.errors import InputError, RunError
 
 FORMAT = 1
@@ -140,32 +140,23 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write to a temporary file beside `path`, flush to disk, rename: a crash leaves the old file or the new one.
+    """Write the file whole or not at all: a crash leaves the old checkpoint or the new one.
 
     Raises:
         RunError: the disk is full or refuses; the old file stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(
-            f"cannot write {path}: {reason}; the previous checkpoint stands, the same command resumes"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {reason}; what was saved before stands, make room and resume") from None
 
 
 def duplicate(path: Path, target: Path) -> None:
     """Make `target` the same checkpoint as `path`, by a hard link where the file system has them."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
