@@ -107,8 +107,8 @@ def botnet50(
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1).
 
-    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend (table 7 varies them); `stride` is
-    that of c5, `heads` divide its width; `positions` False is content-only attention (table 5).
+    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend; `stride` is
+    that of c5, `heads` divide its width; `positions` False is content-only attention.
     """
     return _botnet(
         (3, 4, 6, 3),
@@ -170,7 +170,7 @@ def botnet_s1_50(
     dropout: float = 0.0,
     image_size: int = 224,
 ) -> ResNet:
-    """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters (table 8)."""
+    """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
     settings = Settings(num_classes, drop_path, dropout)
     return _botnet((3, 4, 6, 3), in_channels, settings, image_size=image_size, stride=1)
 
@@ -183,7 +183,7 @@ def botnet_s1_59(
     dropout: float = 0.0,
     image_size: int = 224,
 ) -> ResNet:
-    """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px (section 4.8)."""
+    """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
     settings = Settings(num_classes, drop_path, dropout)
     return _botnet(
         (3, 4, 6, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
@@ -198,7 +198,7 @@ def botnet_s1_77(
     dropout: float = 0.0,
     image_size: int = 320,
 ) -> ResNet:
-    """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px (section 4.8)."""
+    """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
     settings = Settings(num_classes, drop_path, dropout)
     return _botnet(
         (3, 4, 6, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
@@ -213,7 +213,7 @@ def botnet_s1_110(
     dropout: float = 0.0,
     image_size: int = 224,
 ) -> ResNet:
-    """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px (section 4.8)."""
+    """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
     settings = Settings(num_classes, drop_path, dropout)
     return _botnet(
         (3, 4, 23, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
@@ -228,7 +228,7 @@ def botnet_s1_128(
     dropout: float = 0.0,
     image_size: int = 256,
 ) -> ResNet:
-    """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px (section 4.8)."""
+    """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
     settings = Settings(num_classes, drop_path, dropout)
     return _botnet(
         (3, 4, 23, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU

@@ -1,6 +1,6 @@
 """CoTNet: a ResNet whose 3x3 convolutions are Contextual Transformer blocks.
 
-Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3 and figure 3. State-dict keys are
+Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3. State-dict keys are
 those of the authors' release.
 """
 
@@ -27,15 +27,16 @@ from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
 FUSIONS = ("static", "dynamic", "linear", "attention")
-SHARE = 8  # channels that share one local kernel (C_h of equation 1 is C / SHARE)
+SHARE = 8  # channels that share one local kernel (the paper's C_h heads are C / SHARE)
 
 
 class CoTLayer(nn.Module):
     """The Contextual Transformer block: (B, C, H, W) -> (B, C, H, W), any H and W.
 
-    `fusion` is what leaves the block (table 6): the static context, the dynamic one, their sum, or their attention.
-    `groups` splits the 1x1 convolutions and the local kernels in halves (2 in CoTNeXt); `key_groups` those of the key
-    embedding. Raises ValueError if the channels cannot be divided so, or for an unknown fusion.
+    `fusion` is what leaves the block (the ablation of section 4): the static context, the dynamic one, their sum
+    ("linear"), or their sum weighted by attention. `groups` splits the 1x1 convolutions and the local kernels in halves
+    (2 in CoTNeXt); `key_groups` are those of the key embedding. Raises ValueError if the channels cannot be divided so,
+    for an even kernel size or an unknown fusion.
     """
 
     def __init__(
@@ -49,14 +50,7 @@ class CoTLayer(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        if channels % (SHARE * groups) or channels % key_groups:
-            raise ValueError(
-                f"CoTLayer cannot divide {channels} channels; give a multiple of {SHARE * groups} and {key_groups}"
-            )
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
-        if fusion not in FUSIONS:
-            raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
+        _check_layer(channels, kernel_size, groups, key_groups, fusion)
         self.groups, self.taps, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
         padding = dilation * (kernel_size // 2)
         self.key_embed = nn.Sequential(
@@ -100,9 +94,8 @@ class CoTLayer(nn.Module):
         return self.fuse(static_context, dynamic_context)
 
     def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Equations 4 and 5: local kernels from [K1, Q], without a softmax, aggregate the values."""
-        join = torch.cat if self.groups == 1 else torch.stack
-        query_keys = join([x, keys], 1 if self.groups == 1 else 2).flatten(1, -3)  # halves hold channels of both
+        """A = [K1, Q] W_theta W_delta, K2 = V * A: local kernels, not soft-maxed, aggregate the values."""
+        query_keys = torch.cat([x, keys], 1) if self.groups == 1 else interleave(x, keys)  # (B, 2 * C, H, W)
         weight = self.embed(query_keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
         value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, halves, C / halves, H, W)
         context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
@@ -114,6 +107,11 @@ class CoTLayer(nn.Module):
         pooled = (static_context + dynamic_context).mean((2, 3), keepdim=True)
         gates = self.se(pooled).unflatten(1, (-1, 2)).softmax(2)  # (B, C, 2, 1, 1)
         return dynamic_context * gates[:, :, 0] + static_context * gates[:, :, 1]
+
+
+def interleave(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Channel by channel, so that both halves of the groups see both: twice (B, C, H, W) -> (B, 2 * C, H, W)."""
+    return torch.stack([x, keys], 2).flatten(1, 2)
 
 
 def cot(
@@ -156,9 +154,9 @@ def cotnet50(
     kernel_size: int = 3,
     dilation: int = 1,
 ) -> ResNet:
-    """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px (table 2).
+    """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px.
 
-    `stages` carry CoT, the others 3x3 convolutions; `fusion` as in CoTLayer (table 6).
+    `stages` carry CoT, the others 3x3 convolutions; `fusion` as in CoTLayer.
     """
     operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
     return _cotnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), operator, stages)
@@ -205,7 +203,7 @@ def se_cotnetd_50(
 ) -> ResNet:
     """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px.
 
-    `stages` carry CoT, those of `alternate` in every other block; all other blocks are gated convolutions (table 7).
+    `stages` carry CoT, those of `alternate` in every other block; all other blocks are gated convolutions.
     """
     settings = Settings(num_classes, drop_path, dropout)
     return _se_cotnetd((3, 4, 6, 3), 32, in_channels, settings, stages=stages, alternate=alternate)
@@ -265,6 +263,16 @@ def _se_cotnetd(
         blocks.append([operators[0] if carry else operators[1] for carry in carries])
     first = deep_stem(in_channels, stem_width, pool=False)
     return ResNet(first, pyramid(blocks, strides=(2, 2, 2, 2)), settings, shortcut=pooled_projection)
+
+
+def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, fusion: str) -> None:
+    if channels % (SHARE * groups) or channels % key_groups:
+        divisors = f"{SHARE * groups} and {key_groups}"
+        raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
 
 
 def _check_stages(stages: Sequence[int]) -> None:

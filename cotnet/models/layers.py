@@ -38,7 +38,7 @@ class SqueezeExcite(nn.Module):
 class SplitAttention(nn.Module):
     """A 3x3 convolution to `radix` maps, and their sum weighted by attention over them, channel by channel.
 
-    Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3.1. With radix 1 the attention is a sigmoid gate.
+    Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3. With radix 1 the attention is a sigmoid gate.
     (B, width, H, W) -> (B, width, H / stride, W / stride).
     """
 

@@ -20,7 +20,7 @@ def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = n
 
 
 def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
-    """The operator of ResNeSt; a strided block pools after it (section 3.2)."""
+    """The operator of ResNeSt; a strided block pools after it."""
     pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
     return {"conv2": SplitAttention(width, 1, radix=2, act=nn.ReLU), **pool}
 
@@ -88,14 +88,14 @@ def seresnet50d(
 
 
 def resnest50(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
-    """ResNeSt-50, radix 2: Zhang et al. (2020), table 1; 27.5 M parameters."""
+    """ResNeSt-50, radix 2: Zhang et al. (2020); 27.5 M parameters."""
     return _resnest((3, 4, 6, 3), 32, in_channels, Settings(num_classes, drop_path, dropout))
 
 
 def resnest101(
     *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
 ) -> ResNet:
-    """ResNeSt-101, radix 2: Zhang et al. (2020), table 1; 48.3 M parameters."""
+    """ResNeSt-101, radix 2: Zhang et al. (2020); 48.3 M parameters."""
     return _resnest((3, 4, 23, 3), 64, in_channels, Settings(num_classes, drop_path, dropout))
 
 

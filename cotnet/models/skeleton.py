@@ -79,7 +79,7 @@ def small_stem(in_channels: int, channels: int) -> Stem:
 
 
 def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """Shortcut by a strided 1x1 convolution (option B of section 3.3)."""
+    """Shortcut by a strided 1x1 convolution (the paper's option B)."""
     conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 

@@ -15,7 +15,7 @@ from cotnet.models.cotnet import CoTLayer
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Figures of a source: parameters in millions, multiply-adds in billions, accuracies in percent; None: not given."""
+    """Figures of a source: parameters in millions, multiply-adds in billions, accuracies in percent; None: none."""
 
     source: str
     parameters: float | None = None

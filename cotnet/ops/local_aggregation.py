@@ -1,6 +1,6 @@
 """Local aggregation: a convolution whose K x K kernel is another one at every position.
 
-Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), equation 2: the local matrix multiplication
+Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3: the local matrix multiplication
 of the values with the contextual attention weights. Summed tap by tap over shifted views, so that no K * K times larger
 unfolded copy of the values ever exists.
 """

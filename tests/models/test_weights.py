@@ -56,8 +56,8 @@ def test_every_format(tmp_path):
 def test_averaged_or_raw_by_name(tmp_path):
     raw, averaged = small(0), small(1)
     averaged_model = torch.optim.swa_utils.AveragedModel(averaged, use_buffers=True)
-    names = {"state_dict": "state_dict_ema", "model": "model_ema"}
-    for raw_name, averaged_name in names.items():
+    names = [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema")]
+    for raw_name, averaged_name in names:
         torch.save({raw_name: raw.state_dict(), averaged_name: averaged_model.state_dict()}, tmp_path / "both.pt")
         for ema, expected in ((True, averaged), (False, raw)):
             model = small(2)

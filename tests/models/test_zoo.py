@@ -87,10 +87,9 @@ def test_copies_pickles_and_takes_another_head(name):
         assert_close(model.forward_stages(images), maps, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["cotnet_small", "pvt_tiny"])
-@pytest.mark.parametrize("side", [1, 8, 28, 33])
+@pytest.mark.parametrize("name", slow_but(("cotnet_small", "pvt_tiny"), FAMILIES))
+@pytest.mark.parametrize("side", [1, 17, 28, 33])
 def test_small_images(name, side):
-    """The others want 33 pixels or more, for a map of 2 x 2 before the last stage."""
     model = build(name).eval()
     assert model(torch.randn(2, 3, side, side)).shape == (2, 5)
 
