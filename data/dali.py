@@ -77,7 +77,8 @@ class DaliLoader:
         if interpolation not in _INTERPOLATIONS:
             raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(_INTERPOLATIONS)}")
         self._set, self._plan, self._device = image_set, plan, device
-        self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64)  # read on first use, 0 until then
+        known = image_set.sizes
+        self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet
         self._prefetch = prefetch
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image-headers")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="loader-ahead")
@@ -108,8 +109,9 @@ class DaliLoader:
         for _ in range(first, self._plan.batches(epoch)):
             images = self._run()
             indices = self._in_flight.popleft()
-            targets = torch.from_numpy(np.where(indices < 0, 0, self._set.labels[indices]))
-            yield Batch(images, targets.to(self._device, non_blocking=True), torch.from_numpy(indices.copy()))
+            targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
+            on_device = torch.from_numpy(targets).to(self._device, non_blocking=True)
+            yield Batch(images, on_device, torch.from_numpy(indices))
 
     def close(self) -> None:
         """Stop all threads; the loader is of no use afterwards."""
@@ -147,14 +149,15 @@ class DaliLoader:
 
     def _prepare(self, epoch: int, batch: int) -> tuple[np.ndarray, list[Any]]:
         indices = self._plan.indices(epoch, batch)
-        paths = [os.fspath(self._set.path(index)) for index in indices]
-        for index, size in self._readers.map(self._read_size, {i for i in indices if not self._sizes[i, 0]}):
-            self._sizes[index] = size
-        geometry = self._plan.geometry(epoch, indices, self._sizes[indices])
+        files = indices % len(self._set.files)
+        paths = [os.fspath(self._set.path(file)) for file in files]
+        for file, size in self._readers.map(self._read_size, {file for file in files if not self._sizes[file, 0]}):
+            self._sizes[file] = size
+        geometry = self._plan.geometry(epoch, indices, self._sizes[files])
         return indices, _arguments(paths, geometry, self._plan.image_size)
 
-    def _read_size(self, index: int) -> tuple[int, tuple[int, int]]:
-        return index, image_size(self._set.path(index))
+    def _read_size(self, file: int) -> tuple[int, tuple[int, int]]:
+        return file, image_size(self._set.path(file))
 
     def _source(self) -> list[Any]:
         indices, arguments = next(self._prepared).result()  # StopIteration tells DALI that the epoch ends
@@ -163,7 +166,7 @@ class DaliLoader:
 
     def _culprit(self) -> DataError | None:
         """The first image in flight that DALI cannot decode on its own: its errors seldom name the file."""
-        paths = [self._set.path(index) for indices in self._in_flight for index in indices]
+        paths = [self._set.path(index % len(self._set.files)) for indices in self._in_flight for index in indices]
         encoded = iter([[np.frombuffer(os.fsencode(path), dtype=np.uint8)] for path in paths])
         pipeline = _whole_image(lambda: next(encoded), self._decoder, device_id=self._device_id)
         for path in paths:

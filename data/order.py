@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     images: torch.Tensor  # (n, 3, S, S) uint8 RGB, on the device
     targets: torch.Tensor  # (n,) int64, on the device; 0 where padded
-    indices: torch.Tensor  # (n,) int64, on the CPU: index into ImageSet.files; PADDING where padded
+    indices: torch.Tensor  # (n,) int64, on the CPU: what the plan gave; modulo the set's size the index of the file
 
 
 class Plan(Protocol):
@@ -54,7 +54,8 @@ class Plan(Protocol):
         """This rank's number of batches in the epoch."""
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
-        """The (rank_batch,) int64 indices of one batch into the set's files; PADDING where there is no image."""
+        """The (rank_batch,) int64 indices of one batch: those of the files plus `samples` per earlier repetition within
+        the epoch, so that each repetition has its own draws; PADDING where there is no image."""
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         """What is done to the images of `indices`, whose stored height, width are `sizes` (n, 2)."""
@@ -121,10 +122,12 @@ def central_geometry(sizes: np.ndarray, image_size: int, crop_ratio: float) -> G
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """Shuffled training batches, no sample twice in an epoch.
+    """Shuffled training batches, no sample twice in an epoch unless it is repeated on purpose.
 
     samples: images in the split; batch_size: global; crop_scale, crop_ratio: bounds of RandomResizedCrop's share of the
     area and width / height, crop_scale None for the evaluation's geometry at eval_crop_ratio; flip: probability.
+    repeats: repeated augmentation (Hoffer et al., "Augment Your Batch", 2020): each sample comes this often in a row,
+    with crops of its own, and the epoch is as long as before, so that it sees only a part of the samples.
     """
 
     samples: int
@@ -137,8 +140,11 @@ class TrainPlan:
     crop_ratio: tuple[float, float]
     flip: float
     eval_crop_ratio: float
+    repeats: int = 1
 
     def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise DataError(f"repeats {self.repeats} is below 1; 1 is every sample once, 3 is usual for PVT")
         if self.batch_size % self.world_size:
             below = max(self.batch_size // self.world_size, 1) * self.world_size
             raise DataError(f"batch_size {self.batch_size} is not divisible by {self.world_size} ranks; use {below}")
@@ -154,7 +160,8 @@ class TrainPlan:
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
         first = batch * self.batch_size + self.rank * self.rank_batch
-        return permutation(self.samples, self.seed, epoch)[first : first + self.rank_batch]
+        turn, repetition = np.divmod(np.arange(first, first + self.rank_batch), self.repeats)
+        return permutation(self.samples, self.seed, epoch)[turn] + self.samples * repetition
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip

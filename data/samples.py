@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,8 @@ class ImageSet:
 
     root: folder of the split; files: N paths below it, sorted by (class, name); labels: (N,) int64, index into classes;
     classes: sorted by code point, as torchvision's ImageFolder sorts them; fingerprint: sha256 over classes, files and
-    labels, which names the set wherever it lies.
+    labels, which names the set wherever it lies; sizes: (N, 2) int64 height, width as stored, None where not known yet;
+    excluded: number of files that a manifest leaves out.
     """
 
     root: Path
@@ -31,6 +33,8 @@ class ImageSet:
     labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
+    sizes: np.ndarray | None = None
+    excluded: int = 0
 
     def path(self, index: int) -> Path:
         """Full path of one image."""
@@ -47,10 +51,10 @@ def fingerprint(classes: Sequence[str], files: Sequence[str], labels: np.ndarray
     return digest.hexdigest()
 
 
-def read_split(root: Path, split: str) -> ImageSet:
-    """The images under root/split/<class>/, listed without opening one.
+def list_folders(root: Path, split: str) -> dict[str, list[str]]:
+    """The sorted names of the files in each class folder root/split/<class>/, hidden ones left out.
 
-    Raises DataError for a missing or empty folder and for a class folder without a supported image.
+    Raises DataError for a missing folder, one without class folders, and one that cannot be listed.
     """
     folder = root / split
     if not root.is_dir():
@@ -60,35 +64,81 @@ def read_split(root: Path, split: str) -> ImageSet:
     try:
         with os.scandir(folder) as entries:
             classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        names = [sorted(_image_names(folder / name)) for name in classes]
+        names = {name: sorted(file_names(folder / name)) for name in classes}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
     if not classes:
         raise DataError(f"{folder}: no class folders in it; images belong in {split}/<class>/")
-    if empty := [name for name, found in zip(classes, names, strict=True) if not found]:
-        raise DataError(_empty_message(folder, empty))
-    files = tuple(f"{name}/{file}" for name, found in zip(classes, names, strict=True) for file in found)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in names])
-    return ImageSet(
-        root=folder,
-        files=files,
-        labels=labels,
-        classes=tuple(classes),
-        fingerprint=fingerprint(classes, files, labels),
-    )
+    return names
+
+
+def file_names(folder: Path) -> list[str]:
+    """What a class folder holds, hidden files left out; no stat per file: 1.28 M of them are listed in seconds."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".")]
+
+
+def read_split(root: Path, split: str) -> ImageSet:
+    """The images of one split, as the manifest of `python -m data.check` lists them or else as the folders hold them.
+
+    No image is opened. Raises DataError for a missing or empty folder, a class folder without a supported image, and a
+    manifest that the folders no longer agree with.
+    """
+    from data.manifest import load_manifest  # it builds on this module
+
+    return _read(root, split, load_manifest(root))
 
 
 def read_splits(root: Path) -> tuple[ImageSet, ImageSet]:
     """The train and val splits under root; DataError where they do not have the same classes."""
-    train, val = read_split(root, "train"), read_split(root, "val")
-    if train.classes != val.classes:
+    from data.manifest import load_manifest
+
+    content = load_manifest(root)
+    train, val = _read(root, "train", content), _read(root, "val", content)
+    require_same_classes(root, train.classes, val.classes)
+    return train, val
+
+
+def require_same_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """DataError, naming some, where the two splits' classes differ."""
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
         differences = [
-            f"only in {split}: {_some(sorted(set(mine.classes) - set(other.classes)))}"
-            for split, mine, other in (("train", train, val), ("val", val, train))
-            if set(mine.classes) - set(other.classes)
+            f"only in {split}: {some(only)}" for split, only in (("train", only_train), ("val", only_val)) if only
         ]
         raise DataError(f"{root}: train and val have different classes; {'; '.join(differences)}")
-    return train, val
+
+
+def _read(root: Path, split: str, content: dict[str, Any] | None) -> ImageSet:
+    from data.manifest import manifest_split
+
+    if content is not None:
+        return manifest_split(root, split, content)
+    images = require_images(root / split, list_folders(root, split))
+    files = tuple(f"{name}/{file}" for name, found in images.items() for file in found)
+    labels = np.repeat(np.arange(len(images), dtype=np.int64), [len(found) for found in images.values()])
+    return ImageSet(
+        root=root / split,
+        files=files,
+        labels=labels,
+        classes=tuple(images),
+        fingerprint=fingerprint(tuple(images), files, labels),
+    )
+
+
+def require_images(folder: Path, names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The supported ones among the files of each class folder; DataError where a class has none."""
+    images = {name: [file for file in found if file.lower().endswith(EXTENSIONS)] for name, found in names.items()}
+    empty = [name for name, found in images.items() if not found]
+    if not empty:
+        return images
+    present = sorted({Path(file).suffix or "(none)" for name in empty for file in names[name]})
+    found = f" but files ending in {some(present)}" if present else ""
+    plural = "s" if len(empty) > 1 else ""
+    raise DataError(
+        f"{folder}: class folder{plural} {some(empty)} without supported images{found}; "
+        f"add some ({', '.join(EXTENSIONS)}) or remove the folder{plural}"
+    )
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -108,29 +158,16 @@ def damaged(path: Path | str, error: Exception) -> DataError:
     """The error for a file that does not decode, on one line."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: the image has vanished; restore it or read the set anew")
+    return DataError(f"{path}: {damaged_reason(error)}; replace or remove it, or let python -m data.check exclude it")
+
+
+def damaged_reason(error: Exception) -> str:
+    """Why a file does not decode, without its path or a line break."""
     reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else " ".join(str(error).split())
-    return DataError(f"{path}: damaged image ({reason}); replace or remove it")
+    return f"damaged image ({reason})"
 
 
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:  # no stat per file: 1.28 M of them are listed in seconds
-        return [
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")
-        ]
-
-
-def _empty_message(folder: Path, empty: list[str]) -> str:
-    present = sorted({path.suffix or "(none)" for name in empty for path in (folder / name).iterdir()})
-    found = f" but files ending in {_some(present)}" if present else ""
-    plural = "s" if len(empty) > 1 else ""
-    return (
-        f"{folder}: class folder{plural} {_some(empty)} without supported images{found}; "
-        f"add some ({', '.join(EXTENSIONS)}) or remove the folder{plural}"
-    )
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

@@ -99,7 +99,7 @@ class _Batches(Dataset[Batch | DataError]):
         side = self._plan.image_size
         pixels = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
         for row, index in enumerate(indices):
-            path = self._root / os.fsdecode(self._files[index])
+            path = self._root / os.fsdecode(self._files[index % len(self._files)])
             try:
                 with Image.open(path) as image:
                     size = np.array([[image.height, image.width]])
@@ -107,8 +107,8 @@ class _Batches(Dataset[Batch | DataError]):
                     pixels[row] = _crop(image.convert("RGB"), geometry, side, self._interpolation)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 return damaged(path, error)
-        targets = np.where(indices < 0, 0, self._labels[indices])
-        return Batch(pixels, torch.from_numpy(targets), torch.from_numpy(indices.copy()))
+        targets = np.where(indices < 0, 0, self._labels[indices % len(self._files)])
+        return Batch(pixels, torch.from_numpy(targets), torch.from_numpy(indices))
 
 
 def _crop(image: Image.Image, geometry: Geometry, side: int, interpolation: InterpolationMode) -> torch.Tensor:

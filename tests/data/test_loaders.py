@@ -74,7 +74,7 @@ def differences(batches, others):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("plan", [TRAIN, EVALUATION])
+@pytest.mark.parametrize("plan", [TRAIN, EVALUATION, replace(TRAIN, repeats=3)])
 def test_batches_are_what_the_plan_says(loader, plan, train_set, open_loader):
     plan = replace(plan, samples=len(train_set.files))
     found = list(open_loader(loader, train_set, plan).batches(3))
@@ -86,7 +86,7 @@ def test_batches_are_what_the_plan_says(loader, plan, train_set, open_loader):
         assert batch.images.is_contiguous()
         assert batch.indices.tolist() == indices.tolist()
         assert batch.targets.dtype == torch.int64
-        assert batch.targets.tolist() == [0 if i == PADDING else train_set.labels[i] for i in indices]
+        assert batch.targets.tolist() == [0 if i == PADDING else train_set.labels[i % 32] for i in indices]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -235,7 +235,10 @@ def test_closing_is_quick_and_leaves_nothing(loader, half_way, train_set):
     seconds: list[float] = []
     for _ in range(3):
         use(seconds)
-    assert own_tasks() == before
+    deadline = time.monotonic() + 2  # a thread that was told to end may need a moment
+    while own_tasks() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert own_tasks() <= before
     assert max(seconds) < 1
 
 

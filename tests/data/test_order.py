@@ -162,3 +162,19 @@ def test_flips_and_crops_are_drawn_per_epoch_and_sample():
     assert (first.flip == next_epoch.flip).mean() == pytest.approx(0.5, abs=0.03)
     alone = TRAIN.geometry(0, indices[[17, 5]], sizes[:2])
     assert (alone.box == first.box[[17, 5]]).all()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_repeated_augmentation(ranks):
+    """Each sample three times in a row with crops of its own; the epoch is as long, and sees a third of the set."""
+    plan = replace(TRAIN, repeats=3)
+    taken = epoch_of(plan, 0, ranks)
+    assert taken.shape == epoch_of(TRAIN, 0, 1).shape
+    files, counts = np.unique(taken % 1003, return_counts=True)
+    assert counts.tolist() == [3] * len(files)
+    assert len(np.unique(taken)) == taken.size
+    assert (taken.ravel() % 1003).reshape(-1, 3).std(1).max() == 0
+    boxes = plan.geometry(0, taken[0], np.tile([375, 500], (24, 1))).box
+    assert len(np.unique(boxes, axis=0)) == 24
+    with pytest.raises(DataError, match="repeats 0 is below 1"):
+        replace(TRAIN, repeats=0)

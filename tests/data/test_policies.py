@@ -173,7 +173,7 @@ def test_torchvision_geometry_is_the_same_operation(operation):
     )
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     found = OPERATIONS[operation](pixels, torch.tensor([[value, 0, 0]]).double(), Canvas("bilinear", (0, 0, 0)))
-    difference = (found[0].permute(1, 2, 0).int() - torch.from_numpy(np.asarray(expected)).int()).abs()
+    difference = (found[0].permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()).abs()
     assert (difference > 1).float().mean() < 1 / 500
 
 

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from photographs import make_imagenet, photographs
+from PIL import Image
+
+from data.check import main
+from data.dali import DaliLoader
+from data.order import EvaluationPlan
+from data.samples import DataError, image_size, read_split, read_splits
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_imagenet(tmp_path / "set", classes=2, train=4, val=2)
+
+
+def check(capsys, *arguments):
+    code = main([*map(str, arguments), "--workers", "2"])
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err
+
+
+def test_a_clean_set_reads_alike_with_and_without_its_manifest(root, capsys):
+    before = read_splits(root)
+    code, lines, _ = check(capsys, root)
+    assert code == 0
+    assert lines == [f"{root}/manifest.json: 2 classes, 8 train images (0 excluded), 4 val images (0 excluded)"]
+    for plain, known in zip(before, read_splits(root), strict=True):
+        assert (known.files, known.classes, known.fingerprint) == (plain.files, plain.classes, plain.fingerprint)
+        assert (known.labels == plain.labels).all()
+        assert known.labels.dtype == np.int64
+        assert [tuple(size) for size in known.sizes] == [image_size(plain.path(i)) for i in range(len(plain.files))]
+        assert known.excluded == 0
+
+
+def test_bad_files_are_named_and_left_out(root, capsys):
+    folder = root / "train" / "n01440764"
+    photograph = photographs()[0].resize((60, 50))
+    victim = sorted(folder.iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:900])
+    (folder / "empty.JPEG").touch()
+    (folder / "notes.txt").write_text("no image")
+    photograph.save(folder / "animation.gif")
+    photograph.save(folder / "disguised.JPEG", format="GIF")
+    photograph.save(folder / "wrong.JPEG", format="PNG")
+    Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)).save(folder / "deep.png")
+    twin = sorted((root / "train" / "n01443537").iterdir())[0]
+    (root / "val" / "n01443537" / "twin.JPEG").write_bytes(twin.read_bytes())
+    code, lines, _ = check(capsys, root)
+    assert code == 0
+    text = "\n".join(lines)
+    assert f"{victim}: damaged image (" in text
+    assert f"{folder / 'empty.JPEG'}: damaged image (not an image) (excluded)" in text
+    assert f"{folder / 'notes.txt'}: damaged image (not an image) (excluded)" in text
+    assert f"{folder / 'animation.gif'}: unsupported format GIF (excluded)" in text
+    assert f"{folder / 'disguised.JPEG'}: unsupported format GIF (excluded)" in text
+    assert f"{folder / 'deep.png'}: unsupported: more than 8 bits a channel (I;16) (excluded)" in text
+    assert f"{folder / 'wrong.JPEG'}: wrongly named: a PNG file" in text
+    assert f"twin.JPEG: the same file as {twin}, in the other split" in text
+    assert lines[-1].endswith("2 classes, 8 train images (6 excluded), 5 val images (0 excluded)")
+    train = read_split(root, "train")
+    assert train.excluded == 6
+    assert "n01440764/wrong.JPEG" in train.files
+    plan = EvaluationPlan(samples=len(train.files), batch_size=4, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
+    loader = DaliLoader(train, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
+    assert sum(len(batch.indices) for batch in loader.batches(0)) == 8
+    loader.close()
+
+
+def test_a_changed_set_is_refused(root, capsys):
+    check(capsys, root)
+    added = root / "train" / "n01440764" / "new.JPEG"
+    photographs()[0].resize((40, 40)).save(added)
+    with pytest.raises(DataError, match=r"files changed since manifest\.json was written \(n01440764/new\.JPEG\)"):
+        read_splits(root)
+    added.unlink()
+    read_splits(root)  # another modification time alone is no change
+    (root / "train" / "n09999999").mkdir()
+    with pytest.raises(DataError, match=r"class folders changed since manifest\.json was written \(n09999999\)"):
+        read_splits(root)
+
+
+def test_full_comparison_finds_changed_content(root, capsys):
+    assert check(capsys, root, "--full")[0] == 2
+    check(capsys, root)
+    assert check(capsys, root, "--full") == (0, [f"{root}: 0 differences from manifest.json"], "")
+    first, second, *_ = sorted((root / "train" / "n01440764").iterdir())
+    first.write_bytes(first.read_bytes() + b"\0")
+    second.unlink()
+    code, lines, _ = check(capsys, root, "--full")
+    assert code == 1
+    assert lines == [f"{second}: missing", f"{first}: changed", f"{root}: 2 differences from manifest.json"]
+
+
+def test_what_cannot_be_checked_or_used(root, capsys):
+    assert check(capsys, root / "nowhere")[0] == 2
+    (root / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json: not a manifest of this version; run python -m data\.check"):
+        read_split(root, "train")
+    (root / "manifest.json").write_text(json.dumps({"version": 1, "classes": [], "splits": {}}))
+    with pytest.raises(DataError, match="has no split train"):
+        read_split(root, "train")
+    (root / "manifest.json").unlink()
+    for path in (root / "val" / "n01440764").iterdir():
+        path.write_bytes(b"")
+    code, _, error = check(capsys, root)
+    assert code == 2
+    assert error == f"{root}/val: class folders without a usable image: n01440764; add some or remove them\n"
+    assert not (root / "manifest.json").exists()
