@@ -1,9 +1,16 @@
-"""Make image sets: `python -m data.prepare digits --out datasets/digits`.
+"""Make image sets: `python -m data.prepare SET --help`, where SET is
+
+- digits: scikit-learn's 1,797 handwritten digits, no download needed;
+- fashion_mnist: from its four idx files;
+- imagenet: from the three official archives;
+- subset: some classes, or a share, of a set as a CSV list without copies.
 
 Exit codes: 0 done or already there; 2 something a person has to change, on one line.
 """
 
 import argparse
+import gzip
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,7 +20,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from data.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
 from data.draws import Stream, hashes
+from data.lists import subset
 from data.samples import DataError, read_splits
 
 _DIGITS: Final = 1797
@@ -75,15 +84,92 @@ def _fresh(out: Path) -> Path:
     return partial
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+FASHION: Final = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+
+
+def fashion_mnist(source: Path, out: Path) -> str:
+    """Write Fashion-MNIST as out/{train,val}/<number>_<word>/<number>.png from its idx files in `source`.
+
+    The files may be packed (.gz). Nothing is done where `out` is complete. Raises DataError for missing and malformed
+    files.
+    """
+    splits = {
+        split: (_idx(source, f"{name}-images-idx3-ubyte", 3), _idx(source, f"{name}-labels-idx1-ubyte", 1))
+        for split, name in (("train", "train"), ("val", "t10k"))
+    }
+    if any(len(images) != len(labels) for images, labels in splits.values()):
+        raise DataError(f"{source}: another number of labels than of images; download the four files again")
+    if out.is_dir() and any(out.iterdir()):
+        return _present(out, sum(len(labels) for _, labels in splits.values()))
+    partial = _fresh(out)
+    for split, (images, labels) in splits.items():
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = partial / split / f"{label}_{FASHION[label]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:05d}.png")
+    partial.rename(out)
+    return f"{out}: {len(splits['train'][1])} training and {len(splits['val'][1])} validation images of 10 classes"
+
+
+def _idx(source: Path, name: str, dimensions: int) -> np.ndarray:
+    """The uint8 array of an idx file: two zero bytes, type 8, the number of dimensions, their sizes, the values."""
+    path = next((path for path in (source / name, source / f"{name}.gz") if path.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"{source / name}: no such file, nor with .gz; give the folder of the four idx files as --source"
+        )
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: damaged ({error}); download it again") from error
+    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], dtype=">u4")
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != 4 + 4 * dimensions + shape.prod():
+        raise DataError(f"{path}: not an idx file of {dimensions} dimensions; download it again")
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Make an image set.")
     sets = parser.add_subparsers(dest="set", required=True)
     command = sets.add_parser("digits", help="scikit-learn's 1,797 handwritten digits")
     command.add_argument("--out", type=Path, default=Path("datasets/digits"), help="folder to write (%(default)s)")
-    given = parser.parse_args(arguments)
+    command = sets.add_parser("fashion_mnist", help="from the four published idx files")
+    command.add_argument("--source", type=Path, required=True, help="folder of the idx files, packed (.gz) or not")
+    command.add_argument("--out", type=Path, default=Path("datasets/fashion_mnist"), help="folder to write")
+    command = sets.add_parser("imagenet", help="from the three official archives")
+    command.add_argument("--archives", type=Path, required=True, help=f"folder of {TRAIN}, {VAL} and {DEVKIT}")
+    command.add_argument("--out", type=Path, required=True, help="folder to write; a killed run is continued")
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    command.add_argument(
+        "--resize", type=int, nargs="?", const=500, help="store larger images with this shorter side (%(const)s)"
+    )
+    command.add_argument("--quality", type=int, default=90, help="JPEG quality of resized images (%(default)s)")
+    command = sets.add_parser("subset", help="a CSV list of a part of a set, without copies")
+    command.add_argument("--root", type=Path, required=True, help="the set: a folder or a list")
+    command.add_argument("--out", type=Path, required=True, help="the CSV file to write; give it as data.root")
+    part = command.add_mutually_exclusive_group(required=True)
+    part.add_argument("--classes", type=lambda names: names.split(","), help="names, separated by commas")
+    part.add_argument("--share", type=float, help="share of each class's training images, e.g. 0.1")
+    return parser
+
+
+def _run(given: argparse.Namespace) -> str:
+    match given.set:
+        case "digits":
+            return digits(given.out)
+        case "fashion_mnist":
+            return fashion_mnist(given.source, given.out)
+        case "imagenet":
+            encoding = Encoding(given.resize, given.quality) if given.resize else None
+            return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
+    return subset(given.root, given.out, classes=given.classes, share=given.share)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    given = _arguments().parse_args(arguments)
     try:
-        sys.stdout.write(f"{digits(given.out)}\n")
+        sys.stdout.write(f"{_run(given)}\n")
     except (DataError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,6 +1,7 @@
 """What an image set is: the files of a split, their classes and labels."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from PIL import Image
 
 # What both loaders decode alike; GIF, AVIF and HEIC are left out because DALI refuses them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+WORDS = "words.json"  # in the set's folder: {class: words}
 
 
 class DataError(ValueError):
@@ -81,11 +83,14 @@ def file_names(folder: Path) -> list[str]:
 def read_split(root: Path, split: str) -> ImageSet:
     """The images of one split, as the manifest of `python -m data.check` lists them or else as the folders hold them.
 
-    No image is opened. Raises DataError for a missing or empty folder, a class folder without a supported image, and a
-    manifest that the folders no longer agree with.
+    root: the folder that holds the splits, or a CSV list (data.lists). No image is opened. Raises DataError for a
+    missing or empty folder, a class folder without a supported image, and a manifest that the folders contradict.
     """
-    from data.manifest import load_manifest  # it builds on this module
+    from data.lists import read_list  # they build on this module
+    from data.manifest import load_manifest
 
+    if root.is_file():
+        return read_list(root, split)
     return _read(root, split, load_manifest(root))
 
 
@@ -93,8 +98,11 @@ def read_splits(root: Path) -> tuple[ImageSet, ImageSet]:
     """The train and val splits under root; DataError where they do not have the same classes."""
     from data.manifest import load_manifest
 
-    content = load_manifest(root)
-    train, val = _read(root, "train", content), _read(root, "val", content)
+    if root.is_file():
+        train, val = read_split(root, "train"), read_split(root, "val")
+    else:
+        content = load_manifest(root)  # once: it may hold 1.28 M files
+        train, val = _read(root, "train", content), _read(root, "val", content)
     require_same_classes(root, train.classes, val.classes)
     return train, val
 
@@ -139,6 +147,20 @@ def require_images(folder: Path, names: dict[str, list[str]]) -> dict[str, list[
         f"{folder}: class folder{plural} {some(empty)} without supported images{found}; "
         f"add some ({', '.join(EXTENSIONS)}) or remove the folder{plural}"
     )
+
+
+def class_words(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """What people call the classes: root/words.json ({class: words}) where there is one, torchvision's names for
+    ImageNet's thousand synsets, the classes' own names otherwise."""
+    path = root / WORDS
+    if path.is_file():
+        words = json.loads(path.read_bytes())
+        return tuple(words.get(name, name) for name in classes)
+    if len(classes) == 1000 and classes[0] == "n01440764" and classes[-1] == "n15075141":
+        from torchvision.models import ResNet50_Weights
+
+        return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    return tuple(classes)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from photographs import make_imagenet
+
+from data.prepare import main
+from data.samples import DataError, read_split, read_splits
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_imagenet(tmp_path / "set", classes=4, train=10, val=3, side=24)
+
+
+def subset(capsys, root, out, *arguments):
+    code = main(["subset", "--root", str(root), "--out", str(out), *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_a_share_is_stratified_fixed_and_nested(root, tmp_path, capsys):
+    whole, val = read_splits(root)
+    parts = {}
+    for share in ("0.3", "0.5", "1"):
+        out = tmp_path / "lists" / f"{share}.csv"
+        assert subset(capsys, root, out, "--share", share)[0] == 0
+        train, same = read_splits(out)
+        parts[share] = {train.path(i).resolve() for i in range(len(train.files))}
+        assert np.bincount(train.labels).tolist() == [round(10 * float(share))] * 4
+        assert [same.path(i).resolve() for i in range(12)] == [val.path(i).resolve() for i in range(12)]
+        assert train.classes == whole.classes
+    assert parts["0.3"] < parts["0.5"] < parts["1"]
+    assert parts["1"] == {whole.path(i).resolve() for i in range(40)}
+
+
+def test_chosen_classes(root, tmp_path, capsys):
+    out = tmp_path / "two.csv"
+    code, text = subset(capsys, root, out, "--classes", "n01484850,n01440764")
+    assert (code, text) == (0, f"{out}: 20 training and 6 validation images of 2 classes\n")
+    train, val = read_splits(out)
+    assert train.classes == val.classes == ("n01440764", "n01484850")
+    assert all(
+        file.startswith(f"set/train/{train.classes[label]}/")
+        for file, label in zip(train.files, train.labels, strict=True)
+    )
+    again = tmp_path / "of-a-list.csv"
+    assert subset(capsys, out, again, "--classes", "n01484850")[0] == 0
+    assert read_split(again, "train").classes == ("n01484850",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "n01440764,dog"), "has no classes dog; it has n01440764, n01443537, n01484850 and 1 more"),
+        (("--share", "1.5"), "--share 1.5 is not in (0, 1]"),
+    ],
+)
+def test_impossible_subsets(root, tmp_path, capsys, arguments, message):
+    code, text = subset(capsys, root, tmp_path / "list.csv", *arguments)
+    assert code == 2
+    assert message in text
+    assert not (tmp_path / "list.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the first line is not split,path,class; add it"),
+        ("path,class\na.png,a\n", "the first line is not split,path,class; add it"),
+        ("split,path,class\ntrain,a.png\n", "line 2 has not the 3 values"),
+        ("split,path,class\nval,a.png,a\n", "no row of split train"),
+        ("split,path,class\ntrain,a.gif,a\n", "unsupported files a.gif"),
+    ],
+)
+def test_malformed_lists(tmp_path, content, message):
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_split(tmp_path / "list.csv", "train")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absolute_paths_and_order(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "split,path,class\ntrain,/images/2.png,b\ntrain,z.png,a\ntrain,/images/1.png,b\n"
+    )
+    found = read_split(tmp_path / "list.csv", "train")
+    assert [str(found.path(i)) for i in range(3)] == [str(tmp_path / "z.png"), "/images/1.png", "/images/2.png"]
+    assert found.labels.tolist() == [0, 1, 1]
