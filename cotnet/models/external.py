@@ -28,13 +28,16 @@ def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: A
 def timm_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> nn.Module:
     """The timm model of that name (timm.list_models); settings go to timm.create_model.
 
-    Raises InputError for a name that is none, or if timm is not installed.
+    Raises InputError for a name that is none, settings that it does not take, or if timm is not installed.
     """
     if not is_timm_model(model_name):
         raise InputError(f"timm has no model {model_name!r}; see timm.list_models()")
     import timm
 
-    model: nn.Module = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **settings)
+    try:
+        model: nn.Module = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **settings)
+    except TypeError as error:
+        raise InputError(f"timm's {model_name} does not take these settings: {error}") from error
     return model
 
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from cotnet import models
 from cotnet.errors import InputError
+from cotnet.models.weights import classifier_keys, load_weights
 
 TORCHVISION = {name: name for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d")}
 TIMM = {
@@ -78,6 +79,25 @@ def test_unknown_names_are_refused(constructor, name):
         constructor(model_name=name)
 
 
-def test_unknown_settings_are_refused():
+@pytest.mark.parametrize("constructor", [models.torchvision_model, models.timm_model])
+def test_unknown_settings_are_refused(constructor):
     with pytest.raises(InputError, match="does not take"):
-        models.torchvision_model(model_name="resnet18", depth=3)
+        constructor(model_name="resnet18", depth=3)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda classes: models.torchvision_model(model_name="mobilenet_v3_small", num_classes=classes),
+        lambda classes: models.timm_model(model_name="resnet18", num_classes=classes),
+    ],
+)
+def test_their_weights_load_with_another_head(build, tmp_path):
+    source, model = build(5), build(3)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="5 classes, the model has 3; use head=reset"):
+        load_weights(model, tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth", head="reset")
+    theirs = source.state_dict()
+    same = [key for key, value in model.state_dict().items() if torch.equal(value, theirs[key])]
+    assert set(theirs) - set(same) == set(classifier_keys(model))
