@@ -5,6 +5,7 @@ The plain twin of the DALI loader: the same samples, crops and flips, pixels up 
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,18 +36,21 @@ class TorchvisionLoader:
             raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(_INTERPOLATIONS)}")
         self._plan, self._device = plan, device
         self._order = _BatchNumbers()
-        self._loader: DataLoader[Batch | DataError] = DataLoader(
-            _Batches(image_set, plan, _INTERPOLATIONS[interpolation]),
-            batch_size=None,
-            sampler=self._order,
-            num_workers=threads,
-            prefetch_factor=prefetch if threads else None,
-            persistent_workers=threads > 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
-        )
-        gc.collect()
-        self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch, which starts the workers
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
+            self._loader: DataLoader[Batch | DataError] = DataLoader(
+                _Batches(image_set, plan, _INTERPOLATIONS[interpolation]),
+                batch_size=None,
+                sampler=self._order,
+                num_workers=threads,
+                prefetch_factor=prefetch if threads else None,
+                persistent_workers=threads > 0,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_start_worker,
+                multiprocessing_context="fork" if threads else None,  # a spawned rank would spawn: seconds per worker
+            )
+            gc.collect()
+            self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch, which starts the workers
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from batch `first` on. Raises DataError for a damaged image.

@@ -120,7 +120,7 @@ def members(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-NEEDED = {"timm": ["backbone.model_name=resnet18"], "torchvision": ["backbone.model_name=resnet18"]}
+NEEDED = {f"backbone={library}": ["backbone.model_name=resnet18"] for library in ("timm", "torchvision")}
 GROUPS = ("backbone", "data", "loader", "augmentation", "optimizer", "schedule", "logger", "experiment")
 
 
@@ -130,7 +130,7 @@ def test_every_group_offers_a_choice():
 
 @pytest.mark.parametrize(("group", "member"), [(group, member) for group in GROUPS for member in members(group)])
 def test_every_member_composes_and_type_checks(group, member):
-    overrides = [f"{group}={member}", "data.root=nowhere", *NEEDED.get(member, ())]
+    overrides = [f"{group}={member}", "data.root=nowhere", *NEEDED.get(f"{group}={member}", ())]
     config = compose("train", overrides)
     settings = assembly.settings_of(config)
     assert settings.train.batch_size == config["train"]["batch_size"]
@@ -142,7 +142,7 @@ def test_every_member_composes_and_type_checks(group, member):
 
 @pytest.mark.parametrize("name", members("backbone"))
 def test_every_backbone_instantiates(name):
-    config = compose("train", [f"backbone={name}", "data=digits", *NEEDED.get(name, ())])
+    config = compose("train", [f"backbone={name}", "data=digits", *NEEDED.get(f"backbone={name}", ())])
     with torch.device("meta"):
         model = assembly.build_backbone(config["backbone"])
     assert sum(p.numel() for p in model.parameters()) > 10_000
