@@ -1,8 +1,8 @@
 """What happens to a uint8 batch on the device before the model sees it; the same for both loaders.
 
 Every parameter is drawn on the CPU by data.draws: what concerns one sample is keyed by (seed, epoch, sample), so a
-sample looks the same with either loader, on any number of ranks and after any restart; what concerns a batch is keyed
-by its first sample.
+sample looks the same with either loader, on any number of ranks and after any restart; what concerns a batch or a
+pair is keyed by its first sample.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,16 @@ import numpy as np
 import torch
 
 from data.draws import BETA_DRAWS, Stream, beta, normals, uniforms
-from data.mix import ERASING_DRAWS, cutmix, cutmix_box, erase, erasing_boxes, mix_targets, mixup
+from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
 from data.operations import OPERATIONS, Canvas
 from data.policies import Policy, draw, parse
 from data.samples import DataError
 
-ERASING_FILLS: Final = ("const", "rand", "pixel")
+_CHOICES: Final = {
+    "interpolation": ("bilinear", "bicubic"),
+    "mix_by": ("batch", "pair", "element"),
+    "erasing_fill": ("const", "rand", "pixel"),
+}
 _NOISE: Final = 1 << 20  # entries of the noise table; each erased image reads a window at its own drawn offset
 
 
@@ -32,8 +36,9 @@ class Augmentation:
     None takes the evaluation's central crop. interpolation: bilinear or bicubic. flip: probability of a mirror image.
     color_jitter: brightness, contrast and saturation by factors in [1 - c, 1 + c], in drawn order. policy: RandAugment
     or TrivialAugment by its name in data.policies, None for none.
-    mixup, cutmix: alpha of Beta(alpha, alpha); switch: probability of cutmix where both are on. erasing: probability;
-    erasing_fill: const (the mean), rand (one normal colour) or pixel (normal noise).
+    mixup, cutmix: alpha of Beta(alpha, alpha); switch: probability of cutmix where both are on; mix_by: whether that
+    is drawn for a batch, a pair or an element; mix_epochs: epochs after which both end, None for never. erasing:
+    probability; erasing_fill: const (the mean), rand (one normal colour) or pixel (normal noise).
     """
 
     crop_scale: tuple[float, float] | None
@@ -45,6 +50,8 @@ class Augmentation:
     mixup: float
     cutmix: float
     switch: float
+    mix_by: str
+    mix_epochs: int | None
     erasing: float
     erasing_fill: str
 
@@ -60,7 +67,7 @@ class Augmentation:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) != 0 and not 0.01 <= getattr(self, name) <= 100:
                 raise DataError(f"augmentation.{name} {getattr(self, name)} is not 0 (off) or an alpha in [0.01, 100]")
-        for name, choices in (("interpolation", ("bilinear", "bicubic")), ("erasing_fill", ERASING_FILLS)):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise DataError(f"augmentation.{name} {getattr(self, name)!r} is unknown; use {' or '.join(choices)}")
 
@@ -122,8 +129,9 @@ class Transform:
         normal = normalize(images, self._mean, self._std, self._dtype)
         if self._augmentation.erasing:
             normal = self._erase(normal, samples, epoch)
-        if self._augmentation.mixup or self._augmentation.cutmix:
-            return self._mix(normal, targets, samples[:1], epoch)
+        ended = self._augmentation.mix_epochs is not None and epoch >= self._augmentation.mix_epochs
+        if (self._augmentation.mixup or self._augmentation.cutmix) and not ended:
+            return self._mix(normal, targets, samples, epoch)
         return normal, targets
 
     def _jitter(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
@@ -153,19 +161,26 @@ class Transform:
         return images.index_copy(0, rows, erase(images[rows], boxes_there, values))
 
     def _mix(
-        self, images: torch.Tensor, targets: torch.Tensor, first: np.ndarray, epoch: int
+        self, images: torch.Tensor, targets: torch.Tensor, samples: np.ndarray, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        choice, row, column = uniforms(self._seed, epoch, Stream.MIX_BOX, first, 3)[0]
         given = self._augmentation
-        with_cutmix = bool(given.cutmix) and (not given.mixup or choice < given.switch)
-        alpha = given.cutmix if with_cutmix else given.mixup
-        kept = float(beta(alpha, uniforms(self._seed, epoch, Stream.MIX, first, BETA_DRAWS))[0])
-        if with_cutmix:
-            box, kept = cutmix_box(kept, images.shape[-2], images.shape[-1], np.array([row, column]))
-            mixed = cutmix(images, box)
-        else:
-            mixed = mixup(images, kept)
-        return mixed, mix_targets(targets, kept, self._num_classes, self._dtype)
+        place = np.arange(len(samples))
+        pair = np.minimum(place, place[::-1])
+        keys = samples[{"batch": np.zeros_like(place), "pair": pair, "element": place}[given.mix_by]]
+        uniform = uniforms(self._seed, epoch, Stream.MIX, keys, 3 + BETA_DRAWS)
+        by_cutmix = np.full(len(keys), bool(given.cutmix)) & (not given.mixup or uniform[:, 0] < given.switch)
+        kept = np.ones(len(keys))
+        for alpha, chosen in ((given.cutmix, by_cutmix), (given.mixup, ~by_cutmix)):
+            if chosen.any():
+                kept[chosen] = beta(alpha, uniform[chosen, 3:])
+        boxes, left = cutmix_boxes(kept, images.shape[-2], images.shape[-1], uniform[:, 1:3])
+        boxes[~by_cutmix] = 0
+        shares = torch.from_numpy(np.stack([np.where(by_cutmix, 1, kept), np.where(by_cutmix, left, kept)]))
+        mixed_up, own = shares.to(images.device, self._dtype)
+        mixed = images if by_cutmix.all() else mixup(images, mixed_up)
+        if by_cutmix.any():
+            mixed = cutmix(mixed, torch.from_numpy(boxes).to(images.device), images)
+        return mixed, mix_targets(targets, own, self._num_classes)
 
 
 def apply_drawn(

@@ -22,7 +22,6 @@ class Stream(IntEnum):
     FLIP = 3
     ERASING = 4
     MIX = 5
-    MIX_BOX = 6
     NOISE = 7
     POLICY = 8
     JITTER = 9

@@ -17,36 +17,37 @@ _ATTEMPTS: Final = 10
 ERASING_DRAWS: Final = 2 * _ATTEMPTS + 3
 
 
-def mixup(images: torch.Tensor, kept: float) -> torch.Tensor:
-    """kept x image + (1 - kept) x its partner, (n, C, H, W)."""
-    return torch.lerp(images.flip(0), images, kept)
+def mixup(images: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """kept x image + (1 - kept) x its partner: images (n, C, H, W), kept (n,)."""
+    return torch.lerp(images.flip(0), images, kept[:, None, None, None])
 
 
-def cutmix(images: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
-    """Each image with the box (top, left, bottom, right; ends excluded) of its partner, (n, C, H, W)."""
-    top, left, bottom, right = box
-    mixed = images.clone()
-    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
-    return mixed
+def cutmix(images: torch.Tensor, boxes: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    """Each image (n, C, H, W) with its box (n, 4) top, left, height, width from its partner among the originals.
 
-
-def mix_targets(targets: torch.Tensor, kept: float, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Class probabilities (n, num_classes) of a mixture of which `kept` is the image's own, from labels (n,)."""
-    own = one_hot(targets, num_classes).to(dtype)
-    return torch.lerp(own.flip(0), own, kept)
-
-
-def cutmix_box(kept: float, height: int, width: int, uniform: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
-    """The box and the share that is really kept once the box is cut at the border (A1: lambda is adjusted).
-
-    The centre is uniform over the pixels; uniform: (2,) in [0, 1).
+    originals: the batch before mixup, where elements of one batch choose differently.
     """
-    cut = np.sqrt(1 - kept)
-    half_height, half_width = int(height * cut) // 2, int(width * cut) // 2
-    row, column = int(height * uniform[0]), int(width * uniform[1])
-    top, bottom = max(row - half_height, 0), min(row + half_height, height)
-    left, right = max(column - half_width, 0), min(column + half_width, width)
-    return (top, left, bottom, right), 1 - (bottom - top) * (right - left) / (height * width)
+    return erase(images, boxes, originals.flip(0))
+
+
+def mix_targets(targets: torch.Tensor, kept: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Class probabilities (n, num_classes), of kept's type, from labels (n,): kept (n,) is the image's own share."""
+    own = one_hot(targets, num_classes).to(kept.dtype)
+    return torch.lerp(own.flip(0), own, kept[:, None])
+
+
+def cutmix_boxes(kept: np.ndarray, height: int, width: int, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes (n, 4) int64 top, left, height, width, and the shares (n,) that are really kept once they are cut at
+    the border (A1: lambda is adjusted).
+
+    kept: (n,); uniform: (n, 2) in [0, 1), for the centre, which is uniform over the pixels.
+    """
+    sides = np.array([height, width])
+    half = (sides * np.sqrt(1 - kept)[:, None]).astype(np.int64) // 2
+    center = (sides * uniform).astype(np.int64)
+    corner = np.maximum(center - half, 0)
+    size = np.minimum(center + half, sides) - corner
+    return np.concatenate([corner, size], axis=1), 1 - size.prod(axis=1) / (height * width)
 
 
 def erasing_boxes(height: int, width: int, probability: float, uniform: np.ndarray) -> np.ndarray:

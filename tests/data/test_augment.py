@@ -7,6 +7,7 @@ from photographs import photographs
 from torchvision.transforms.v2 import functional
 
 from data.augment import Augmentation, Transform, normalize
+from data.draws import Stream, uniforms
 from data.samples import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,6 +21,8 @@ NONE = Augmentation(
     mixup=0.0,
     cutmix=0.0,
     switch=0.5,
+    mix_by="batch",
+    mix_epochs=None,
     erasing=0.0,
     erasing_fill="const",
 )
@@ -52,13 +55,19 @@ def test_without_augmentation_only_normalised():
     assert torch.equal(same, targets)
 
 
+@pytest.mark.parametrize("mix_by", ["batch", "pair", "element"])
 @pytest.mark.parametrize("which", ["mixup", "cutmix"])
-def test_mixed_images_and_targets_tell_the_same_share(which):
+def test_mixed_images_and_targets_tell_the_same_share(which, mix_by):
     """Images that are constant per sample: what each pixel says must agree with the targets."""
     indices = torch.arange(8)
     images = (indices * 30).to(torch.uint8)[:, None, None, None].expand(8, 3, 16, 16)
     mixing = Transform(
-        replace(NONE, **{which: 1.0}), mean=(0, 0, 0), std=(1, 1, 1), num_classes=8, seed=0, dtype=torch.float64
+        replace(NONE, mix_by=mix_by, **{which: 1.0}),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        num_classes=8,
+        seed=0,
+        dtype=torch.float64,
     )
     shares = []
     for epoch in range(20):
@@ -66,7 +75,10 @@ def test_mixed_images_and_targets_tell_the_same_share(which):
         torch.testing.assert_close(targets.sum(1), torch.ones(8, dtype=torch.float64))
         told = targets @ (indices.double() * 30 / 255)
         torch.testing.assert_close(mixed.mean((1, 2, 3)), told, atol=1e-12, rtol=0)
-        shares.append(targets[0, 0].item())
+        own = targets.diagonal()
+        shares.append(own[0].item())
+        assert torch.equal(own, own.flip(0)) == (mix_by != "element")
+        assert bool((own == own[0]).all()) == (mix_by == "batch" or len(own.unique()) == 1)
         if which == "cutmix":
             assert all(len(image.unique()) <= 2 for image in mixed)
     assert 0.25 < np.mean(shares) < 0.75
@@ -171,3 +183,26 @@ def test_colour_jitter_is_drawn_within_its_bounds():
     assert factors.min() >= 0.58
     assert factors.max() <= 1.4
     assert factors.std() == pytest.approx(0.8 / 12**0.5, abs=0.02)
+
+
+def test_mixing_ends_after_its_epochs():
+    images, targets, indices = batch()
+    ending = transform(replace(NONE, mixup=0.8, cutmix=1.0, mix_epochs=3))
+    assert ending(images, targets, indices, 2)[1].shape == (6, 10)
+    found, same = ending(images, targets, indices, 3)
+    assert torch.equal(same, targets)
+    assert torch.equal(found, normalize(images, MEAN, STD, torch.float32))
+
+
+def test_elements_choose_between_mixup_and_cutmix_on_their_own():
+    images, targets, indices = batch()
+    pixels = normalize(images, MEAN, STD, torch.float32)
+    both = transform(replace(NONE, mixup=1.0, cutmix=1.0, mix_by="element"))
+    kinds = set()
+    for epoch in range(20):
+        mixed, _ = both(images, targets, indices, epoch)
+        cut = ((mixed == pixels) | (mixed == pixels.flip(0))).flatten(1).all(1)
+        expected = torch.from_numpy(uniforms(0, epoch, Stream.MIX, indices.numpy(), 1)[:, 0] < 0.5)
+        assert torch.equal(cut, expected)
+        kinds.add(int(cut.sum()))
+    assert len(kinds) > 3

@@ -4,38 +4,32 @@ import torch
 from scipy import stats
 
 from data.draws import Stream, uniforms
-from data.mix import ERASING_DRAWS, cutmix, cutmix_box, erase, erasing_boxes, mix_targets, mixup
+from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
 
 
 def test_mixup_by_hand():
     images = torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 2)  # constant 0, 1, 2
-    mixed = mixup(images, 0.75)
-    assert mixed[:, 0, 0, 0].tolist() == [0.5, 1.0, 1.5]
-    expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [0.25, 0.0, 0.75]])
-    torch.testing.assert_close(mix_targets(torch.tensor([0, 1, 2]), 0.75, 3, torch.float32), expected)
+    kept = torch.tensor([0.75, 0.75, 0.25])
+    assert mixup(images, kept)[:, 0, 0, 0].tolist() == [0.5, 1.0, 0.5]
+    expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [0.75, 0.0, 0.25]])
+    torch.testing.assert_close(mix_targets(torch.tensor([0, 1, 2]), kept, 3), expected)
 
 
 def test_cutmix_by_hand():
     images = torch.arange(2.0)[:, None, None, None].expand(2, 3, 3, 4)
-    mixed = cutmix(images, (1, 2, 3, 4))
+    mixed = cutmix(images, torch.tensor([[1, 2, 2, 2], [0, 0, 0, 0]]), images)
     box = torch.tensor([[0.0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).expand(3, 3, 4)
-    assert torch.equal(mixed, torch.stack([box, 1 - box]))
+    assert torch.equal(mixed, torch.stack([box, torch.ones(3, 3, 4)]))
     assert torch.equal(images[0], torch.zeros(3, 3, 4)), "the given batch was changed"
 
 
-@pytest.mark.parametrize(
-    ("kept", "uniform", "box", "share"),
-    [
-        (0.75, (0.5, 0.5), (3, 2, 7, 6), 1 - 16 / 80),  # 10 x 8: half of each side, 5 // 2 = 2 and 4 // 2 = 2
-        (0.75, (0.0, 0.99), (0, 5, 2, 8), 1 - 6 / 80),  # cut at the border
-        (1.0, (0.5, 0.5), (5, 4, 5, 4), 1.0),
-        (0.0, (0.5, 0.5), (0, 0, 10, 8), 0.0),
-    ],
-)
-def test_cutmix_box_by_hand(kept, uniform, box, share):
-    found, adjusted = cutmix_box(kept, 10, 8, np.array(uniform))
-    assert found == box
-    assert adjusted == pytest.approx(share)
+def test_cutmix_boxes_by_hand():
+    kept = np.array([0.75, 0.75, 1.0, 0.0])
+    uniform = np.array([(0.5, 0.5), (0.0, 0.99), (0.5, 0.5), (0.5, 0.5)])
+    boxes, shares = cutmix_boxes(kept, 10, 8, uniform)
+    # Half of each side, 10 x 8: 5 // 2 = 2 and 4 // 2 = 2 around (5, 4); then cut at the border; then nothing and all.
+    assert boxes.tolist() == [[3, 2, 4, 4], [0, 5, 2, 3], [5, 4, 0, 0], [0, 0, 10, 8]]
+    assert shares.tolist() == pytest.approx([1 - 16 / 80, 1 - 6 / 80, 1.0, 0.0])
 
 
 def test_erase_by_hand():
