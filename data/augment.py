@@ -17,6 +17,7 @@ import torch
 from data.draws import BETA_DRAWS, Stream, beta, normals, uniforms
 from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
 from data.operations import OPERATIONS, Canvas
+from data.order import to_device
 from data.policies import Policy, draw, parse
 from data.samples import DataError
 
@@ -155,8 +156,8 @@ class Transform:
         chosen = np.flatnonzero(boxes[:, 2])  # the others are not touched
         if not len(chosen):
             return images
-        rows, boxes_there = (torch.from_numpy(part).to(images.device) for part in (chosen, boxes[chosen]))
-        starts = torch.from_numpy((uniform[chosen, -1] * _NOISE).astype(np.int64)).to(images.device)
+        rows, boxes_there = (to_device(part, images.device) for part in (chosen, boxes[chosen]))
+        starts = to_device((uniform[chosen, -1] * _NOISE).astype(np.int64), images.device)
         values = _fill(self._augmentation.erasing_fill, starts, images)
         return images.index_copy(0, rows, erase(images[rows], boxes_there, values))
 
@@ -175,11 +176,11 @@ class Transform:
                 kept[chosen] = beta(alpha, uniform[chosen, 3:])
         boxes, left = cutmix_boxes(kept, images.shape[-2], images.shape[-1], uniform[:, 1:3])
         boxes[~by_cutmix] = 0
-        shares = torch.from_numpy(np.stack([np.where(by_cutmix, 1, kept), np.where(by_cutmix, left, kept)]))
-        mixed_up, own = shares.to(images.device, self._dtype)
+        shares = np.stack([np.where(by_cutmix, 1, kept), np.where(by_cutmix, left, kept)])
+        mixed_up, own = to_device(shares, images.device).to(self._dtype)
         mixed = images if by_cutmix.all() else mixup(images, mixed_up)
         if by_cutmix.any():
-            mixed = cutmix(mixed, torch.from_numpy(boxes).to(images.device), images)
+            mixed = cutmix(mixed, to_device(boxes, images.device), images)
         return mixed, mix_targets(targets, own, self._num_classes)
 
 
@@ -197,7 +198,7 @@ def apply_drawn(
             if index < 0 or names[index] == "identity":
                 continue
             members = np.flatnonzero(drawn[:, turn] == index)
-            rows, given = (torch.from_numpy(part).to(images.device) for part in (members, parameters[members, turn]))
+            rows, given = (to_device(part, images.device) for part in (members, parameters[members, turn]))
             images[rows] = OPERATIONS[names[index]](images[rows], given, canvas)
     return images
 
@@ -207,7 +208,7 @@ def _noise(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The table of standard normals, the same for every seed: only the offsets into it are drawn."""
     counters = np.arange(_NOISE)
     table = normals(uniforms(0, 0, Stream.NOISE, counters, 2))[:, 0]
-    return torch.from_numpy(table).to(device, dtype)
+    return to_device(table, device).to(dtype)
 
 
 def _fill(kind: str, starts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

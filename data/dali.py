@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from data.order import Batch, Geometry, Plan
+from data.order import Batch, Geometry, Plan, to_device
 from data.samples import DataError, ImageSet, damaged, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -110,8 +110,7 @@ class DaliLoader:
             images = self._run()
             indices = self._in_flight.popleft()
             targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
-            on_device = torch.from_numpy(targets).to(self._device, non_blocking=True)
-            yield Batch(images, on_device, torch.from_numpy(indices))
+            yield Batch(images, to_device(targets, self._device), torch.from_numpy(indices))
 
     def close(self) -> None:
         """Stop all threads; the loader is of no use afterwards."""

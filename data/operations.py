@@ -8,6 +8,7 @@ Image.transform, whose bicubic filter is Keys' (1981) with a = -1, where PIL's r
 # ruff: noqa: ARG001 (one signature for all operations)
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import torch
@@ -133,7 +134,7 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     half, row, column = parameters.unbind(1)
     center_row, center_column = (row * images.shape[2]).floor(), (column * images.shape[3]).floor()
     square = torch.stack([center_row - half, center_column - half, 2 * half, 2 * half], dim=1).long()
-    return erase(images, square, _fill(images, canvas))
+    return erase(images, square, _fill(canvas.fill, images.device))
 
 
 def shear_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -163,8 +164,9 @@ def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     return _resample(images, (cos - 1) * x + sin * y, (cos - 1) * y - sin * x, canvas)
 
 
-def _fill(images: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return torch.tensor(canvas.fill, dtype=torch.uint8, device=images.device)[:, None, None]
+@lru_cache(maxsize=16)
+def _fill(colour: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8, device=device)[:, None, None]  # kept there: copying makes a GPU wait
 
 
 def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,7 +220,7 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
             source = own + 0.5 + offset
             inside = inside & (source >= 0) & (source < size)
     # PIL cuts off in double precision: a float32 sum just below a whole level must not lose it.
-    return torch.where(inside[:, None], _to_pixels(total.add_(1e-3)), _fill(images, canvas))
+    return torch.where(inside[:, None], _to_pixels(total.add_(1e-3)), _fill(canvas.fill, images.device))
 
 
 OPERATIONS: Final[dict[str, Operation]] = {

@@ -35,6 +35,12 @@ class Batch(NamedTuple):
     indices: torch.Tensor  # (n,) int64, on the CPU: what the plan gave; modulo the set's size the index of the file
 
 
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Parameters on the device, without making the host wait for what a GPU is doing (it does for pageable memory)."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class Plan(Protocol):
     """What a loader executes: this rank's batches of an epoch."""
 
