@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from photographs import make_imagenet
+
+from data.dali import DaliLoader
+from data.order import TrainPlan
+from data.progressive import ProgressiveLoader, ramp
+from data.samples import DataError, read_split
+from data.torchvision import TorchvisionLoader
+
+
+def test_ramp():
+    sizes = [ramp(epoch, start=160, end=192, begin=4, until=8) for epoch in range(10)]
+    assert sizes == [160, 160, 160, 160, 160, 160, 192, 192, 192, 192]  # halfway, 5.5 x 32: half to even
+    assert [ramp(epoch, start=16, end=24, begin=0, until=4, multiple=2) for epoch in range(6)] == [
+        16,
+        18,
+        20,
+        22,
+        24,
+        24,
+    ]
+    with pytest.raises(DataError, match="image size 192 to 160"):
+        ramp(0, start=192, end=160, begin=0, until=4)
+
+
+@pytest.mark.parametrize("kind", [DaliLoader, TorchvisionLoader])
+def test_each_epoch_has_its_size_and_the_pixels_of_a_loader_of_that_size(kind, tmp_path):
+    found = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
+    plan = TrainPlan(
+        samples=12,
+        batch_size=4,
+        rank=0,
+        world_size=1,
+        seed=0,
+        image_size=32,
+        crop_scale=(0.08, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        flip=0.5,
+        eval_crop_ratio=0.875,
+    )
+
+    def make(size):
+        sized = replace(plan, image_size=size)
+        return kind(found, sized, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
+
+    growing = ProgressiveLoader(make, lambda epoch: 16 + 8 * (epoch // 2))
+    for epoch, first in ((0, 0), (1, 1), (2, 0), (3, 2)):
+        single = make(16 + 8 * (epoch // 2))
+        for batch, expected in zip(growing.batches(epoch, first), single.batches(epoch, first), strict=True):
+            assert batch.images.shape[-1] == (16, 16, 24, 24)[epoch]
+            assert torch.equal(batch.images, expected.images)
+            assert torch.equal(batch.indices, expected.indices)
+        single.close()
+    growing.close()
