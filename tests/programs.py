@@ -1,5 +1,6 @@
 """Running the programs as a person does, on small image folders of real images."""
 
+import fcntl
 import importlib
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -65,6 +67,18 @@ def run_process(*command: str, cwd: Path, code: int | None = 0, **options: Any) 
 def checked(done: Done, code: int | None) -> Done:
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, made by the first of the test processes that asks; the others wait for it."""
+    folder, mark = base / name, base / f"{name}.made"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not mark.exists():
+            folder.mkdir()
+            make(folder)
+            mark.touch()
+    return folder
 
 
 def start(program: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:

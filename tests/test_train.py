@@ -6,29 +6,39 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import ROOT, SMALL, assert_same_run, checkpoint, make_digits, metrics, run, run_process, start
+from programs import ROOT, SMALL, assert_same_run, checkpoint, make_digits, metrics, once, run, run_process, start
 from wandb_file import history
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return make_digits(tmp_path_factory.mktemp("digits") / "set", train=9, val=5)
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """The folder that all test processes of this session see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
-@pytest.fixture(scope="module")
-def uncut(tmp_path_factory, digits):
+@pytest.fixture(scope="session")
+def digits(shared):
+    return once(shared, "some-digits", lambda folder: make_digits(folder, train=9, val=5))
+
+
+@pytest.fixture(scope="session")
+def uncut(shared, digits):
     """Runs never interrupted, on one rank and on two."""
-    folder = tmp_path_factory.mktemp("uncut")
-    for ranks in (1, 2):
-        overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "logger=wandb"]
-        run("train.py", *overrides, f"output_dir={ranks}", cwd=folder)
-    return folder
+
+    def train(folder: Path) -> None:
+        for ranks in (1, 2):
+            overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "logger=wandb"]
+            run("train.py", *overrides, f"output_dir={ranks}", cwd=folder)
+
+    return once(shared, "uncut", train)
 
 
 def test_run_folder(uncut, digits):
@@ -88,9 +98,8 @@ def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_cut_anywhere_and_resumed(uncut, digits, ranks, number, tmp_path):
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGKILL, 2)])
+def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""
     overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "checkpoint.every_steps=1", "output_dir=run"]
     process = start("train.py", *overrides, cwd=tmp_path)
@@ -188,7 +197,13 @@ def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
 def test_imagenet_layout(loader, tmp_path):
     """Photographs in synset folders: train, stop, resume, evaluate, with everything the advanced augmentation does."""
     make_imagenet(tmp_path / "imagenet", classes=4, train=8, val=5)
-    overrides = ["data=imagenet", "data.root=imagenet", "data.num_classes=4", f"loader={loader}", "backbone=resnet50"]
+    overrides = [
+        "data=imagenet",
+        "data.root=imagenet",
+        "data.num_classes=4",
+        f"loader={loader}",
+        "backbone=cotnet_small",
+    ]
     overrides += ["augmentation=advanced", "backbone.drop_path=0.1", "data.image_size=64", "data.eval_size=64"]
     overrides += ["train.batch_size=8", "train.epochs=2", "schedule.warmup_epochs=1", "logger=none", "output_dir=run"]
     overrides += ["data.eval_batch_size=7", "train.clip_norm=1.0", "train.accumulation=2", "train.log_every=2"]

@@ -64,14 +64,15 @@ class Ranks:
 def join_ranks(store: dist.Store | None = None) -> Iterator[Ranks]:
     """Join the other ranks, as the environment (RANK, WORLD_SIZE, LOCAL_RANK; torchrun's names) says.
 
-    A single process makes no process group. Each rank on a CPU takes its share of the cores.
+    A single process makes no process group. Each rank on a CPU takes its share of the cores, unless OMP_NUM_THREADS
+    says how many threads it may have.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))))
     if world_size == 1:
