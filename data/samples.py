@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from PIL import Image
 # What both loaders decode alike; GIF, AVIF and HEIC are left out because DALI refuses them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 WORDS = "words.json"  # in the set's folder: {class: words}
+
+
+# ImageNet has some; nothing here uses EXIF, and the warning names no file.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
 class DataError(ValueError):

@@ -1,10 +1,15 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.samples import DataError, image_size, read_split, read_splits
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def put(root, *names):
@@ -84,6 +89,14 @@ def test_image_size_is_read_from_the_header(tmp_path):
     exif[0x0112] = 6  # rotated by 90 degrees when shown
     Image.new("RGB", (31, 17)).save(tmp_path / "rotated.jpg", exif=exif)
     assert image_size(tmp_path / "rotated.jpg") == (17, 31)
+
+
+def test_corrupt_exif_data_is_no_matter(tmp_path):
+    path = tmp_path / "1.jpg"
+    Image.new("RGB", (31, 17)).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x1a\x01\x05\0")
+    program = f"from data.samples import image_size; print(image_size({str(path)!r}))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("(17, 31)\n", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff\xe0"])
