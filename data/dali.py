@@ -1,9 +1,8 @@
 """The DALI loader: DALI reads, decodes the crop, resizes and flips what the plan has drawn, on the CPU or the GPU.
 
 Pixels equal the torchvision loader's within one grey level (bilinear) or eight (bicubic: PIL cuts off between its two
-passes), but for the outermost two rows and columns of a region that is made smaller, up to 16: DALI repeats the
-outermost pixel, PIL leaves what lies beyond out of the average. An evaluation with a crop ratio of 0.95 or less does not
-see them.
+passes). Only the outermost two rows and columns of a region that is made smaller differ more, up to 16: DALI repeats the
+outermost pixel, PIL leaves what lies beyond out of the average. Evaluation at a crop ratio up to 0.95 does not see them.
 """
 
 import os
