@@ -1,8 +1,9 @@
 """The DALI loader: DALI reads, decodes the crop, resizes and flips what the plan has drawn, on the CPU or the GPU.
 
 Pixels equal the torchvision loader's within one grey level (bilinear) or eight (bicubic: PIL cuts off between its two
-passes). Only the outermost two rows and columns of a region that is made smaller differ more, up to 16: DALI repeats the
-outermost pixel, PIL leaves what lies beyond out of the average. Evaluation at a crop ratio up to 0.95 does not see them.
+passes). Only the outermost two rows and columns of a region that is made smaller differ more, up to 16: DALI repeats
+the outermost pixel, PIL leaves what lies beyond out of the average. Evaluation at a crop ratio up to 0.95 does not see
+them.
 """
 
 import os
@@ -17,7 +18,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from data.order import Batch, Geometry, Plan, to_device
-from data.samples import DataError, ImageSet, damaged, image_size
+from data.samples import DataError, ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 _INPUTS: Final = (  # what `_arguments` hands over, in this order
@@ -169,15 +170,21 @@ class DaliLoader:
         return arguments
 
     def _culprit(self) -> DataError | None:
-        """The first image in flight that DALI cannot decode on its own: its errors seldom name the file."""
+        """The first image in flight that does not decode on its own: DALI's errors seldom name the file.
+
+        PIL goes first, because it says why in a few words; then DALI, for what only it refuses.
+        """
         paths = [self._set.path(index % len(self._set.files)) for indices in self._in_flight for index in indices]
+        for path in paths:
+            if error := decoding_error(path):
+                return damaged(path, error)
         encoded = iter([[np.frombuffer(os.fsencode(path), dtype=np.uint8)] for path in paths])
         pipeline = _whole_image(lambda: next(encoded), self._decoder, device_id=self._device_id)
         for path in paths:
             try:
                 pipeline.run()
-            except RuntimeError as error:
-                return damaged(path, error)
+            except RuntimeError:
+                return damaged(path, ValueError("DALI cannot decode it"))
         return None
 
 

@@ -181,6 +181,16 @@ def image_size(path: Path | str) -> tuple[int, int]:
     return height, width
 
 
+def decoding_error(path: Path | str) -> Exception | None:
+    """What PIL says about a file that it cannot decode, None where it can."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return error
+    return None
+
+
 def damaged(path: Path | str, error: Exception) -> DataError:
     """The error for a file that does not decode, on one line."""
     if isinstance(error, FileNotFoundError):
