@@ -17,12 +17,12 @@ import torch
 from data.draws import BETA_DRAWS, Stream, beta, normals, uniforms
 from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
 from data.operations import OPERATIONS, Canvas
-from data.order import to_device
+from data.order import INTERPOLATIONS, to_device
 from data.policies import Policy, draw, parse
 from data.samples import DataError
 
 _CHOICES: Final = {
-    "interpolation": ("bilinear", "bicubic"),
+    "interpolation": INTERPOLATIONS,
     "mix_by": ("batch", "pair", "element"),
     "erasing_fill": ("const", "rand", "pixel"),
 }

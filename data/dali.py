@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from data.order import Batch, Geometry, Plan, to_device
+from data.order import Batch, Geometry, Plan, check_loader, to_device
 from data.samples import DataError, ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -80,8 +80,7 @@ class DaliLoader:
     def __init__(
         self, image_set: ImageSet, plan: Plan, *, device: torch.device, interpolation: str, threads: int, prefetch: int
     ) -> None:
-        if interpolation not in _INTERPOLATIONS:
-            raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(_INTERPOLATIONS)}")
+        check_loader(interpolation, threads, prefetch, least_threads=1)
         self._set, self._plan, self._device = image_set, plan, device
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet

@@ -15,6 +15,7 @@ from data.draws import Stream, hashes, uniforms
 from data.samples import DataError
 
 PADDING: Final = -1  # the index of an entry that only fills a batch up to its fixed size
+INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
 _ATTEMPTS: Final = 10  # torchvision's RandomResizedCrop gives up after as many
 
 
@@ -33,6 +34,16 @@ class Batch(NamedTuple):
     images: torch.Tensor  # (n, 3, S, S) uint8 RGB, on the device
     targets: torch.Tensor  # (n,) int64, on the device; 0 where padded
     indices: torch.Tensor  # (n,) int64, on the CPU: what the plan gave; modulo the set's size the index of the file
+
+
+def check_loader(interpolation: str, threads: int, prefetch: int, *, least_threads: int) -> None:
+    """DataError for loader settings that cannot be."""
+    if interpolation not in INTERPOLATIONS:
+        raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(INTERPOLATIONS)}")
+    if threads < least_threads:
+        raise DataError(f"loader.threads {threads} is below {least_threads}")
+    if prefetch < 1:
+        raise DataError(f"loader.prefetch {prefetch} is below 1")
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

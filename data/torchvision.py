@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from data.order import Batch, Geometry, Plan
+from data.order import Batch, Geometry, Plan, check_loader
 from data.samples import DataError, ImageSet, damaged
 
 _INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -32,8 +32,7 @@ class TorchvisionLoader:
     def __init__(
         self, image_set: ImageSet, plan: Plan, *, device: torch.device, interpolation: str, threads: int, prefetch: int
     ) -> None:
-        if interpolation not in _INTERPOLATIONS:
-            raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(_INTERPOLATIONS)}")
+        check_loader(interpolation, threads, prefetch, least_threads=0)
         self._plan, self._device = plan, device
         self._order = _BatchNumbers()
         with warnings.catch_warnings():

@@ -174,14 +174,14 @@ def test_continuing_at_a_batch_gives_the_same_pixels(loader, train_set, open_loa
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_ranks_share_the_batches_of_one(loader, train_set, open_loader):
-    whole = list(open_loader(loader, train_set, TRAIN).batches(0))
-    parts = [
-        list(open_loader(loader, train_set, replace(TRAIN, rank=rank, world_size=2)).batches(0)) for rank in (0, 1)
-    ]
-    for batch, *halves in zip(whole, *parts, strict=True):
+@pytest.mark.parametrize(("ranks", "first"), [(2, 0), (3, 2)])
+def test_any_number_of_ranks_continues_with_the_same_pixels(loader, ranks, first, train_set, open_loader):
+    whole = list(open_loader(loader, train_set, TRAIN).batches(1))
+    plans = [replace(TRAIN, rank=rank, world_size=ranks) for rank in range(ranks)]
+    parts = [list(open_loader(loader, train_set, plan).batches(1, first)) for plan in plans]
+    for batch, *shares in zip(whole[first:], *parts, strict=True):
         for field in range(3):
-            assert torch.equal(torch.cat([half[field] for half in halves]), batch[field])
+            assert torch.equal(torch.cat([share[field] for share in shares]), batch[field])
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -270,9 +270,18 @@ def test_batches_stay_what_they_were(loader, train_set, open_loader):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_unknown_interpolation(loader, train_set):
-    with pytest.raises(DataError, match="interpolation 'lanczos' is unknown; use bilinear or bicubic"):
-        loader(train_set, TRAIN, device=CPU, interpolation="lanczos", threads=1, prefetch=1)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interpolation": "lanczos"}, "interpolation 'lanczos' is unknown; use bilinear or bicubic"),
+        ({"threads": -1}, r"loader\.threads -1 is below [01]"),
+        ({"prefetch": 0}, r"loader\.prefetch 0 is below 1"),
+    ],
+)
+def test_impossible_settings(loader, change, message, train_set):
+    settings = {"interpolation": "bilinear", "threads": 1, "prefetch": 1, **change}
+    with pytest.raises(DataError, match=message):
+        loader(train_set, TRAIN, device=CPU, **settings)
 
 
 @pytest.mark.slow
