@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -36,7 +37,10 @@ def main(config: Config) -> int:
         if runs.already_finished(folder, config):
             return 0
         runs.write_config(folder, config)
-        return launch(worker, config, ranks)
+        code = launch(worker, config, ranks)
+        if code == 0:
+            runs.say_where(folder)
+        return code
 
 
 def worker(config: Config, store: dist.Store | None) -> int:
@@ -51,71 +55,70 @@ def worker(config: Config, store: dist.Store | None) -> int:
     return 0
 
 
+def new_state(config: Config, settings: assembly.Settings, ranks: Ranks, precision: Precision) -> State:
+    """A run before its first step: the same on every rank."""
+    torch.manual_seed(settings.seed)
+    model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
+    groups = parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))
+    return State(
+        model=model,
+        ema=MovingAverage(model, settings.train.ema_decay),
+        optimizer=assembly.build_optimizer(config, groups),
+        scaler=precision.scaler(),
+    )
+
+
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Build the parts in the order of their construction, continue where a checkpoint left off, train."""
     settings, folder = assembly.settings_of(config), Path(config["output_dir"])
     precision = Precision(name=settings.train.precision, device=ranks.device)
-    torch.manual_seed(settings.seed)
-    model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
-    state = State(
-        model=model,
-        ema=MovingAverage(model, settings.train.ema_decay),
-        optimizer=assembly.build_optimizer(
-            config, parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))
-        ),
-        scaler=precision.scaler(),
-    )
     train_set, val_set = assembly.read_data(settings.data)
+    state = new_state(config, settings, ranks, precision)
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)
     loader, steps = assembly.train_loader(config, settings, train_set, ranks)
     val_loader = assembly.evaluation_loader(config, settings.data, val_set, ranks)
+    with closing(loader), closing(val_loader), reporting(config, state, ranks, steps) as reports:
+        run = Run(
+            ranks=ranks,
+            settings=settings.train,
+            saving=settings.checkpoint,
+            precision=precision,
+            seed=settings.seed,
+            replica=wrap(state.model, ranks),
+            train_loader=loader,
+            steps_per_epoch=steps,
+            transform=assembly.train_transform(config, settings, precision),
+            criterion=nn.CrossEntropyLoss(label_smoothing=settings.train.label_smoothing),
+            schedule=assembly.schedule_of(config),
+            evaluate=functools.partial(
+                evaluate,
+                {"raw": state.model, "ema": state.ema.module},
+                val_loader,
+                samples=len(val_set.files),
+                prepare=assembly.evaluation_transform(settings.data, precision),
+                precision=precision,
+                ranks=ranks,
+                stop=lambda: stop.received,
+            ),
+            reports=reports,
+            stop=lambda: stop.received,
+            folder=folder,
+            config=config,
+        )
+        fit(run, state)
+
+
+def reporting(config: Config, state: State, ranks: Ranks, steps_per_epoch: int) -> RunReports | Silent:
+    """Rank 0's reports, silence elsewhere; the run id of the logger becomes every rank's."""
     reports: RunReports | Silent = Silent()
     if ranks.first:
-        logger = build(config["logger"], "logger")
-        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps, terminal=sys.stdout.isatty())
+        logger, terminal = build(config["logger"], "logger"), sys.stdout.isatty()
+        folder = Path(config["output_dir"])
+        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps_per_epoch, terminal=terminal)
     state.run_id = ranks.broadcast(state.run_id)
-
-    figures = functools.partial(
-        evaluate,
-        {"raw": model, "ema": state.ema.module},
-        val_loader,
-        samples=len(val_set.files),
-        prepare=assembly.evaluation_transform(settings.data, precision),
-        precision=precision,
-        ranks=ranks,
-        stop=lambda: stop.received,
-    )
-    run = Run(
-        ranks=ranks,
-        settings=settings.train,
-        saving=settings.checkpoint,
-        precision=precision,
-        seed=settings.seed,
-        replica=wrap(model, ranks),
-        train_loader=loader,
-        steps_per_epoch=steps,
-        transform=assembly.train_transform(config, settings, precision),
-        criterion=nn.CrossEntropyLoss(label_smoothing=settings.train.label_smoothing),
-        schedule=assembly.schedule_of(config),
-        evaluate=figures,
-        reports=reports,
-        stop=lambda: stop.received,
-        folder=folder,
-        config=config,
-    )
-    code = 1
-    try:
-        fit(run, state)
-        code = 0
-    except Interrupted:
-        code = INTERRUPTED
-        raise
-    finally:
-        reports.close(code)
-        loader.close()
-        val_loader.close()
+    return reports
 
 
 if __name__ == "__main__":

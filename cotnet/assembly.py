@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,15 @@ class LaunchSettings:
     """`launch` of the configuration; null: one rank per visible GPU, one without a GPU."""
 
     ranks: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """The part of `backbone` that says which weights it starts from, if any."""
+
+    weights: Path | None = None
+    ema: bool = True
+    head: Literal["keep", "reset"] = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +121,9 @@ def check_backbone(node: Mapping[str, Any]) -> None:
 def build_backbone(node: Mapping[str, Any]) -> nn.Module:
     """The backbone of a configuration, with `weights` loaded when it names a file."""
     model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
-    if node.get("weights"):
-        load_weights(model, Path(node["weights"]))
+    start = typed(Pretrained, {key: node[key] for key in ("weights", "ema", "head") if key in node}, "backbone")
+    if start.weights is not None:
+        load_weights(model, start.weights, ema=start.ema, head=start.head)
     return model
 
 

@@ -11,7 +11,7 @@ from cotnet.config import Config, Trial, flatten, from_yaml, to_yaml
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.launch import first_process
-from cotnet.engine.terminal import results_table, say
+from cotnet.engine.terminal import clock, results_table, say
 from cotnet.errors import InputError
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
@@ -89,6 +89,17 @@ def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the resolved configuration that the run uses."""
     if first_process():
         records.write_text(folder / "config.yaml", to_yaml(config))
+
+
+def say_where(folder: Path) -> None:
+    """What a finished run came to, and where it lies."""
+    if not first_process():
+        return
+    summary = json.loads((folder / "summary.json").read_text())
+    accuracy = f"top-1 {summary['best_top1']:.2f} %, top-5 {summary['best_top5']:.2f} %"
+    say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
+        f"{summary['best_epoch']:g})")  # fmt: skip
+    say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
 
 
 def print_sweep(trials: list[Trial]) -> None:

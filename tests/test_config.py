@@ -121,6 +121,7 @@ def members(group: str) -> list[str]:
 
 
 NEEDED = {f"backbone={library}": ["backbone.model_name=resnet18"] for library in ("timm", "torchvision")}
+NEEDED["experiment=finetune"] = ["backbone.weights=somewhere"]
 GROUPS = ("backbone", "data", "loader", "augmentation", "optimizer", "schedule", "logger", "experiment")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -216,6 +217,26 @@ def test_imagenet_layout(loader, tmp_path):
     result = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert result["loss"] == val[-1]["val/loss_ema"]
     assert result["weights"] == "ema"
+
+
+@pytest.mark.slow
+def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_path):
+    """From five digits at 32 px to the other five at 48 px: better than the same few epochs from scratch."""
+    for name, classes in (("first", range(5)), ("second", range(5, 10))):
+        for split in ("train", "val"):
+            for label in classes:
+                shutil.copytree(digits / split / str(label), tmp_path / name / split / str(label))
+    common = [*SMALL, "data.num_classes=5", "train.batch_size=15"]
+    run("train.py", *common, "data.root=first", "train.epochs=12", "output_dir=before", cwd=tmp_path)
+    sizes = ["data.root=second", "data.image_size=48", "data.eval_size=48"]
+    weights = ["backbone.weights=before/checkpoints/last.pt", "backbone.head=reset"]
+    common += ["train.epochs=4", "optimizer.lr=0.02"]
+    run("train.py", *common, *sizes, *weights, "output_dir=tuned", cwd=tmp_path)
+    run("train.py", *common, *sizes, "output_dir=scratch", cwd=tmp_path)
+    top1 = {name: metrics(tmp_path / name)[-1]["val/top1_ema"] for name in ("tuned", "scratch")}
+    assert top1["tuned"] > top1["scratch"] + 10
+    done = run("train.py", *SMALL, f"data.root={digits}", *weights[:1], "output_dir=keep", cwd=tmp_path, code=2)
+    assert "head=reset" in done.stderr
 
 
 @pytest.mark.slow

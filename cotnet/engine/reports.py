@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from cotnet.engine import records
 from cotnet.engine.curves import draw_curves
+from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.state import State
 from cotnet.engine.terminal import Progress
 
@@ -27,7 +28,10 @@ class Silent:
     def step(self) -> None: ...
     def before_save(self) -> None: ...
     def status(self, status: str, state: State) -> None: ...
-    def close(self, exit_code: int) -> None: ...
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
 
 
 class RunReports:
@@ -82,9 +86,12 @@ class RunReports:
         summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
         records.write_json(self.folder / "summary.json", summary)
 
-    def close(self, exit_code: int) -> None:
+    def __enter__(self) -> "RunReports":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()
-        self.logger.finish(exit_code)
+        self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
 
     def _write(self, record: dict[str, float]) -> None:
         records.append(self.metrics, record)

@@ -22,6 +22,8 @@ AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
 WEIGHT_SETTINGS = {
     "weights",
+    "ema",
+    "head",
     "weights_backbone",
     "pretrained",
     "pretrained_backbone",
