@@ -189,8 +189,9 @@ def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
     assert len(folders) == 2
     assert all(json.loads((folder / "summary.json").read_text())["status"] == "finished" for folder in folders)
     assert done.stderr.count("error: optimizer.lr=-1 must be a positive number") == 2
-    assert done.stdout.count("finished") == 2
-    assert done.stdout.count("failed") == 2
+    table = done.stdout[done.stdout.index("Results") :]
+    assert table.count("finished") == 2
+    assert table.count("failed") == 2
 
 
 @pytest.mark.slow
