@@ -1,22 +1,19 @@
 """Evaluate a checkpoint: `python evaluate.py checkpoint=PATH [key=value] ...` (conf/evaluate.yaml lists the keys)."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import distributed as dist
 
-from cotnet import assembly, runs
+from cotnet import assembly, runs, subject
 from cotnet.config import INTERRUPTED, Config, entry, typed
 from cotnet.engine import records
-from cotnet.engine import state as checkpoints
 from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import Precision
 from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
 from data.samples import read_split
@@ -30,39 +27,19 @@ def main(config: Config) -> int:
     assembly.check_keys(config, KEYS)
     if config["weights"] not in ("ema", "raw"):
         raise InputError(f"weights={config['weights']} is unknown; valid: ema, raw")
-    checkpoint = checkpoints.load(Path(config["checkpoint"]))
-    config = completed(config, json.loads(checkpoint["config"]))
+    checkpoint = subject.own_checkpoint(config)
+    config = subject.completed(config, checkpoint)
     ranks = count_ranks(typed(assembly.LaunchSettings, config["launch"], "launch").ranks)
     assembly.check_loader(config)
     data = typed(assembly.DataSettings, config["data"], "data")
-    load_model(config, checkpoint)
+    subject.load_model(config, checkpoint)
     assembly.check_classes(data, read_split(data.root, "val"))
-    folder = Path(config["output_dir"])
-    with runs.claimed(folder):
-        return launch(worker, config, ranks)
-
-
-def completed(config: Config, trained: Config) -> Config:
-    """The evaluation's configuration, with the checkpoint's own values where it says null."""
-    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
-    backbone = dict(config.get("backbone") or trained["backbone"])
-    backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {
-        **config,
-        "data": data,
-        "backbone": backbone,
-        "loader": config.get("loader") or trained["loader"],
-        "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
-    }
-
-
-def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:
-    """The configuration's backbone with the checkpoint's weights: `ema`, or `raw` for those of the last step."""
-    model = assembly.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
-    tensors = checkpoint["ema" if config["weights"] == "ema" else "model"]
-    checkpoints.load_tensors(model, tensors, Path(config["checkpoint"]))
-    return model
+    with runs.claimed(Path(config["output_dir"])):
+        code = launch(worker, config, ranks)
+    better = subject.better_weights(config, checkpoint)
+    if code == 0 and better:
+        say(f"in training its {better} weights were the better ones: weights={better}")
+    return code
 
 
 def worker(config: Config, store: dist.Store | None) -> int:
@@ -81,7 +58,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     """Top-1, top-5, loss, image count and speed over the val split; collective."""
     data = typed(assembly.DataSettings, config["data"], "data")
     precision = Precision(name=config["precision"], device=ranks.device)
-    model = load_model(config, checkpoints.load(Path(config["checkpoint"]))).to(ranks.device, precision.parameters)
+    model = subject.load_model(config, subject.own_checkpoint(config)).to(ranks.device, precision.parameters)
     images = read_split(data.root, "val")
     loader = assembly.evaluation_loader(config, data, images, ranks)
     started = time.perf_counter()

@@ -15,10 +15,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -295,7 +297,8 @@ def run_name(overrides: Iterable[str]) -> str:
 
 def compose(config_name: str, overrides: list[str]) -> Config:
     """The resolved configuration without running anything, as the command line would compose it."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    program_runs = GlobalHydra.instance().is_initialized()  # from conf/ as well
+    with nullcontext() if program_runs else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return resolve(hydra.compose(config_name, overrides=overrides))
 
 

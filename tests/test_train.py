@@ -1,5 +1,6 @@
 """train.py and evaluate.py as a person runs them: whole runs on real images, cut, resumed, on one and several ranks."""
 
+import argparse
 import json
 import math
 import os
@@ -155,6 +156,28 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_
         assert {name: result[name] for name in ("top1", "top5", "loss", "images")} == {
             name: logged[f"val/{name}{suffix}"] for name in ("top1", "top5", "loss", "images")
         }
+
+
+@pytest.mark.slow
+def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digits, tmp_path):
+    """A file as other projects write it, with a configuration object in it, gives the figures of our checkpoint."""
+    ours = checkpoint(uncut / "1")
+    published = {"arch": "small", "args": argparse.Namespace(lr=0.1), "state_dict": ours["model"]}
+    torch.save(published, tmp_path / "small.pth.tar")
+    given = [
+        "checkpoint=small.pth.tar",
+        "backbone=cotnet_small",
+        "data=digits",
+        f"data.root={digits}",
+        "precision=fp32",
+    ]
+    run("evaluate.py", *given, "output_dir=published", cwd=tmp_path)
+    run("evaluate.py", f"checkpoint={uncut}/1/checkpoints/last.pt", "weights=raw", "output_dir=ours", cwd=tmp_path)
+    results = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("published", "ours")]
+    for name in ("top1", "top5", "loss", "images"):
+        assert results[0][name] == results[1][name]
+    done = run("evaluate.py", "checkpoint=small.pth.tar", "output_dir=nameless", cwd=tmp_path, code=2)
+    assert "for published weights name their model with backbone=NAME" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,67 @@
+"""The model under evaluation: from a checkpoint of ours, with its own configuration, or from published weights."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from cotnet import assembly
+from cotnet.config import Config, compose
+from cotnet.engine import state as checkpoints
+from cotnet.engine.precision import choose_precision
+from cotnet.errors import InputError
+from cotnet.models.weights import load_weights
+
+
+def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
+    """The checkpoint, or an empty dictionary for a file of published weights, whose backbone must then be named.
+
+    Raises:
+        InputError: the file cannot be read, or is no checkpoint of ours and no backbone is named.
+    """
+    path = Path(config["checkpoint"])
+    try:
+        return checkpoints.load(path)
+    except InputError as error:
+        if config.get("backbone") and path.exists():
+            return {}
+        hint = "; for published weights name their model with backbone=NAME" if path.exists() else ""
+        raise InputError(f"{error}{hint}") from None
+
+
+def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
+    """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
+    those of conf/train.yaml."""
+    trained = json.loads(checkpoint["config"]) if checkpoint else compose("train", ["data.root=null"])
+    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    if data["root"] is None:
+        raise InputError("data.root is required; set data.root=DIR")
+    backbone = dict(config.get("backbone") or trained["backbone"])
+    backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        **config,
+        "data": data,
+        "backbone": backbone,
+        "loader": config.get("loader") or trained["loader"],
+        "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
+    }
+
+
+def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:
+    """The configuration's backbone with the file's weights: `ema`, or `raw` for those of the last step."""
+    model = assembly.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
+    path, averaged = Path(config["checkpoint"]), config["weights"] == "ema"
+    if checkpoint:
+        checkpoints.load_tensors(model, checkpoint["ema" if averaged else "model"], path)
+    else:
+        load_weights(model, path, ema=averaged)
+    return model
+
+
+def better_weights(config: Config, checkpoint: checkpoints.Checkpoint) -> str | None:
+    """The weights, raw or ema, that made this checkpoint the best of its run, if they are not those evaluated."""
+    progress = checkpoint.get("progress", {"best": {}})
+    at_its_best = progress["best"] and progress["best"]["best_epoch"] == progress["epoch"]
+    best = progress["best"]["best_weights"] if at_its_best else config["weights"]
+    return None if best == config["weights"] else str(best)
