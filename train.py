@@ -28,15 +28,16 @@ def main(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
     settings = assembly.settings_of(config)
     ranks = count_ranks(settings.launch.ranks)
-    train_set, _ = assembly.read_data(settings.data)
+    train_set, val_set = assembly.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config["train"]["precision"] = choose_precision(settings.train.precision, device)
     folder = Path(config["output_dir"])
     with runs.claimed(folder):
-        if runs.already_finished(folder, config):
+        if runs.already_finished(folder, config, train_set.whole):
             return 0
         runs.write_config(folder, config)
+        runs.say_excluded(settings.data.root, train=train_set.excluded, val=val_set.excluded)
         code = launch(worker, config, ranks)
         if code == 0:
             runs.say_where(folder)
@@ -74,6 +75,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision = Precision(name=settings.train.precision, device=ranks.device)
     train_set, val_set = assembly.read_data(settings.data)
     state = new_state(config, settings, ranks, precision)
+    state.image_set = train_set.whole
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)

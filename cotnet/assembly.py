@@ -1,5 +1,6 @@
 """From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
 
+import dataclasses
 import errno
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
+from data.progressive import ProgressiveLoader, ramp
 from data.samples import DataError, ImageSet, read_splits
 
 
@@ -95,10 +97,11 @@ def settings_of(config: Config) -> Settings:
     check_backbone(config["backbone"])
     check_loader(config)
     check(_optimizer_node(config), "optimizer", ("params",))
-    build(config["augmentation"], "augmentation")
+    settings = Settings(seed=config["seed"], **sections)
+    training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
     schedule_of(config)
     build(config["logger"], "logger")
-    return Settings(seed=config["seed"], **sections)
+    return settings
 
 
 def check_keys(config: Config, known: set[str]) -> None:
@@ -196,9 +199,27 @@ def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ra
         crop_ratio=augmentation.crop_ratio,
         flip=augmentation.flip,
         eval_crop_ratio=settings.data.crop_ratio,
+        repeats=augmentation.repeats,
     )
-    loader = _loader(config, images, plan, ranks, augmentation.interpolation)
-    return loader, plan.batches(0)
+
+    def of_size(size: int) -> Any:
+        return _loader(config, images, dataclasses.replace(plan, image_size=size), ranks, augmentation.interpolation)
+
+    if augmentation.progressive is None:
+        return of_size(plan.image_size), plan.batches(0)
+    sizes = functools.partial(training_size, augmentation, settings.data)
+    return ProgressiveLoader(of_size, sizes), plan.batches(0)
+
+
+def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) -> int:
+    """Pixels of the training images in an epoch; InputError for a size that does not grow."""
+    if augmentation.progressive is None:
+        return data.image_size
+    start, begin, until = augmentation.progressive
+    try:
+        return ramp(epoch, start=start, end=data.image_size, begin=begin, until=until)
+    except DataError as error:
+        raise InputError(f"augmentation.progressive: {error}") from None
 
 
 def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:

@@ -44,11 +44,11 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def already_finished(folder: Path, config: Config) -> bool:
+def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     """Whether the folder's run has nothing left to do; says so.
 
     Raises:
-        InputError: the folder holds a run with another configuration, or its checkpoint cannot be read.
+        InputError: the folder holds a run with another configuration or image set, or its checkpoint cannot be read.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -57,9 +57,11 @@ def already_finished(folder: Path, config: Config) -> bool:
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():
         return False
-    progress = checkpoints.load(last)["progress"]
+    checkpoint = checkpoints.load(last)
+    progress = checkpoint["progress"]
     train = config["train"]
     if progress["epoch"] < train["epochs"] and (train["max_steps"] is None or progress["step"] < train["max_steps"]):
+        checkpoints.require_image_set(checkpoint, image_set, last)
         if first_process():
             say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}")
         return False
@@ -89,6 +91,12 @@ def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the resolved configuration that the run uses."""
     if first_process():
         records.write_text(folder / "config.yaml", to_yaml(config))
+
+
+def say_excluded(root: Path, *, train: int, val: int) -> None:
+    """How many files of the splits are left out, if any."""
+    if (train or val) and first_process():
+        say(f"{root}: {train} train and {val} val files are excluded, for the reasons in {root / 'manifest.json'}")
 
 
 def say_where(folder: Path) -> None:

@@ -21,6 +21,7 @@ from data.order import INTERPOLATIONS, to_device
 from data.policies import Policy, draw, parse
 from data.samples import DataError
 
+_LARGEST: Final = {"flip": 1, "vertical_flip": 1, "color_jitter": 1, "hue": 0.5, "switch": 1, "erasing": 1}
 _CHOICES: Final = {
     "interpolation": INTERPOLATIONS,
     "mix_by": ("batch", "pair", "element"),
@@ -34,9 +35,12 @@ class Augmentation:
     """What is drawn for a training sample; 0 turns a part off.
 
     crop_scale, crop_ratio: bounds of the random resized crop's share of the area and of its width / height; crop_scale
-    None takes the evaluation's central crop. interpolation: bilinear or bicubic. flip: probability of a mirror image.
-    color_jitter: brightness, contrast and saturation by factors in [1 - c, 1 + c], in drawn order. policy: RandAugment
-    or TrivialAugment by its name in data.policies, None for none.
+    None takes the evaluation's central crop. interpolation: bilinear or bicubic. flip, vertical_flip: probability of a
+    mirror image left-right, top-bottom. repeats: crops of each sample in a row (data.order.TrainPlan). progressive:
+    smallest size in pixels and the epochs from and until which it grows to the full one, None for one size.
+    color_jitter: brightness, contrast and saturation by factors in [1 - c, 1 + c]; hue: moved by up to this share of
+    the circle, at most 0.5; all in drawn order. policy: RandAugment or TrivialAugment by its name in data.policies,
+    None for none.
     mixup, cutmix: alpha of Beta(alpha, alpha); switch: probability of cutmix where both are on; mix_by: whether that
     is drawn for a batch, a pair or an element; mix_epochs: epochs after which both end, None for never. erasing:
     probability; erasing_fill: const (the mean), rand (one normal colour) or pixel (normal noise).
@@ -46,7 +50,11 @@ class Augmentation:
     crop_ratio: tuple[float, float]
     interpolation: str
     flip: float
+    vertical_flip: float
+    repeats: int
+    progressive: tuple[int, float, float] | None
     color_jitter: float
+    hue: float
     policy: str | None
     mixup: float
     cutmix: float
@@ -62,9 +70,11 @@ class Augmentation:
         object.__setattr__(self, "crop_ratio", _bounds("crop_ratio", self.crop_ratio, float("inf")))
         if self.policy is not None:
             parse(self.policy)
-        for name in ("flip", "color_jitter", "switch", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"augmentation.{name} {getattr(self, name)} is not in [0, 1]")
+        if self.repeats < 1:
+            raise DataError(f"augmentation.repeats {self.repeats} is below 1, which is every sample once")
+        for name, largest in _LARGEST.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise DataError(f"augmentation.{name} {getattr(self, name)} is not in [0, {largest:g}]")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) != 0 and not 0.01 <= getattr(self, name) <= 100:
                 raise DataError(f"augmentation.{name} {getattr(self, name)} is not 0 (off) or an alpha in [0.01, 100]")
@@ -94,8 +104,8 @@ def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
 
 
 class Transform:
-    """Turns a loader's uint8 batch into what the model trains on: colour jitter, policy, normalise, erase, then mixup
-    or cutmix.
+    """Turns a loader's uint8 batch into what the model trains on: top-bottom flip, colour jitter, policy, normalise,
+    erase, then mixup or cutmix.
 
     A class only because it is bound to a run's settings; it has no state.
     """
@@ -123,7 +133,9 @@ class Transform:
         """images (n, 3, H, W) uint8 and targets (n,) on the device, indices (n,) on the CPU -> normalised images in
         dtype, and targets: (n,) int64 as given, or (n, num_classes) probabilities in dtype where samples are mixed."""
         samples = indices.numpy()
-        if self._augmentation.color_jitter:
+        if self._augmentation.vertical_flip:
+            images = self._flip_vertically(images, samples, epoch)
+        if self._augmentation.color_jitter or self._augmentation.hue:
             images = self._jitter(images, samples, epoch)
         if self._policy:
             images = self._apply_policy(images, self._policy, samples, epoch)
@@ -135,14 +147,22 @@ class Transform:
             return self._mix(normal, targets, samples, epoch)
         return normal, targets
 
+    def _flip_vertically(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
+        drawn = uniforms(self._seed, epoch, Stream.FLIP, samples, 2)[:, 1] < self._augmentation.vertical_flip
+        rows = to_device(np.flatnonzero(drawn), images.device)
+        return images.index_copy(0, rows, images[rows].flip(2))
+
     def _jitter(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
-        names = ("brightness", "contrast", "color")
+        names = ("brightness", "contrast", "color", "hue")
         uniform = uniforms(self._seed, epoch, Stream.JITTER, samples, 2 * len(names))
         order = uniform[:, : len(names)].argsort(axis=1)
-        factors = 1 + self._augmentation.color_jitter * (2 * uniform[:, len(names) :] - 1)
+        values = 2 * uniform[:, len(names) :] - 1
+        values[:, :3] = 1 + self._augmentation.color_jitter * values[:, :3]
+        values[:, 3] *= self._augmentation.hue
         parameters = np.zeros((*order.shape, 3))
-        parameters[..., 0] = np.take_along_axis(factors, order, axis=1)
-        return apply_drawn(images, names, order, parameters, self._canvas)
+        parameters[..., 0] = np.take_along_axis(values, order, axis=1)
+        off = order == 3 if not self._augmentation.hue else (order < 3) & (not self._augmentation.color_jitter)
+        return apply_drawn(images, names, np.where(off, -1, order), parameters, self._canvas)
 
     def _apply_policy(self, images: torch.Tensor, policy: Policy, samples: np.ndarray, epoch: int) -> torch.Tensor:
         height, width = images.shape[-2:]

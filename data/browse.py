@@ -24,7 +24,15 @@ from data.samples import ImageSet, class_words, read_splits
 from data.torchvision import TorchvisionLoader
 
 _HEAD = 16  # pixels above each picture for its words
-_OFF: dict[str, Any] = {"color_jitter": 0.0, "policy": None, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+_OFF: dict[str, Any] = {
+    "vertical_flip": 0.0,
+    "hue": 0.0,
+    "color_jitter": 0.0,
+    "policy": None,
+    "erasing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 
 
 def columns(
@@ -43,6 +51,7 @@ def columns(
         crop_ratio=augmentation.crop_ratio,
         flip=augmentation.flip,
         eval_crop_ratio=data.crop_ratio,
+        repeats=augmentation.repeats,
     )
     central = replace(plan, crop_scale=None, flip=0.0)
     kind = augmentation.interpolation
@@ -75,7 +84,8 @@ def _after_each_part(
     data, found = settings.data, {}
     present = replace(augmentation, **_OFF)
     parts: dict[str, dict[str, Any]] = {
-        "colour jitter": {"color_jitter": augmentation.color_jitter},
+        "vertical flip": {"vertical_flip": augmentation.vertical_flip},
+        "colour jitter": {"color_jitter": augmentation.color_jitter, "hue": augmentation.hue},
         augmentation.policy or "": {"policy": augmentation.policy},
         "erasing": {"erasing": augmentation.erasing},
         "mixed": {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix},

@@ -1,9 +1,10 @@
 """The DALI loader: DALI reads, decodes the crop, resizes and flips what the plan has drawn, on the CPU or the GPU.
 
 Pixels equal the torchvision loader's within one grey level (bilinear) or eight (bicubic: PIL cuts off between its two
-passes). Only the outermost two rows and columns of a region that is made smaller differ more, up to 16: DALI repeats
-the outermost pixel, PIL leaves what lies beyond out of the average. Evaluation at a crop ratio up to 0.95 does not see
-them.
+passes). Only the outermost row and column (bicubic: two) of a region that is made smaller differ more, up to 16: an
+eighth of the filter's weight lies beyond the region there; DALI repeats the outermost pixel for it, PIL averages over
+what there is. Evaluation does not see them where the resized image is at least two pixels larger than the crop
+(bicubic: four), which it is at crop ratios up to 0.98 at 224 px.
 """
 
 import os

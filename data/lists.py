@@ -38,13 +38,8 @@ def read_list(path: Path, split: str) -> ImageSet:
     index = {name: label for label, name in enumerate(classes)}
     files = tuple(file for _, file in chosen)
     labels = np.array([index[name] for name, _ in chosen], dtype=np.int64)
-    return ImageSet(
-        root=path.parent,
-        files=files,
-        labels=labels,
-        classes=classes,
-        fingerprint=fingerprint(classes, files, labels),
-    )
+    name = fingerprint(classes, files, labels)
+    return ImageSet(root=path.parent, files=files, labels=labels, classes=classes, fingerprint=name, whole=name)
 
 
 def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from data.samples import DataError, ImageSet, file_names, fingerprint, some
+from data.samples import EXTENSIONS, DataError, ImageSet, file_names, fingerprint, some
 
 NAME: Final = "manifest.json"
 _VERSION: Final = 1
@@ -62,9 +62,22 @@ def manifest_split(root: Path, split: str, content: dict[str, Any]) -> ImageSet:
         labels=np.array(columns["labels"], dtype=np.int64),
         classes=tuple(content["classes"]),
         fingerprint=columns["fingerprint"],
+        whole=_whole_fingerprint(tuple(content["classes"]), columns),
         sizes=np.stack([columns["heights"], columns["widths"]], axis=1).astype(np.int64),
         excluded=len(columns["excluded"]),
     )
+
+
+def _whole_fingerprint(classes: tuple[str, ...], columns: dict[str, Any]) -> str:
+    """The set's fingerprint without a manifest: a run may continue when a scan has only excluded files."""
+    excluded = [file for file in columns["excluded"] if file.lower().endswith(EXTENSIONS)]
+    if not excluded:
+        return str(columns["fingerprint"])
+    index = {name: label for label, name in enumerate(classes)}
+    split = (file.split("/", 1) for file in (*columns["files"], *excluded))
+    rows = sorted((index[name], file) for name, file in split)
+    labels = np.array([label for label, _ in rows], dtype=np.int64)
+    return fingerprint(classes, [f"{classes[label]}/{file}" for label, file in rows], labels)
 
 
 def _refuse_changes(root: Path, split: str, columns: dict[str, Any]) -> None:

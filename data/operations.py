@@ -88,6 +88,33 @@ def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) ->
     return _blend(smooth, images, parameters)
 
 
+def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """The hue moved by a share of the circle, through PIL's HSV of 8 bits a channel: its roundings are kept."""
+    pixels = images.float()
+    largest, smallest = pixels.amax(1), pixels.amin(1)
+    span = (largest - smallest).clamp(min=1)  # where it is 0 the saturation is, too
+    red, green, blue = ((largest[:, None] - pixels) / span[:, None]).double().unbind(1)
+    red_leads, green_leads = pixels[:, 0] == largest, pixels[:, 1] == largest
+    sixths = torch.where(red_leads, blue - green, torch.where(green_leads, 2 + red - blue, 4 + green - red))
+    turned = (((sixths.float().double() / 6 + 1) % 1).float() * 255).floor()
+    turned = (turned + torch.trunc(_value(parameters)[:, 0] * 255)) % 256
+    saturation = ((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float() / 255
+    place = turned * 6 / 255
+    share = (place - place.floor()).float()
+    down, falling, rising = (
+        (largest * (1 - saturation * part) + 0.5).floor() for part in (torch.ones_like(share), share, 1 - share)
+    )
+    levels = torch.stack([largest, falling, down, rising]).to(torch.uint8)
+    sector = place.floor().long() % 6
+    return levels.gather(0, _sectors(images.device)[sector].movedim(-1, 0)).movedim(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _sectors(device: torch.device) -> torch.Tensor:
+    """For each sixth of the colour circle which of (largest, falling, down, rising) red, green and blue are."""
+    return torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]], device=device)
+
+
 def posterize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     mask = 256 - 2 ** (8 - _value(parameters).clamp(0, 8))
     return images & mask.to(torch.uint8)
@@ -236,6 +263,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         color,
         contrast,
         sharpness,
+        hue,
         posterize,
         solarize,
         solarize_add,

@@ -17,7 +17,7 @@ class Loader(Protocol):
         """End all threads and processes."""
 
 
-def ramp(epoch: int, *, start: int, end: int, begin: int, until: int, multiple: int = 32) -> int:
+def ramp(epoch: int, *, start: int, end: int, begin: float, until: float, multiple: int = 32) -> int:
     """The size in pixels at an epoch: `start` up to epoch `begin`, `end` from epoch `until` on, linear between.
 
     Sizes in between are multiples of `multiple`, which suits a net's strides and keeps the number of sizes small (as
@@ -25,7 +25,7 @@ def ramp(epoch: int, *, start: int, end: int, begin: int, until: int, multiple: 
     """
     if not 0 < start <= end or not 0 <= begin < until or multiple < 1:
         raise DataError(
-            f"image size {start} to {end} over the epochs {begin} to {until} does not grow; check the numbers"
+            f"image size {start} to {end} over the epochs {begin:g} to {until:g} does not grow; check the numbers"
         )
     if epoch <= begin:
         return start

@@ -31,8 +31,8 @@ class ImageSet:
 
     root: folder of the split; files: N paths below it, sorted by (class, name); labels: (N,) int64, index into classes;
     classes: sorted by code point, as torchvision's ImageFolder sorts them; fingerprint: sha256 over classes, files and
-    labels, which names the set wherever it lies; sizes: (N, 2) int64 height, width as stored, None where not known yet;
-    excluded: number of files that a manifest leaves out.
+    labels, which names the set wherever it lies; whole: the fingerprint with the files that a manifest leaves out,
+    excluded: their number; sizes: (N, 2) int64 height, width as stored, None where not known yet.
     """
 
     root: Path
@@ -40,6 +40,7 @@ class ImageSet:
     labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
+    whole: str
     sizes: np.ndarray | None = None
     excluded: int = 0
 
@@ -130,13 +131,9 @@ def _read(root: Path, split: str, content: dict[str, Any] | None) -> ImageSet:
     images = require_images(root / split, list_folders(root, split))
     files = tuple(f"{name}/{file}" for name, found in images.items() for file in found)
     labels = np.repeat(np.arange(len(images), dtype=np.int64), [len(found) for found in images.values()])
-    return ImageSet(
-        root=root / split,
-        files=files,
-        labels=labels,
-        classes=tuple(images),
-        fingerprint=fingerprint(tuple(images), files, labels),
-    )
+    name = fingerprint(tuple(images), files, labels)
+    classes = tuple(images)
+    return ImageSet(root=root / split, files=files, labels=labels, classes=classes, fingerprint=name, whole=name)
 
 
 def require_images(folder: Path, names: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -36,6 +36,7 @@ class State:
     batch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    image_set: str = ""  # names the training set
     seconds: float = 0.0  # of the whole run, over all its processes
     train_seconds: float = 0.0  # of the logged windows, in which `trained_images` went by
     trained_images: int = 0
@@ -76,6 +77,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
         "config": json.dumps(config),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "progress": {name: getattr(state, name) for name in NUMBERS},
+        "image_set": state.image_set,
         "model": state.model.state_dict(),
         "ema": state.ema.module.state_dict(),
         "ema_updates": state.ema.updates,
@@ -106,6 +108,16 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
             if name in buffers:
                 buffer.copy_(buffers[name])
     state.window_loss = own["window_loss"].to(ranks.device)
+
+
+def require_image_set(checkpoint: Checkpoint, image_set: str, path: Path) -> None:
+    """Raise InputError where the checkpoint is of a run on another image set: its place in the epoch means nothing."""
+    if checkpoint["image_set"] != image_set:
+        theirs, ours = checkpoint["image_set"][:12], image_set[:12]
+        raise InputError(
+            f"{path} was trained on image set {theirs}, data.root now holds {ours}: images were added, removed or "
+            "renamed; restore them or choose another output_dir"
+        )
 
 
 def _mean(items: list[dict[str, Any]]) -> dict[str, Any]:

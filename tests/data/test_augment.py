@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from photographs import photographs
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from data.augment import Augmentation, Transform, normalize
@@ -16,7 +17,11 @@ NONE = Augmentation(
     crop_ratio=(3 / 4, 4 / 3),
     interpolation="bilinear",
     flip=0.0,
+    vertical_flip=0.0,
+    repeats=1,
+    progressive=None,
     color_jitter=0.0,
+    hue=0.0,
     policy=None,
     mixup=0.0,
     cutmix=0.0,
@@ -206,3 +211,40 @@ def test_elements_choose_between_mixup_and_cutmix_on_their_own():
         assert torch.equal(cut, expected)
         kinds.add(int(cut.sum()))
     assert len(kinds) > 3
+
+
+def test_vertical_flip_turns_the_share_it_says_upside_down():
+    images = torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1).expand(2000, 3, 4, 2)
+    turned = transform(replace(NONE, vertical_flip=0.3))
+    found, _ = turned(images, torch.zeros(2000, dtype=torch.int64), torch.arange(2000), 1)
+    plain = normalize(images, MEAN, STD, torch.float32)
+    upside_down = (found == plain.flip(2)).flatten(1).all(1)
+    assert (upside_down ^ (found == plain).flatten(1).all(1)).all()
+    assert upside_down.float().mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_hue_is_drawn_evenly_and_alone():
+    """Pure red, moved by at most a quarter of the circle: every hue there is as frequent, no other colour comes."""
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(4000, 3, 1, 1)
+    moved = Transform(replace(NONE, hue=0.25), mean=(0, 0, 0), std=(1, 1, 1), num_classes=2, seed=0)
+    pixels = moved(red, torch.zeros(4000, dtype=torch.int64), torch.arange(4000), 0)[0][:, :, 0, 0]
+    hues = [
+        int(Image.fromarray((p * 255).round().byte().numpy()[None, None]).convert("HSV").getpixel((0, 0))[0])
+        for p in pixels
+    ]
+    signed = (np.array(hues) + 128) % 256 - 128
+    assert signed.min() in (-63, -64)
+    assert signed.max() in (63, 64)
+    assert signed.std() == pytest.approx(0.5 * 255 / 12**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 0}, "augmentation.repeats 0 is below 1"),
+        ({"hue": 0.6}, r"augmentation.hue 0.6 is not in \[0, 0.5\]"),
+    ],
+)
+def test_wrong_repeats_and_hue(change, message):
+    with pytest.raises(DataError, match=message):
+        replace(NONE, **change)

@@ -72,6 +72,15 @@ def test_colour_operations_equal_pil(operation, value, expected):
     assert differences(operation, value, expected).max() == 0
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, -0.37, 0.5])
+def test_hue_is_moved_in_pils_hsv(share):
+    def expected(image):
+        hue, saturation, value = image.convert("HSV").split()
+        return Image.merge("HSV", (hue.point(lambda i: (i + int(share * 255)) % 256), saturation, value)).convert("RGB")
+
+    assert differences("hue", share, expected).max() == 0
+
+
 def test_no_bits_are_black():
     assert differences("posterize", 0, lambda image: image.point(lambda _: 0)).max() == 0  # PIL itself refuses 0
 
