@@ -1,0 +1,104 @@
+"""What every benchmark says in the same way: the machine, a table, JSON, a plot."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+_PACKAGES: Final = (
+    "torch",
+    "torchvision",
+    "timm",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "triton",
+    "numpy",
+    "pillow",
+)
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: processor, usable cores, memory in GiB, GPUs and the versions of what is installed."""
+    model = ""
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": model or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "gpus": gpus,
+        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_line() -> str:
+    """`machine` for people, on one line."""
+    found = machine()
+    gpus = f", {len(found['gpus'])} x {found['gpus'][0]}" if found["gpus"] else ""
+    names = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']:.0f} GiB{gpus}; {names}"
+
+
+def print_table(title: str, rows: Sequence[Row], formats: Mapping[str, str]) -> None:
+    """The rows' columns in the order of `formats`, {column: format of its numbers}; None is a dash."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column, form in formats.items():
+        table.add_column(column.replace("_", " "), justify="right" if form else "left")
+    for row in rows:
+        values = ((row.get(column), form) for column, form in formats.items())
+        table.add_row(*("-" if value is None else f"{value:{form}}" for value, form in values))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    """{"machine": ..., "records": rows}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "records": list(rows)}, indent=1) + "\n")
+
+
+def draw_bars(path: Path, groups: Mapping[str, Mapping[str, float]], *, title: str, unit: str) -> None:
+    """A panel of horizontal bars per group, {group: {label: value}}; the first bar of each is ours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = max(len(bars) for bars in groups.values())
+    figure = Figure(figsize=(3.6 * len(groups), 0.9 + 0.45 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    for axes, (group, bars) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        colours = ["tab:blue", *["0.7"] * (len(bars) - 1)]
+        drawn = axes.barh(list(bars), list(bars.values()), color=colours)
+        axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.18)
+        axes.set_title(group, fontsize=9)
+        axes.set_xlabel(unit, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
