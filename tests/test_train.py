@@ -18,6 +18,8 @@ from wandb_file import history
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
@@ -88,7 +90,6 @@ def test_wandb_holds_what_metrics_holds(uncut, ranks):
     assert mirror.name == f"run-{checkpoint(folder)['progress']['run_id']}.wandb"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "output_dir=run"]
@@ -99,7 +100,6 @@ def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
     assert_same_run(uncut / str(ranks), tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGKILL, 2)])
 def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""
@@ -137,7 +137,6 @@ def wait_until_gone(group: int) -> None:
     assert not alive(group)
 
 
-@pytest.mark.slow
 def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_path):
     """Batches of 8 leave 50 images uneven on every count of ranks; the training's own shape repeats its figures."""
     results = {}
@@ -158,7 +157,6 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_
         }
 
 
-@pytest.mark.slow
 def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digits, tmp_path):
     """A file as other projects write it, with a configuration object in it, gives the figures of our checkpoint."""
     ours = checkpoint(uncut / "1")
@@ -180,7 +178,6 @@ def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digit
     assert "for published weights name their model with backbone=NAME" in done.stderr
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one_in_float64(digits, tmp_path):
     """A net without BatchNorm computes the same gradients from the same global batch, however it is divided."""
     overrides = [*SMALL, f"data.root={digits}", "backbone=pvt_tiny", "train.precision=fp64", "train.max_steps=3"]
@@ -197,14 +194,12 @@ def test_two_ranks_equal_one_in_float64(digits, tmp_path):
             assert ours == pytest.approx(theirs, rel=1e-9)
 
 
-@pytest.mark.slow
 def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py")]
     run_process(*command, *SMALL, f"data.root={digits}", "output_dir=run", cwd=tmp_path)
     assert_same_run(uncut / "2", tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "output_dir=sweep"]
     done = run("train.py", "--multirun", *given, "optimizer.lr=0.05,-1", "seed=1,2", cwd=tmp_path, code=1)
@@ -217,7 +212,6 @@ def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
     assert table.count("failed") == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
 def test_imagenet_layout(loader, tmp_path):
     """Photographs in synset folders: train, stop, resume, evaluate, with everything the advanced augmentation does."""
@@ -243,7 +237,6 @@ def test_imagenet_layout(loader, tmp_path):
     assert result["weights"] == "ema"
 
 
-@pytest.mark.slow
 def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_path):
     """From five digits at 32 px to the other five at 48 px: better than the same few epochs from scratch."""
     for name, classes in (("first", range(5)), ("second", range(5, 10))):
@@ -263,7 +256,6 @@ def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_
     assert "head=reset" in done.stderr
 
 
-@pytest.mark.slow
 def test_default_output_dir_is_found_again(digits, tmp_path):
     (tmp_path / "d").symlink_to(digits)
     overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]
@@ -273,7 +265,6 @@ def test_default_output_dir_is_found_again(digits, tmp_path):
     assert f"outputs/{folder.name} is finished" in run("train.py", *overrides, cwd=tmp_path).stdout
 
 
-@pytest.mark.slow
 def test_two_runs_never_share_a_folder(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "train.epochs=50", "output_dir=run"]
     first = start("train.py", *overrides, cwd=tmp_path)

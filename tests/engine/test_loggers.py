@@ -94,6 +94,7 @@ print(run_id, time.monotonic() - began)
 """
 
 
+@pytest.mark.slow
 def test_without_a_login_the_run_is_offline_and_mirrors_the_metrics_over_two_processes(tmp_path, listener):
     address, visitors = listener
     names = ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -163,6 +164,7 @@ sys.exit(75)
     assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [75]
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_wandbs_process_dies_or_hangs(tmp_path):
     died = """
 logger.start(folder, {}, None, "r")

@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 GOLDEN = read("models.json.gz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), [(name, int(side)) for name in GOLDEN for side in GOLDEN[name]["macs"]])
 def test_counts_equal_the_reference(name, side):
     model = build(name, side)
@@ -36,6 +37,7 @@ def test_every_backbone_has_a_row():
     assert {name for name, _ in TABLE} == {name for name in models.__all__ if not name.endswith("_model")}
 
 
+@pytest.mark.slow
 def test_deviations_are_printed():
     assert row("se_cotnetd_152", 224)[-1] == "multiply-adds 12.90, published 17.0; 17.0 is the count at 256 px"
     assert row("cotnext50_2x48d", 224)[-1] == "parameters 30.05, published 30.1"

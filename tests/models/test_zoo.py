@@ -39,7 +39,7 @@ def build(name, **settings):
 def test_configuration_matches_the_constructor(name):
     node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert node.pop("_target_") == f"cotnet.models.{name}"
-    assert node.pop("weights") is None
+    assert "/pretrained@_here_" in node.pop("defaults")
     parameters = inspect.signature(getattr(models, name)).parameters
     assert set(node) == set(parameters) - {"in_channels"}
     with torch.device("meta"):
