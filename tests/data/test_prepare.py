@@ -1,13 +1,18 @@
 import gzip
 import io
+import os
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
 from photographs import make_imagenet
 from PIL import Image
+from programs import environment
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
@@ -171,6 +176,44 @@ def test_imagenet_from_its_archives(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (out / "val").rglob("*.JPEG")} == times
     with pytest.raises(DataError, match=r"holds .* not \{'train': 1281167, 'val': 50000\} images"):
         imagenet(tmp_path / "archives", out, workers=1, encoding=None)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from data.archives import Encoding, imagenet
+print(imagenet(Path("archives"), Path("out"), workers=1, encoding=Encoding(60, 90), expected={"train": 96, "val": 8}))
+"""
+
+
+@pytest.mark.slow
+def test_imagenet_killed_in_the_middle_and_continued(tmp_path):
+    """SIGKILL for the program and its workers once a class is complete: what is there is whole, the rest follows."""
+    make_archives(tmp_path / "archives", make_imagenet(tmp_path / "set", classes=8, train=12, val=1, side=200))
+    train = tmp_path / "out" / "train"
+    command = {"args": [sys.executable, "-c", PROGRAM], "cwd": tmp_path, "env": environment()}
+    process = subprocess.Popen(**command, start_new_session=True)
+    while not (train.is_dir() and any(not folder.name.startswith(".") for folder in train.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    complete = [folder for folder in train.iterdir() if not folder.name.startswith(".")]
+    assert 1 <= len(complete) < 8
+    assert all(len(list(folder.iterdir())) == 12 for folder in complete)
+    times = {path: path.stat().st_mtime_ns for folder in complete for path in folder.iterdir()}
+
+    done = subprocess.run(**command, capture_output=True, text=True, check=True)
+    assert done.stdout == "out: 96 training and 8 validation images of 8 classes\n"
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".partial")]
+    one, other = read_splits(tmp_path / "out"), read_splits(tmp_path / "set")
+    assert one[0].fingerprint == other[0].fingerprint
+    for split in one:
+        for index in range(len(split.files)):
+            with Image.open(split.path(index)) as image:
+                image.load()
+                assert min(image.size) == 60
 
 
 def test_imagenet_stored_smaller(tmp_path):
