@@ -8,7 +8,7 @@ from typing import Any
 from torch import distributed as dist
 
 from cotnet import assembly, runs, subject
-from cotnet.config import INTERRUPTED, Config, entry, typed
+from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import records
 from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
@@ -16,6 +16,7 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
 from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
+from cotnet.nodes import typed
 from data.samples import read_split
 
 KEYS = {"checkpoint", "weights", "output_dir", "precision", "backbone", "data", "loader", "launch"}

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import nn
 
 from cotnet import assembly, runs
-from cotnet.config import INTERRUPTED, Config, build, entry
+from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import state as checkpoints
 from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
@@ -21,6 +21,7 @@ from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
 from cotnet.engine.terminal import say
 from cotnet.engine.training import Run, fit, wrap
+from cotnet.nodes import build
 
 
 @entry("train", after_sweep=runs.print_sweep)

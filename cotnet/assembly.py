@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cotnet.config import Config, bind, build, check, nearest, typed
+from cotnet.config import Config
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
+from cotnet.nodes import bind, build, check, nearest, typed
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
 from data.progressive import ProgressiveLoader, ramp

@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from cotnet import assembly
-from cotnet.config import build, compose, one_line
+from cotnet.config import compose, one_line
+from cotnet.nodes import build
 from data.augment import Augmentation, Transform
 from data.dali import DaliLoader
 from data.order import Batch, TrainPlan

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cotnet import assembly
-from cotnet.config import CONF, bind, build, compose, convert, flatten, from_yaml, run_name, to_yaml, typed
+from cotnet.config import CONF, compose, flatten, from_yaml, run_name, to_yaml
 from cotnet.errors import InputError
+from cotnet.nodes import bind, build, convert, typed
 
 
 @dataclass(frozen=True, kw_only=True)
