@@ -175,6 +175,16 @@ def test_folder_of_another_run(trained, digits, tmp_path):
     assert files == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
 
 
+def test_truncated_last_checkpoint_is_kept_and_named(trained, digits, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "output_dir=run"]
+    line = error_line("train.py", *given, cwd=tmp_path)
+    assert "run/checkpoints/last.pt is damaged or truncated" in line
+    assert last.stat().st_size == (trained / "checkpoints" / "last.pt").stat().st_size - 1000
+
+
 def test_nowhere_to_write(digits, tmp_path):
     (tmp_path / "file").write_text("in the way")
     line = error_line("train.py", *SMALL, f"data.root={digits}", "output_dir=file/run", cwd=tmp_path)

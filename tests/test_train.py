@@ -123,6 +123,22 @@ def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     assert_same_run(uncut / str(ranks), tmp_path / "run")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_resumes_in_mid_epoch(precision, digits, tmp_path):
+    """Autocast, the loss scaler, dropout, drop path and every random augmentation continue where they were."""
+    overrides = [*SMALL, f"data.root={digits}", f"train.precision={precision}", "augmentation=advanced"]
+    overrides += ["backbone.drop_path=0.2", "backbone.dropout=0.2", "train.accumulation=2"]
+    run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)
+    one, other = checkpoint(tmp_path / "uncut"), checkpoint(tmp_path / "cut")
+    for part in ("model", "ema"):
+        for key, value in one[part].items():
+            assert torch.equal(value, other[part][key]), f"{part}: {key}"
+    assert one["scaler"] == other["scaler"]
+    assert bool(one["scaler"]) == (precision == "fp16")
+
+
 def alive(group: int) -> list[str]:
     listing = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()]

@@ -1,0 +1,154 @@
+"""The small parts of the loop against values worked out by hand."""
+
+import itertools
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from cotnet.engine.distributed import Ranks, StopRequest
+from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.optimizer import MovingAverage, parameter_groups
+from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.schedule import cosine, set_lr, step
+from cotnet.engine.training import seed_step
+
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def test_cosine():
+    shape = {"peak": 1.0, "epochs": 10.0, "warmup_epochs": 2.0, "warmup_start": 0.1, "end": 0.2}
+    rates = [cosine(epoch, **shape) for epoch in (0, 1, 2, 5, 10, 11)]
+    expected = [0.1, 0.55, 0.2 + 0.4 * (1 + math.cos(0.2 * math.pi)), 0.6, 0.2, 0.2]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="warmup_epochs=10 must be at least 0 and below the run's 10 epochs"):
+        cosine(0, **{**shape, "warmup_epochs": 10.0})
+
+
+def test_step():
+    shape = {"peak": 0.8, "epochs": 9.0, "warmup_epochs": 1.0, "warmup_start": 0.0, "milestones": (3.0, 6.0)}
+    rates = [step(epoch, **shape, gamma=0.1) for epoch in (0, 0.5, 1, 2.99, 3, 6, 9)]
+    assert rates == pytest.approx([0, 0.4, 0.8, 0.8, 0.08, 0.008, 0.008], rel=1e-12)
+
+
+def test_parameter_groups_and_rates():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decayed, plain = parameter_groups(net, 0.05)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in plain["params"]] == [1, 1, 1, 1]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    optimizer = torch.optim.SGD([{**decayed, "lr_scale": 0.5}, plain], lr=9.0)
+    set_lr(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
+def test_moving_average_of_weights_and_statistics():
+    net = nn.BatchNorm1d(1).double()
+    average = MovingAverage(net, decay=0.5)
+    expected = {"weight": 1.0, "running_mean": 0.0}
+    for update, value in enumerate((3.0, -1.0, 2.0, 7.0, 5.0)):
+        net.weight.data.fill_(value)
+        net.running_mean.fill_(10 * value)
+        net.num_batches_tracked.fill_(update)
+        average.update()
+        rate = min(0.5, (1 + update) / (10 + update))
+        expected["weight"] = rate * expected["weight"] + (1 - rate) * value
+        expected["running_mean"] = rate * expected["running_mean"] + (1 - rate) * 10 * value
+    assert average.module.weight.item() == pytest.approx(expected["weight"], rel=1e-12)
+    assert average.module.running_mean.item() == pytest.approx(expected["running_mean"], rel=1e-12)
+    assert average.module.num_batches_tracked.item() == 4
+    assert not average.module.weight.requires_grad
+
+
+def test_dropout_of_a_step_depends_on_seed_step_and_rank_alone():
+    draws = {}
+    for key in itertools.product((0, 1), (0, 1, 500), (0, 1)):
+        torch.rand(17)
+        seed_step(*key)
+        draws[key] = torch.rand(4)
+        seed_step(*key)
+        assert torch.equal(draws[key], torch.rand(4))
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == len(draws)
+
+
+class Once:
+    """Six samples in batches of four, the last one padded."""
+
+    def __init__(self, *indices: list[int]) -> None:
+        self.indices = indices
+
+    def batches(self, epoch, first=0):
+        for indices in self.indices:
+            images = torch.tensor(indices).clamp(min=0)[:, None].expand(4, 7)
+            yield images, torch.tensor([max(i, 0) for i in indices]), torch.tensor(indices)
+
+
+def figures(loader, stop=lambda: False):
+    # The logits of image i: its own class comes first for i < 3, sixth for i >= 3 (of seven classes).
+    def net(images):
+        logits = torch.arange(7.0).repeat(len(images), 1)
+        own = images[:, 0].long()
+        return logits.scatter(1, own[:, None], torch.where(own < 3, 9.0, 0.5)[:, None])
+
+    model = nn.Identity()
+    model.forward = net
+    return evaluate(
+        {"net": model},
+        loader,
+        samples=6,
+        prepare=lambda images: images.float(),
+        precision=Precision(name="fp32", device=torch.device("cpu")),
+        ranks=ALONE,
+        stop=stop,
+    )["net"]
+
+
+def test_evaluation_counts_by_hand():
+    result = figures(Once([0, 1, 2, 3], [4, 5, -1, -1]))
+    assert (result["top1"], result["top5"], result["images"]) == (50.0, 50.0, 6)
+    losses = []
+    for i in range(6):
+        logits = torch.arange(7.0)
+        logits[i] = 9.0 if i < 3 else 0.5
+        losses.append(float(torch.logsumexp(logits, 0) - logits[i]))
+    assert result["loss"] == pytest.approx(sum(losses) / 6, rel=1e-6)
+
+
+@pytest.mark.parametrize("indices", [([0, 1, 2, 3], [4, -1, -1, -1]), ([0, 1, 2, 3], [3, 4, 5, -1])])
+def test_a_missing_or_doubled_sample_is_an_error(indices):
+    with pytest.raises(RuntimeError, match="1 of 6 samples were not evaluated exactly once"):
+        figures(Once(*indices))
+
+
+def test_evaluation_stops_when_asked():
+    with pytest.raises(Interrupted):
+        figures(Once([0, 1, 2, 3], [4, 5, -1, -1]), stop=lambda: True)
+
+
+def test_stop_request_sets_a_flag_and_gives_the_handlers_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.received
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, choice in (({"avx512_bf16": True}, "bf16"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert choose_precision("auto", cpu) == choice
+    product = SimpleNamespace()
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        with Precision(name=name, device=cpu).autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == dtype
+    assert Precision(name="fp64", device=cpu).parameters == torch.float64
+    assert Precision(name="fp16", device=cpu).scaler().is_enabled()
