@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo doctor test check format clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,10 @@ demo: setup
 	$(BIN)/python -m data.prepare digits --out datasets/digits
 	$(BIN)/python train.py experiment=digits output_dir=outputs/demo
 	$(BIN)/python evaluate.py checkpoint=outputs/demo/checkpoints/best.pt output_dir=outputs/demo/evaluation
+
+# What this machine has and what a run would use; make doctor ARGS="data=imagenet data.root=DIR" for another configuration.
+doctor: setup
+	@$(BIN)/python -m cotnet.doctor $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += compare(root, work, given.rounds)
         if "start" in given.only:
             rows.append(compare_start(Path(folder) / "many", given.entries))
-    report.print_table(report.machine_line(), rows, _COLUMNS | {"seconds": ".2f", "peer_seconds": ".2f"})
+    report.print_table(rows, _COLUMNS | {"seconds": ".2f", "peer_seconds": ".2f"})
     if given.json:
         report.write_json(given.json, rows)
         sys.stdout.write(f"{given.json}\n")

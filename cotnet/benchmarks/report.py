@@ -63,15 +63,20 @@ def machine_line() -> str:
     return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']:.0f} GiB{gpus}; {names}"
 
 
-def print_table(title: str, rows: Sequence[Row], formats: Mapping[str, str]) -> None:
-    """The rows' columns in the order of `formats`, {column: format of its numbers}; None is a dash."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for column, form in formats.items():
-        table.add_column(column.replace("_", " "), justify="right" if form else "left")
+def print_table(rows: Sequence[Row], formats: Mapping[str, str]) -> None:
+    """The machine, then the rows' columns in the order of `formats`, {column: format of its numbers}; None: a dash.
+
+    A column that no row has is left out.
+    """
+    sys.stdout.write(machine_line() + "\n")
+    table = Table(box=box.SIMPLE_HEAD)
+    present = {column: form for column, form in formats.items() if any(row.get(column) is not None for row in rows)}
+    for column, form in present.items():
+        table.add_column(column.replace("_", " "), justify="right" if form else "left", no_wrap=not form)
     for row in rows:
-        values = ((row.get(column), form) for column, form in formats.items())
+        values = ((row.get(column), form) for column, form in present.items())
         table.add_row(*("-" if value is None else f"{value:{form}}" for value, form in values))
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(table)
 
 

@@ -179,6 +179,19 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
+def login_state() -> str:
+    """For people: whether runs would go online; asks no server."""
+    try:
+        settings = _set_up()
+        return (
+            "logged in" if _logged_in(settings) else "not logged in: runs are kept offline (wandb login changes that)"
+        )
+    except Exception as error:
+        return f"cannot be used ({_first_line(error)})"
+    finally:
+        _tear_down()
+
+
 def _logged_in(settings: "wandb.Settings") -> bool:
     """Whether wandb would find a key without asking for it, which it does on a terminal."""
     if settings.api_key or settings.identity_token_file:

@@ -1,0 +1,114 @@
+"""What this machine has, and what a run would use: `python -m cotnet.doctor [key=value] ...`, on one page.
+
+The overrides are train.py's. Nothing is changed, no server is asked. Exit code 1 where a run could not start.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL import features
+
+from cotnet import assembly
+from cotnet.benchmarks.report import machine, versions
+from cotnet.config import Config, compose, one_line
+from cotnet.engine.launch import count_ranks
+from cotnet.engine.loggers import login_state
+from cotnet.engine.precision import choose_precision
+from cotnet.errors import InputError
+from data.samples import DataError, class_words
+
+Lines = Iterator[tuple[str, str]]
+
+
+def hardware() -> Lines:
+    """Processor, GPUs, driver, compilers."""
+    found = machine()
+    yield "processor", f"{found['processor']}, {found['cores']} usable cores, {found['memory_gib']:.0f} GiB memory"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
+    if not torch.cuda.is_available():
+        yield "GPU", f"none usable ({'torch is a CUDA build' if torch.version.cuda else 'torch is a CPU build'})"
+    yield "driver", _driver()
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    yield "C compiler", compiler or "none: torch.compile does not work on the CPU, Triton kernels do not build"
+
+
+def _driver() -> str:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "none (no nvidia-smi)"
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    return done.stdout.split("\n")[0].strip() if done.returncode == 0 else "nvidia-smi fails; see what it prints"
+
+
+def software() -> Lines:
+    """Versions, decoders, W&B."""
+    found = machine()["versions"]
+    yield "python", f"{found.pop('python')} at {sys.executable}"
+    yield "torch", f"{found.pop('torch')}, CUDA {torch.version.cuda or 'none'}"
+    dali = {name: number for name, number in found.items() if "dali" in name}
+    yield "DALI", ", ".join(f"{number} ({name})" for name, number in dali.items()) or "missing: use loader=torchvision"
+    others = {name: number for name, number in found.items() if name not in dali}
+    yield "others", ", ".join(f"{name} {number}" for name, number in others.items())
+    on = "the GPU (nvJPEG) and the CPU" if torch.cuda.is_available() else "the CPU"
+    turbo = features.version_feature("libjpeg_turbo")
+    pil = f"libjpeg-turbo {turbo}" if turbo else "libjpeg"
+    yield "decoders", f"DALI on {on}; PIL with {pil}{', WebP' if features.check('webp') else ', no WebP'}"
+    yield "W&B", f"{versions(('wandb',)).get('wandb', 'missing')}, {login_state()}"
+
+
+def choices(config: Config) -> Lines:
+    """What a run of this configuration would use; the first problem raises as it would in train.py."""
+    settings = assembly.settings_of(config)
+    ranks = count_ranks(settings.launch.ranks)
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    node = config["loader"]
+    name = node["_target_"].rpartition(".")[2]
+    decodes = "GPU" if name == "DaliLoader" and device.type == "cuda" else "CPU"
+    yield "device", f"{ranks} x {device.type}, {choose_precision(settings.train.precision, device)}"
+    cores = len(os.sched_getaffinity(0))
+    advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
+    yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"
+    logger = config["logger"]["_target_"].rpartition(".")[2]
+    yield "backbone", config["backbone"]["_target_"].rpartition(".")[2]
+    yield "logger", logger
+    train, val = assembly.read_data(settings.data)
+    settings.train.check_batch(ranks, len(train.files))
+    excluded = train.excluded + val.excluded
+    checked = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"
+    words = class_words(settings.data.root, train.classes)
+    yield "image set", f"{settings.data.root}: {len(train.files)} train, {len(val.files)} val images, {checked}"
+    yield "classes", f"{len(words)}: {', '.join(words[:4])}{', ...' if len(words) > 4 else ''}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the page; exits with 1 where the run named by the overrides could not start."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    overrides = given or ["experiment=digits"]
+    with one_line(keep=False):
+        config = compose("train", overrides)
+    _print("This machine", hardware())
+    _print("Software", software())
+    code = 0
+    try:
+        _print(f"A run of: train.py {' '.join(overrides)}", choices(config))
+    except (InputError, DataError) as error:
+        sys.stdout.write(f"  PROBLEM      {error}\n")
+        code = int(bool(given))  # without a question, a set that is not there yet is no failure
+    sys.exit(code)
+
+
+def _print(title: str, lines: Lines) -> None:
+    sys.stdout.write(f"{title}\n")
+    for name, text in lines:
+        sys.stdout.write(f"  {name:<12} {text}\n")
+
+
+if __name__ == "__main__":
+    main()

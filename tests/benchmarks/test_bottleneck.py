@@ -1,0 +1,67 @@
+import json
+from dataclasses import replace
+
+import pytest
+from programs import make_digits, run_process
+
+from cotnet.benchmarks.bottleneck import Rates, reading_rate, thread_counts, verdict
+from data.samples import read_split
+
+BALANCED = Rates(
+    reading=5000,
+    decoding=1000,
+    loader=900,
+    model=1000,
+    loaders={("dali", 4): 900, ("torchvision", 4): 500},
+    batches={64: 1000, 128: 1050},
+    overlap=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "limit", "advice"),
+    [
+        ({}, "about 900 images/s; decoding is the limit", "as good as anything that was tried"),
+        (
+            {"model": 300, "batches": {64: 300}},
+            "about 300 images/s; the model is the limit: the loader alone is 3.0",
+            "",
+        ),
+        (
+            {"loader": 500},
+            "about 500 images/s; the augmentation is the limit",
+            "loader=dali loader.threads=4 (900 inst",
+        ),
+        ({"reading": 950}, "reading is the limit: put the set on a faster disk", ""),
+        ({"overlap": False}, "about 474 images/s; decoding is the limit", ""),
+        ({"batches": {64: 1000, 128: 1300}}, "", "better: 128 images per rank and step (1,300 instead of 1,000"),
+        ({"loaders": {("dali", 4): 900, ("dali", 8): 1600}}, "", "better: loader=dali loader.threads=8 (1,600 instead"),
+    ],
+)
+def test_verdict(change, limit, advice):
+    lines = verdict(replace(BALANCED, **change))
+    assert limit in lines[0]
+    assert any(advice in line for line in lines)
+
+
+def test_reading_counts_files_once(tmp_path):
+    found = read_split(make_digits(tmp_path / "digits", train=4, val=1), "train")
+    assert reading_rate(found, threads=2, seconds=1) > 100
+    assert thread_counts(1) == (1,)
+    assert thread_counts(16) == (8, 16)
+
+
+@pytest.mark.slow
+def test_on_a_small_run(tmp_path):
+    root = make_digits(tmp_path / "digits", train=8, val=1)
+    overrides = ["experiment=digits", f"data.root={root}", "train.batch_size=16", "train.precision=fp32"]
+    command = ["-m", "cotnet.benchmarks.bottleneck", *overrides, "--seconds", "0.3", "--json", "limits.json"]
+    done = run_process(*command, cwd=tmp_path)
+    records = json.loads((tmp_path / "limits.json").read_text())["records"]
+    assert [record["name"] for record in records[:4]] == ["reading", "decoding", "loader", "model"]
+    assert all(record["images_per_second"] > 0 for record in records)
+    assert {"batch 8", "batch 16", "batch 32"} <= {record["setting"] for record in records}
+    assert "expected: about " in done.stdout
+    failed = run_process("-m", "cotnet.benchmarks.bottleneck", "data.root=nowhere", cwd=tmp_path, code=2)
+    assert failed.stderr.startswith("error: nowhere: no such folder")
+    assert failed.stderr.count("\n") == 1

@@ -1,0 +1,29 @@
+import re
+
+import torch
+from programs import make_digits, run_process
+
+from data.check import check
+
+
+def test_one_page_about_the_machine_and_a_run(tmp_path):
+    root = make_digits(tmp_path / "digits", train=3, val=1)
+    (root / "train" / "3" / "broken.png").write_bytes(b"no image")
+    check(root, workers=1)
+    given = ["experiment=digits", f"data.root={root}", "train.batch_size=10", "loader=torchvision", "logger=none"]
+    page = run_process("-m", "cotnet.doctor", *given, cwd=tmp_path).stdout
+    found = dict(re.findall(r"^  (\S[\w &]*?) {2,}(.+)$", page, re.MULTILINE))
+    assert found["torch"].startswith(str(torch.__version__).split("+")[0])
+    assert found["image set"] == f"{root}: 30 train, 10 val images, checked, 1 excluded"
+    assert found["classes"] == "10: 0, 1, 2, 3, ..."
+    assert found["loader"].startswith("TorchvisionLoader, decodes on the CPU, 4 threads per rank")
+    assert found["backbone"] == "cotnet_small"
+    assert {"processor", "driver", "C compiler", "DALI", "decoders", "W&B", "device", "logger"} <= found.keys()
+    assert len(page.splitlines()) < 40
+
+
+def test_a_run_that_cannot_start(tmp_path):
+    done = run_process("-m", "cotnet.doctor", "experiment=digits", "data.root=nowhere", cwd=tmp_path, code=1)
+    assert "PROBLEM      nowhere: no such folder" in done.stdout
+    done = run_process("-m", "cotnet.doctor", "backbone=cotnet5", cwd=tmp_path, code=2)
+    assert "backbone=cotnet5 is unknown" in done.stderr
