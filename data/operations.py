@@ -239,20 +239,22 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     own_y = own_y[:, None]
     columns = _taps(x, own_x, width, canvas.interpolation)
     rows = [(row * width, weight) for row, weight in _taps(y, own_y, height, canvas.interpolation)]
-    flat = images.flatten(2)
+    flat = images.flatten(2).float()
     total = torch.zeros_like(images, dtype=torch.float32)
     for row, row_weight in rows:
         for column, column_weight in columns:
             place = (row + column).long().expand(count, height, width).reshape(count, 1, -1)
             pixels = flat.gather(2, place.expand(-1, channels, -1)).view_as(images)
-            total.addcmul_(pixels.float(), (row_weight * column_weight)[:, None])
+            total.addcmul_(pixels, (row_weight * column_weight)[:, None])
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=images.device)
     for offset, own, size in ((x, own_x, width), (y, own_y, height)):
         if offset is not None:
             source = own + 0.5 + offset
             inside = inside & (source >= 0) & (source < size)
     # PIL cuts off in double precision: a float32 sum just below a whole level must not lose it.
-    return torch.where(inside[:, None], _to_pixels(total.add_(1e-3)), _fill(canvas.fill, images.device))
+    fill = _fill(canvas.fill, images.device)
+    # torch.where in arithmetic modulo 256: six times as fast for a mask that is the same in all channels.
+    return _to_pixels(total.add_(1e-3)).sub_(fill).mul_(inside[:, None].to(torch.uint8)).add_(fill)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
