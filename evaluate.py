@@ -22,7 +22,7 @@ from data.samples import read_split
 KEYS = {"checkpoint", "weights", "output_dir", "precision", "backbone", "data", "loader", "launch"}
 
 
-@entry("evaluate", after_sweep=runs.print_sweep)
+@entry("evaluate", outputs="outputs/evaluation", after_sweep=runs.print_sweep)
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
     assembly.check_keys(config, KEYS)
@@ -34,12 +34,14 @@ def main(config: Config) -> int:
     assembly.check_loader(config)
     data = typed(assembly.DataSettings, config["data"], "data")
     subject.load_model(config, checkpoint)
-    assembly.check_classes(data, read_split(data.root, "val"))
-    with runs.claimed(Path(config["output_dir"])):
+    subject.check_classes(config, read_split(data.root, "val"))
+    folder = Path(config["output_dir"])
+    with runs.claimed(folder):
+        runs.write_config(folder / "evaluation.yaml", config)
         code = launch(worker, config, ranks)
     better = subject.better_weights(config, checkpoint)
     if code == 0 and better:
-        say(f"in training its {better} weights were the better ones: weights={better}")
+        say(f"in training its {better} weights were the better ones; add weights={better} for them")
     return code
 
 

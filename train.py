@@ -24,7 +24,7 @@ from cotnet.engine.training import Run, fit, wrap
 from cotnet.nodes import build
 
 
-@entry("train", after_sweep=runs.print_sweep)
+@entry("train", outputs="outputs", after_sweep=runs.print_sweep)
 def main(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
     settings = assembly.settings_of(config)
@@ -37,7 +37,7 @@ def main(config: Config) -> int:
     with runs.claimed(folder):
         if runs.already_finished(folder, config, train_set.whole):
             return 0
-        runs.write_config(folder, config)
+        runs.write_config(folder / "config.yaml", config)
         runs.say_excluded(settings.data.root, train=train_set.excluded, val=val_set.excluded)
         code = launch(worker, config, ranks)
         if code == 0:

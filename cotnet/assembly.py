@@ -18,7 +18,7 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.nodes import bind, build, check, nearest, typed
+from cotnet.nodes import about, bind, build, check, nearest, typed
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
 from data.progressive import ProgressiveLoader, ramp
@@ -120,12 +120,22 @@ def check_loader(config: Config) -> None:
 def check_backbone(node: Mapping[str, Any]) -> None:
     """Raise InputError for a backbone that is not one of ours, or for a setting it does not have."""
     check(trusted_backbone(dict(node)), "backbone", ())
+    start = pretrained(node)
+    if start.weights is not None and not start.weights.exists():
+        raise InputError(f"backbone.weights={start.weights} does not exist; give the path of a weights file")
+    if start.weights is None and start.head == "reset":
+        raise InputError("backbone.head=reset wants weights to start from; set backbone.weights=PATH")
+
+
+def pretrained(node: Mapping[str, Any]) -> Pretrained:
+    """The part of a backbone's node that says which weights it starts from."""
+    return typed(Pretrained, {key: node[key] for key in ("weights", "ema", "head") if key in node}, "backbone")
 
 
 def build_backbone(node: Mapping[str, Any]) -> nn.Module:
     """The backbone of a configuration, with `weights` loaded when it names a file."""
     model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
-    start = typed(Pretrained, {key: node[key] for key in ("weights", "ema", "head") if key in node}, "backbone")
+    start = pretrained(node)
     if start.weights is not None:
         load_weights(model, start.weights, ema=start.ema, head=start.head)
     return model
@@ -142,7 +152,7 @@ def schedule_of(config: Config) -> Callable[[float], float]:
     try:
         schedule(0.0)
     except ValueError as error:
-        raise InputError(f"schedule: {error}") from None
+        raise InputError(about("schedule", error)) from None
     return schedule
 
 

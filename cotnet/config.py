@@ -18,11 +18,10 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from cotnet.errors import InputError, RunError
 from cotnet.nodes import nearest
@@ -34,9 +33,17 @@ Config = dict[str, Any]
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues
 
-NOT_IN_NAME = ("output_dir", "launch", "hydra", "logger", "checkpoint")  # overrides that do not make another run
+NOT_IN_NAME = r"[+~]*(output_dir=|(launch|checkpoint|logger|hydra)[./]|logger=)"  # overrides that make no other run
 
-OmegaConf.register_new_resolver("per_256", lambda rate, batch_size: rate * batch_size / 256, replace=True)
+
+def _per_256(rate: Any, batch_size: Any) -> Any:
+    """The learning rate for a batch; None where the types are wrong, which is said when they are checked."""
+    numbers = all(isinstance(value, (int, float)) for value in (rate, batch_size))
+    return rate * batch_size / 256 if numbers else None
+
+
+OmegaConf.register_new_resolver("per_256", _per_256, replace=True)
+OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
@@ -51,12 +58,14 @@ class Trial:
     code: int
 
 
-def entry(config_name: str, *, after_sweep: Callable[[list[Trial]], None]) -> Callable[..., Callable[[], None]]:
+def entry(
+    config_name: str, *, outputs: str, after_sweep: Callable[[list[Trial]], None]
+) -> Callable[..., Callable[[], None]]:
     """Decorate `main(config) -> exit code` into a program composed from `conf/<config_name>.yaml`.
 
-    `main` gets a resolved dictionary whose `output_dir` is filled in. Exit codes: what `main` returns; 1 for an error;
-    2 for wrong configuration or input; 75 when interrupted. In a `--multirun` a failed trial does not end the others;
-    `after_sweep` gets all trials, and the exit code is 1 if one failed.
+    `main` gets a resolved dictionary whose `output_dir` is filled in: by default a folder in `outputs`. Exit codes:
+    what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. In a `--multirun` a
+    failed trial does not end the others; `after_sweep` gets all trials, and the exit code is 1 if one failed.
     """
 
     def decorate(main: Callable[[Config], int]) -> Callable[[], None]:
@@ -70,7 +79,9 @@ def entry(config_name: str, *, after_sweep: Callable[[list[Trial]], None]) -> Ca
             with one_line(multirun) as outcome:
                 config = resolve(node)
                 base = None if config["output_dir"] is None else str(config["output_dir"])  # a folder may be called 1
-                folder = Path(base) if base and not multirun else Path(base or "outputs") / name
+                folder = Path(base) if base and not multirun else Path(base or outputs) / name
+                if multirun:
+                    print(f"{folder}:", flush=True)  # noqa: T201
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code
             if not multirun or code == INTERRUPTED:
@@ -117,6 +128,9 @@ def explain(error: BaseException | None) -> str | None:
     match error:
         case InputError() | DataError() | RunError():
             return str(error)
+        case OverrideParseException():
+            quoted = "\"key='value'\""
+            return f"cannot read {error.override}: write key=value, and {quoted} where a value holds = , or a bracket"
         case KeyboardInterrupt():
             return "interrupted; the same command starts again"
         case MissingConfigException(missing_cfg_file=str(file), options=[*options]):
@@ -130,12 +144,18 @@ def explain(error: BaseException | None) -> str | None:
 def _explain_key(error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     key = str(error.full_key or error.key or "")
-    name = key.rpartition(".")[2]
-    if isinstance(parent, DictConfig) and name and name not in parent:
-        if "[" in name:
-            return f"{key} is not a setting"
-        return f"{key} is not a setting; {nearest(name, [str(k) for k in parent])}"
-    return f"{key}: " + str(error).splitlines()[0]
+    above, _, name = key.rpartition(".")
+    if not isinstance(parent, DictConfig) or not name or name in parent:
+        return f"{key}: " + str(error).splitlines()[0]
+    if "[" in name:
+        return f"{key} is not a setting"
+    prefix = f"{above}." if above else ""
+    settings = typing.cast(Config, OmegaConf.to_container(parent, resolve=False))
+    settings.pop("hydra", None)
+    elsewhere = [f"{prefix}{k}" for k in flatten(settings) if k.endswith(f".{name}")]
+    if elsewhere:
+        return f"{key} is not a setting; did you mean {' or '.join(elsewhere[:3])}?"
+    return f"{key} is not a setting; {nearest(name, settings, prefix=prefix)}"
 
 
 def resolve(node: DictConfig) -> Config:
@@ -148,8 +168,8 @@ def resolve(node: DictConfig) -> Config:
 
 def run_name(overrides: Iterable[str]) -> str:
     """A folder name made of the overrides: no clock in it, so that the same command finds its run again."""
-    kept = sorted(o for o in overrides if not re.match(rf"[+~]*({'|'.join(NOT_IN_NAME)})\b", o))
-    name = re.sub(r"[^\w.,=+~-]+", "_", ",".join(kept)) or "default"
+    kept = sorted(o.replace("=", "-") for o in overrides if not re.match(NOT_IN_NAME, o))
+    name = re.sub(r"[^\w.+~-]+", "_", "__".join(kept)) or "default"  # what neither a shell nor Hydra's grammar reads
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
@@ -165,13 +185,6 @@ def compose(config_name: str, overrides: list[str]) -> Config:
 
 def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
-
-
-def from_yaml(path: Path) -> Config:
-    try:
-        return typing.cast(Config, OmegaConf.to_container(OmegaConf.load(path)))
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise InputError(f"{path} is not a run's configuration: {str(error).splitlines()[0]}") from None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Config:

@@ -31,13 +31,19 @@ TARGETS = {
 }
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The end of an error line: the closest valid names, or all of them when none is close."""
+def nearest(word: str, names: Iterable[str], *, prefix: str = "") -> str:
+    """The end of an error line: the closest valid names, or all of them when none is close, each behind `prefix`."""
     names = sorted(names)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"valid: {', '.join(names[:40])}" if names else "nothing is valid here"
+        return f"did you mean {' or '.join(prefix + name for name in close)}?"
+    return f"valid: {', '.join(prefix + name for name in names[:40])}" if names else "nothing is valid here"
+
+
+def about(key: str, error: ValueError) -> str:
+    """A ValueError of what `key` configures as one line that begins with the setting's full name."""
+    line = str(error).splitlines()[0]
+    return f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}"
 
 
 def typed(cls: type[T], node: Mapping[str, Any], key: str) -> T:
@@ -94,7 +100,7 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise InputError(about(key, error)) from None
 
 
 def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given: set[str]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given
     names = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - given
     for name in node:
         if name not in names and not open_ended:
-            raise InputError(f"{key}.{name} is not a setting; {nearest(name, names)}")
+            raise InputError(f"{key}.{name} is not a setting; {nearest(name, names, prefix=f'{key}.')}")
     for name in sorted(names - set(node)):
         if parameters[name].default is inspect.Parameter.empty:
             raise InputError(f"{key}.{name} is required; set {key}.{name}=VALUE")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cotnet.config import Config, Trial, flatten, from_yaml, to_yaml
+from cotnet.config import Config, Trial, flatten, to_yaml
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.launch import first_process
@@ -50,14 +50,11 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     Raises:
         InputError: the folder holds a run with another configuration or image set, or its checkpoint cannot be read.
     """
-    path = folder / "config.yaml"
-    if not path.exists():
-        return False
-    _compare(folder, from_yaml(path), config)
     last = folder / "checkpoints" / "last.pt"
-    if not last.exists():
+    if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
+    _compare(folder, json.loads(checkpoint["config"]), config)
     progress = checkpoint["progress"]
     train = config["train"]
     if progress["epoch"] < train["epochs"] and (train["max_steps"] is None or progress["step"] < train["max_steps"]):
@@ -87,10 +84,10 @@ def _compare(folder: Path, theirs: Config, ours: Config) -> None:
         raise InputError(f"{folder} holds a run with another configuration ({shown}); choose another output_dir")
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: the resolved configuration that the run uses."""
+def write_config(path: Path, config: Config) -> None:
+    """The resolved configuration that is used, for people to read."""
     if first_process():
-        records.write_text(folder / "config.yaml", to_yaml(config))
+        records.write_text(path, to_yaml(config))
 
 
 def say_excluded(root: Path, *, train: int, val: int) -> None:

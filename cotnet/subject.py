@@ -11,6 +11,7 @@ from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.models.weights import load_weights
+from data.samples import ImageSet
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
@@ -57,6 +58,16 @@ def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.M
     else:
         load_weights(model, path, ema=averaged)
     return model
+
+
+def check_classes(config: Config, images: ImageSet) -> None:
+    """Raise InputError where the model and the images have different classes: a figure would mean nothing."""
+    theirs, ours = config["backbone"]["num_classes"], len(images.classes)
+    if theirs != ours:
+        raise InputError(
+            f"{config['data']['root']} has {ours} classes, the model of {config['checkpoint']} {theirs}; "
+            "evaluate it on images of its own classes"
+        )
 
 
 def better_weights(config: Config, checkpoint: checkpoints.Checkpoint) -> str | None:

@@ -50,15 +50,15 @@ def only_line(done: Done) -> str:
     ("overrides", "message"),
     [
         (["bakbone=cotnet50"], "bakbone is not a setting; did you mean backbone?"),
-        (["optimizer.momentun=0.5"], "optimizer.momentun is not a setting; did you mean momentum?"),
+        (["optimizer.momentun=0.5"], "optimizer.momentun is not a setting; did you mean optimizer.momentum?"),
         (["backbone=cotnet5"], "backbone=cotnet5 is unknown; did you mean cotnet50"),
-        (["+train.epoch=3"], "train.epoch is not a setting; did you mean epochs?"),
+        (["+train.epoch=3"], "train.epoch is not a setting; did you mean train.epochs?"),
         (["+sede=1"], "sede is not a setting; did you mean seed"),
         (["train.epochs=many"], "train.epochs=many is a str; wanted int"),
-        (["train.epochs=0"], "train: epochs=0 must be at least 1"),
+        (["train.epochs=0"], "train.epochs=0 must be at least 1"),
         (["train.precision=fp8"], "train.precision=fp8 is unknown; did you mean"),
         (["optimizer.lr=-1"], "optimizer.lr=-1 must be a positive number"),
-        (["schedule.warmup_epochs=9"], "schedule: warmup_epochs=9 must be at least 0 and below the run's 2 epochs"),
+        (["schedule.warmup_epochs=9"], "schedule.warmup_epochs=9 must be at least 0 and below the run's 2 epochs"),
         (["train.batch_size=21", "launch.ranks=2"], "train.batch_size=21 is not divisible by 2 ranks"),
         (["train.batch_size=4000"], "train.batch_size=4000 exceeds the 40 training images; lower it"),
         (["data.root=nowhere"], "nowhere: no such folder; give one that holds train/ and val/"),
@@ -66,7 +66,13 @@ def only_line(done: Done) -> str:
         (["augmentation.flip=2"], "flip 2"),
         (["backbone._target_=os.system"], "'os.system' is not one of cotnet.models"),
         (["optimizer._target_=subprocess.run"], "optimizer._target_ 'subprocess.run' is not allowed"),
-        (["optimizer.lr=["], "no viable alternative at input"),
+        (["optimizer.lr=["], "cannot read optimizer.lr=[: write key=value"),
+        (["epochs=3"], "epochs is not a setting; did you mean train.epochs?"),
+        (["data.rot=x"], "data.rot is not a setting; did you mean data.root?"),
+        (["train.batch_size=abc"], "train.batch_size=abc is a str; wanted int"),
+        (["data.root=a=b"], "cannot read data.root=a=b: write key=value"),
+        (["experiment=finetune"], "backbone.head=reset wants weights to start from; set backbone.weights=PATH"),
+        (["backbone.weights=nowhere.pth"], "backbone.weights=nowhere.pth does not exist"),
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
     ],
 )
@@ -126,6 +132,12 @@ def test_checkpoints(trained, tmp_path, digits):
     assert "is of another model" in line_for(good, "backbone=resnet50")
     assert "fc.bias is [10] there and [7] here" in line_for(good, "backbone=cotnet_small", "data.num_classes=7")
     assert "weights=best is unknown" in line_for(good, "weights=best")
+    assert "precision=fp33 is unknown; valid: auto, fp32" in line_for(good, "precision=fp33")
+    assert line_for(trained).startswith(f"{trained} is a folder; give a file, such as {trained}/checkpoints/best.pt")
+    make_digits(tmp_path / "few", train=1, val=1)
+    for label in range(4, 10):
+        shutil.rmtree(tmp_path / "few" / "val" / str(label))
+    assert "few has 4 classes, the model of" in line_for(good, "data.root=few")
     assert "no such folder" in line_for(good, "data.root=nowhere")
 
 
@@ -173,6 +185,15 @@ def test_folder_of_another_run(trained, digits, tmp_path):
     done = run("train.py", *overrides, f"output_dir={trained}", cwd=tmp_path)
     assert "is finished: 2 steps" in done.stdout
     assert files == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_what_failed_before_its_first_checkpoint_may_be_corrected(digits, tmp_path):
+    given = [*SMALL, f"data.root={digits}", "output_dir=run", "train.max_steps=2"]
+    line = error_line("train.py", *given, "optimizer.lr=1e30", "train.clip_norm=null", cwd=tmp_path, code=1)
+    assert "loss is nan at step 2" in line
+    assert "last.pt" not in line
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    run("train.py", *given, cwd=tmp_path)
 
 
 def test_truncated_last_checkpoint_is_kept_and_named(trained, digits, tmp_path):

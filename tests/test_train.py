@@ -217,9 +217,9 @@ def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
 
 
 def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
-    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "output_dir=sweep"]
+    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0"]
     done = run("train.py", "--multirun", *given, "optimizer.lr=0.05,-1", "seed=1,2", cwd=tmp_path, code=1)
-    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    folders = sorted(path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
     assert len(folders) == 2
     assert all(json.loads((folder / "summary.json").read_text())["status"] == "finished" for folder in folders)
     assert done.stderr.count("error: optimizer.lr=-1 must be a positive number") == 2
@@ -277,7 +277,7 @@ def test_default_output_dir_is_found_again(digits, tmp_path):
     overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]
     run("train.py", *overrides, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
-    assert folder.name == "data.root=d,experiment=digits,train.batch_size=30,train.max_steps=1"
+    assert folder.name == "data.root-d__experiment-digits__train.batch_size-30__train.max_steps-1"
     assert f"outputs/{folder.name} is finished" in run("train.py", *overrides, cwd=tmp_path).stdout
 
 

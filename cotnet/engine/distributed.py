@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,14 @@ def join_ranks(store: dist.Store | None = None) -> Iterator[Ranks]:
 
 
 class StopRequest:
-    """SIGTERM, SIGINT or SIGUSR1 set a flag that the loop reads between steps; a SIGINT after that raises as usual."""
+    """STOP_SIGNALS set a flag that the loop reads between steps; a SIGINT after that raises as usual."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {s: signal.signal(s, self._receive) for s in STOP_SIGNALS}
+        heard = [s for s in STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._previous = {s: signal.signal(s, self._receive) for s in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

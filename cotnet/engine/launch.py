@@ -115,7 +115,8 @@ def _forwarded_signals(context: ProcessContext) -> Iterator[list[int]]:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         yield received
     finally:

@@ -39,12 +39,14 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none.
 
     Raises:
-        InputError: bf16 on a GPU that does not compute in it.
+        InputError: an unknown name, or bf16 on a GPU that does not compute in it.
     """
     gpu = device.type == "cuda"
     bf16 = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
     if name == "auto":
         return "bf16" if bf16 else "fp16" if gpu else "fp32"
+    if name not in DTYPES:
+        raise InputError(f"precision={name} is unknown; valid: auto, {', '.join(DTYPES)}")
     if name == "bf16" and gpu and not bf16:
         raise InputError("train.precision=bf16 needs a GPU of compute capability 8.0 or newer; use fp16")
     return name

@@ -11,9 +11,7 @@ import torch
 
 def _check(epochs: float, warmup_epochs: float) -> None:
     if not 0 <= warmup_epochs < epochs:
-        raise ValueError(
-            f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {epochs:g} epochs; lower it"
-        )
+        raise ValueError(f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {epochs:g} epochs")
 
 
 def cosine(epoch: float, *, peak: float, epochs: float, warmup_epochs: float, warmup_start: float, end: float) -> float:

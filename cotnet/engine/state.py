@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -183,6 +184,8 @@ def load(path: Path) -> Checkpoint:
     Raises:
         InputError: the file is missing, truncated, holds more than data, or is no checkpoint of this application.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file, such as {path / 'checkpoints' / 'best.pt'}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give checkpoint=PATH of an existing file")
     try:
@@ -190,8 +193,8 @@ def load(path: Path) -> Checkpoint:
     except pickle.UnpicklingError:
         raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{path} is damaged or truncated ({reason}); use another checkpoint") from None
+        reason = re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]
+        raise InputError(f"{path} is damaged or truncated ({reason}); use another checkpoint in its place") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
     return checkpoint

@@ -138,11 +138,7 @@ def log(run: Run, state: State, window: Window) -> None:
     """Reduce the open loss window over ranks, check it, report; collective, and a synchronisation with the device."""
     sums = torch.as_tensor(state.window_loss, dtype=torch.float64, device=run.ranks.device).clone()
     loss = float(run.ranks.sum(sums)) / (run.ranks.world_size * state.window_steps)
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the loss is {loss} at step {state.step}; {run.folder / 'checkpoints' / 'last.pt'} holds the last good "
-            "state: lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
-        )
+    _require_finite(run, state, loss, "loss")
     elapsed = time.perf_counter() - window.start
     state.train_seconds += elapsed
     state.trained_images += window.steps * run.settings.batch_size
@@ -158,6 +154,15 @@ def log(run: Run, state: State, window: Window) -> None:
         }
     )
     window.reset()
+
+
+def _require_finite(run: Run, state: State, loss: float, name: str) -> None:
+    if math.isfinite(loss):
+        return
+    last = run.folder / "checkpoints" / "last.pt"
+    kept = f"; {last} holds the last good state" if last.exists() else ""
+    advice = "lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
+    raise RunError(f"the {name} is {loss} at step {state.step}{kept}: {advice}")
 
 
 def save(run: Run, state: State, *, best: bool = False) -> None:
@@ -225,6 +230,7 @@ def finish_epoch(run: Run, state: State) -> None:
     except Interrupted:
         save(run, state)
         raise
+    _require_finite(run, state, figures["raw"]["loss"], "validation loss")
     record: dict[str, float] = {"step": state.step, "epoch": fraction}
     for weights, suffix in (("raw", ""), ("ema", "_ema")):
         record |= {f"val/{name}{suffix}": value for name, value in figures[weights].items()}
@@ -254,6 +260,9 @@ def fit(run: Run, state: State) -> None:
             finish_epoch(run, state)
     except Interrupted:
         run.reports.status("interrupted", state)
+        raise
+    except BaseException:
+        run.reports.status("failed", state)
         raise
     run.reports.status("finished", state)
 

@@ -208,7 +208,7 @@ def _check_fit(state: State, own: State, classifier: list[str], path: Path) -> N
     other = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if other and not missing and not unexpected and set(other) <= set(classifier):
         counts = f"{len(state[other[0]])} classes, the model has {len(own[other[0]])}"
-        raise InputError(f"{path} has {counts}; use head=reset to load everything but the classifier")
+        raise InputError(f"{path} has {counts}; use backbone.head=reset to load everything but the classifier")
     if missing or unexpected or other:
         lists = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
         parts = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in lists if keys]
