@@ -74,13 +74,17 @@ def entry(
         @functools.wraps(main)
         def task(node: DictConfig) -> None:
             code = 2
-            name, folder = run_name(HydraConfig.get().overrides.task), Path()
+            name, folder = "", Path()
             multirun = HydraConfig.get().mode == RunMode.MULTIRUN
             with one_line(multirun) as outcome:
                 config = resolve(node)
                 base = None if config["output_dir"] is None else str(config["output_dir"])  # a folder may be called 1
-                folder = Path(base) if base and not multirun else Path(base or outputs) / name
-                if multirun:
+                overrides = HydraConfig.get().overrides.task
+                common = [override for override in overrides if not multirun or override in sys.argv]
+                folder = Path(base or Path(outputs) / run_name(common))
+                if multirun:  # what the trials share names the sweep, what varies the trial
+                    name = run_name(override for override in overrides if override not in common)
+                    folder /= name
                     print(f"{folder}:", flush=True)  # noqa: T201
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code

@@ -117,7 +117,6 @@ def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
         assert "interrupted; the same command continues run" in out
         assert "Traceback" not in err
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-        assert not alive(group)
     wait_until_gone(group)
     run("train.py", *overrides, cwd=tmp_path)
     assert_same_run(uncut / str(ranks), tmp_path / "run")
@@ -146,7 +145,7 @@ def alive(group: int) -> list[str]:
 
 
 def wait_until_gone(group: int) -> None:
-    """The ranks of a killed parent end by themselves, at the end of their step."""
+    """No process is left; multiprocessing's tracker ends after its parent, a killed parent's ranks after their step."""
     deadline = time.monotonic() + 30
     while alive(group) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -219,11 +218,12 @@ def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
 def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0"]
     done = run("train.py", "--multirun", *given, "optimizer.lr=0.05,-1", "seed=1,2", cwd=tmp_path, code=1)
-    folders = sorted(path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
-    assert len(folders) == 2
+    (sweep,) = (path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
+    folders = sorted(sweep.iterdir())
+    assert [folder.name for folder in folders] == [f"optimizer.lr-0.05__seed-{seed}" for seed in (1, 2)]
     assert all(json.loads((folder / "summary.json").read_text())["status"] == "finished" for folder in folders)
     assert done.stderr.count("error: optimizer.lr=-1 must be a positive number") == 2
-    table = done.stdout[done.stdout.index("Results") :]
+    table = done.stdout[done.stdout.index("status") :]
     assert table.count("finished") == 2
     assert table.count("failed") == 2
 
