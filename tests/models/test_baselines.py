@@ -95,7 +95,7 @@ def test_unknown_settings_are_refused(constructor):
 def test_their_weights_load_with_another_head(build, tmp_path):
     source, model = build(5), build(3)
     torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="5 classes, the model has 3; use backbone.head=reset"):
+    with pytest.raises(InputError, match=r"5 classes, the model has 3; use backbone\.head=reset"):
         load_weights(model, tmp_path / "weights.pth")
     load_weights(model, tmp_path / "weights.pth", head="reset")
     theirs = source.state_dict()

@@ -137,7 +137,7 @@ def test_wrong_files_say_what_is_wrong(tmp_path):
 def test_another_number_of_classes(tmp_path):
     source, model = small(0, num_classes=5), small(1)
     torch.save(source.state_dict(), tmp_path / "five.pt")
-    with pytest.raises(InputError, match=r"5 classes, the model has 3; use backbone.head=reset"):
+    with pytest.raises(InputError, match=r"5 classes, the model has 3; use backbone\.head=reset"):
         load_weights(model, tmp_path / "five.pt")
     head = model.fc.weight.clone()
     load_weights(model, tmp_path / "five.pt", head="reset")
