@@ -272,6 +272,19 @@ def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_
     assert "head=reset" in done.stderr
 
 
+def test_finetuning_resizes_position_tables(digits, tmp_path):
+    """PVT from 32 to 64 px: what the tables hold after a step of almost no length is what was there, interpolated."""
+    common = [*SMALL, f"data.root={digits}", "backbone=pvt_tiny", "train.max_steps=1", "optimizer.lr=1e-12"]
+    common.append("schedule.warmup_start=0")
+    run("train.py", *common, "output_dir=before", cwd=tmp_path)
+    weights = ["backbone.weights=before/checkpoints/last.pt", "backbone.ema=false"]
+    run("train.py", *common, *weights, "data.image_size=64", "data.eval_size=64", "output_dir=after", cwd=tmp_path)
+    before, after = (checkpoint(tmp_path / name)["model"]["pos_embed1"] for name in ("before", "after"))
+    table = before.unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(table, size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(after, resized.permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=1e-6)
+
+
 def test_default_output_dir_is_found_again(digits, tmp_path):
     (tmp_path / "d").symlink_to(digits)
     overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]
