@@ -56,7 +56,7 @@ def test_run_folder(uncut, digits):
     assert [record["step"] for record in train] == [2, 4, 6, 8]
     assert [record["epoch"] for record in train] == [0.5, 1.0, 1.5, 2.0]
     assert [record["step"] for record in val] == [4, 8]
-    figures = {f"train/{name}" for name in ("loss", "lr", "images_per_second", "data_wait")}
+    figures = {f"train/{name}" for name in ("loss", "grad_norm", "lr", "images_per_second", "data_wait")}
     assert train[0].keys() == {"step", "epoch"} | figures
     names = {f"val/{name}{suffix}" for name in ("top1", "top5", "loss", "images") for suffix in ("", "_ema")}
     assert val[0].keys() == {"step", "epoch"} | names

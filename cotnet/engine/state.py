@@ -20,7 +20,7 @@ from cotnet.engine.optimizer import MovingAverage
 from cotnet.engine.records import replacing
 from cotnet.errors import InputError, RunError
 
-FORMAT = 1
+FORMAT = 2
 Checkpoint = dict[str, Any]
 
 
@@ -41,7 +41,7 @@ class State:
     seconds: float = 0.0  # of the whole run, over all its processes
     train_seconds: float = 0.0  # of the logged windows, in which `trained_images` went by
     trained_images: int = 0
-    window_loss: float | Tensor = 0.0  # this rank's sum of mean losses since the last log line
+    window: dict[str, Tensor] = field(default_factory=dict)  # this rank's sums over the steps since the last log line
     window_steps: int = 0
     _clock: float = field(default_factory=time.monotonic)
 
@@ -50,6 +50,11 @@ class State:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         return self.seconds
+
+    def count(self, **figures: Tensor) -> None:
+        """Add a step's figures (scalars on the device) to the open window."""
+        for name, figure in figures.items():
+            self.window[name] = self.window[name] + figure if name in self.window else figure
 
 
 NUMBERS = ("step", "epoch", "batch", "best", "run_id", "seconds", "train_seconds", "trained_images", "window_steps")
@@ -67,7 +72,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
     own = {
         "model": _buffers(state.model),
         "ema": _buffers(state.ema.module),
-        "window_loss": torch.as_tensor(state.window_loss, dtype=torch.float64).cpu(),
+        "window": {name: total.cpu() for name, total in state.window.items()},
     }
     state.tick()
     per_rank = ranks.gather(own)
@@ -108,7 +113,7 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
         for name, buffer in module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-    state.window_loss = own["window_loss"].to(ranks.device)
+    state.window = {name: total.to(ranks.device) for name, total in own["window"].items()}
 
 
 def require_image_set(checkpoint: Checkpoint, image_set: str, path: Path) -> None:
@@ -125,10 +130,10 @@ def _mean(items: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(tensors: list[Tensor]) -> Tensor:
         return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
 
-    mixed: dict[str, Any] = {
-        part: {name: mean([item[part][name] for item in items]) for name in items[0][part]} for part in ("model", "ema")
+    return {
+        part: {name: mean([item[part][name] for item in items]) for name in items[0][part]}
+        for part in ("model", "ema", "window")
     }
-    return mixed | {"window_loss": mean([item["window_loss"] for item in items])}
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

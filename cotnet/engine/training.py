@@ -74,8 +74,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
 
 
-def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
-    """One optimizer step over this rank's share of the batch; its mean loss, left on the device."""
+def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> None:
+    """One optimizer step over this rank's share of the batch; its mean loss and the norm of the gradient before
+    clipping go into the state's window, on the device."""
     seed_step(run.seed, state.step, run.ranks.rank)
     parts = run.settings.accumulation
     total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
@@ -90,16 +91,27 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
         total += loss.detach() / parts
     epoch = state.epoch + state.batch / run.steps_per_epoch
     set_lr(state.optimizer, run.schedule(epoch))
-    if run.settings.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), run.settings.clip_norm)
+    state.scaler.unscale_(state.optimizer)
+    norm = clip_gradients(state.model, run.settings)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update()
+    if state.scaler.is_enabled():  # which leaves out a step whose gradients overflow, and lowers its scale
+        norm = norm.nan_to_num(nan=0.0, posinf=0.0)
+    state.count(loss=total, grad_norm=norm)
+    state.window_steps += 1
     state.step += 1
     state.batch += 1
-    return total
+
+
+def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
+    """Clip as the settings say; the gradient's norm over all parameters before that."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if settings.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+    return norm.double()
 
 
 def _gradients_kept(replica: nn.Module, *, keep: bool) -> contextlib.AbstractContextManager[None]:
@@ -136,18 +148,19 @@ class Window:
 
 def log(run: Run, state: State, window: Window) -> None:
     """Reduce the open loss window over ranks, check it, report; collective, and a synchronisation with the device."""
-    sums = torch.as_tensor(state.window_loss, dtype=torch.float64, device=run.ranks.device).clone()
-    loss = float(run.ranks.sum(sums)) / (run.ranks.world_size * state.window_steps)
-    _require_finite(run, state, loss, "loss")
+    sums = run.ranks.sum(torch.stack(list(state.window.values()))) / (run.ranks.world_size * state.window_steps)
+    means = dict(zip(state.window, sums.tolist(), strict=True))
+    _require_finite(run, state, means["loss"], "loss")
+    _require_finite(run, state, means["grad_norm"], "norm of the gradient")
     elapsed = time.perf_counter() - window.start
     state.train_seconds += elapsed
     state.trained_images += window.steps * run.settings.batch_size
-    state.window_loss, state.window_steps = 0.0, 0
+    state.window, state.window_steps = {}, 0
     run.reports.train(
         {
             "step": state.step,
             "epoch": state.epoch + state.batch / run.steps_per_epoch,
-            "train/loss": loss,
+            **{f"train/{name}": mean for name, mean in means.items()},
             "train/lr": run.schedule(state.epoch + (state.batch - 1) / run.steps_per_epoch),
             "train/images_per_second": window.steps * run.settings.batch_size / elapsed,
             "train/data_wait": min(window.waited / elapsed, 1.0),
@@ -191,8 +204,7 @@ def train_one_epoch(run: Run, state: State) -> None:
     limit = run.settings.max_steps
     batches = itertools.islice(batches, None if limit is None else max(limit - state.step, 0))
     for images, targets, indices in window.timed(batches):
-        state.window_loss = state.window_loss + optimize(run, state, images, targets, indices)
-        state.window_steps += 1
+        optimize(run, state, images, targets, indices)
         run.reports.step()
         last = state.batch == run.steps_per_epoch or state.step == limit
         if last or state.step % run.settings.log_every == 0:
@@ -212,8 +224,7 @@ def train_one_epoch(run: Run, state: State) -> None:
 
 def _check_window(run: Run, state: State) -> None:
     """A loss that is not finite never reaches a kept checkpoint."""
-    if run.ranks.any(not math.isfinite(float(state.window_loss))):
-        state.window_steps = max(state.window_steps, 1)
+    if state.window and run.ranks.any(not bool(torch.stack(list(state.window.values())).isfinite().all())):
         log(run, state, Window())
 
 
