@@ -84,6 +84,24 @@ class BlurPool(nn.Module):
         return F.conv2d(x, self.kernel, stride=self.stride, groups=self.channels)
 
 
+class BlurredConv2d(nn.Conv2d):
+    """A strided convolution of the map blurred by BlurPool's filter, with zeros beyond the border.
+
+    The form of FFCV's ResNet: the blur comes before the convolution, which keeps its own kernel, stride and state-dict
+    keys. (B, C, H, W) -> as the convolution.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
+        super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
+        line = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(line, line).expand(in_channels, 1, 3, 3).clone(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.conv2d(x, self.kernel, padding=1, groups=self.in_channels))
+
+
 class HalvingPool(nn.Module):
     """2x2 average pool of stride 2 that averages an odd last row or column by itself.
 

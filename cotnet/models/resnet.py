@@ -9,8 +9,19 @@ from functools import partial
 
 from torch import nn
 
-from cotnet.models.layers import Activation, SplitAttention, SqueezeExcite
-from cotnet.models.skeleton import Gate, ResNet, Settings, deep_stem, pooled_projection, pyramid, stem
+from cotnet.models.layers import Activation, BlurredConv2d, SplitAttention, SqueezeExcite
+from cotnet.models.skeleton import (
+    Gate,
+    Operator,
+    Projection,
+    ResNet,
+    Settings,
+    deep_stem,
+    pooled_projection,
+    projection,
+    pyramid,
+    stem,
+)
 
 
 def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = nn.ReLU) -> dict[str, nn.Module]:
@@ -19,15 +30,39 @@ def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = n
     return {"conv2": conv, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
 
 
+def blurred_convolution(width: int, stride: int) -> dict[str, nn.Module]:
+    """ResNet's operator; a strided one sees a blurred map."""
+    blurred = {"conv2": BlurredConv2d(width, width, 3, stride, padding=1)} if stride > 1 else {}
+    return {**convolution(width, stride), **blurred}
+
+
+def blurred_projection(in_channels: int, channels: int, stride: int) -> nn.Module:
+    """ResNet's shortcut; a strided one sees a blurred map."""
+    if stride == 1:
+        return projection(in_channels, channels, stride)
+    return nn.Sequential(BlurredConv2d(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
+
+
 def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
     """The operator of ResNeSt; a strided block pools after it."""
     pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
     return {"conv2": SplitAttention(width, 1, radix=2, act=nn.ReLU), **pool}
 
 
+grouped = partial(convolution, groups=32)  # the operator of ResNeXt
+
+
 def resnet50(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
     """ResNet-50, stride in the 3x3 convolution, torchvision's keys; 25.6 M parameters."""
     return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnet50_blurpool(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+) -> ResNet:
+    """ResNet-50 with blurred maps before its strided convolutions but the stem's, as FFCV trains it; same keys."""
+    settings = Settings(num_classes, drop_path, dropout)
+    return _resnet((3, 4, 6, 3), in_channels, settings, operator=blurred_convolution, shortcut=blurred_projection)
 
 
 def resnet101(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
@@ -44,14 +79,14 @@ def resnext50_32x4d(
     *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
 ) -> ResNet:
     """ResNeXt-50: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 25.0 M parameters."""
-    return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), groups=32, width=128)
+    return _resnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), operator=grouped, width=128)
 
 
 def resnext101_32x4d(
     *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
 ) -> ResNet:
     """ResNeXt-101: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 44.2 M parameters."""
-    return _resnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), groups=32, width=128)
+    return _resnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), operator=grouped, width=128)
 
 
 def resnet50d(*, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0) -> ResNet:
@@ -104,13 +139,13 @@ def _resnet(
     in_channels: int,
     settings: Settings,
     *,
-    groups: int = 1,
+    operator: Operator = convolution,
+    shortcut: Projection = projection,
     width: int = 64,
     gate: Gate | None = None,
 ) -> ResNet:
-    operator = partial(convolution, groups=groups)
     stages = pyramid([[operator] * depth for depth in depths], width=width)
-    return ResNet(stem(in_channels), stages, settings, gate=gate, zero_last_norm=False)
+    return ResNet(stem(in_channels), stages, settings, shortcut=shortcut, gate=gate, zero_last_norm=False)
 
 
 def _resnet_d(depths: Sequence[int], in_channels: int, settings: Settings, *, gate: Gate | None = None) -> ResNet:

@@ -56,6 +56,7 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ("pvt_medium", 224): Published(source=PVT, parameters=44.2, multiply_adds=6.7, top1=81.2),
     ("pvt_large", 224): Published(source=PVT, parameters=61.4, multiply_adds=9.8, top1=81.7),
     ("resnet50", 224): Published(source=TORCHVISION, parameters=25.6, multiply_adds=4.1, top1=76.1, top5=92.9),
+    ("resnet50_blurpool", 256): Published(source="FFCV, 88 epochs ²", top1=78.4, top5=94.1),
     ("resnet101", 224): Published(source=TORCHVISION, parameters=44.5, multiply_adds=7.8, top1=77.4, top5=93.5),
     ("resnet152", 224): Published(source=TORCHVISION, parameters=60.2, multiply_adds=11.5, top1=78.3, top5=94.0),
     ("resnext50_32x4d", 224): Published(source=TORCHVISION, parameters=25.0, multiply_adds=4.2, top1=77.6, top5=93.7),

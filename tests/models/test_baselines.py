@@ -56,6 +56,33 @@ def test_same_logits(name):
         theirs.load_state_dict(ours.state_dict())
 
 
+class Blurred(torch.nn.Module):
+    """A convolution behind a binomial filter, its taps summed one by one."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x):
+        padded, (height, width) = torch.nn.functional.pad(x, (1, 1, 1, 1)), x.shape[2:]
+        taps = [(i, j, (1, 2, 1)[i] * (1, 2, 1)[j] / 16) for i in range(3) for j in range(3)]
+        return self.convolution(sum(tap * padded[:, :, i : i + height, j : j + width] for i, j, tap in taps))
+
+
+def test_blurpool_is_a_blur_before_strided_convolutions():
+    """FFCV's rule: every convolution with a stride and at least 16 input channels, so not the stem's."""
+    theirs = fill(torchvision.models.resnet50().double())
+    ours = models.resnet50_blurpool().double()
+    ours.load_state_dict(theirs.state_dict())
+    for name, module in list(theirs.named_modules()):
+        if isinstance(module, torch.nn.Conv2d) and module.stride[0] > 1 and module.in_channels >= 16:
+            parent, _, key = name.rpartition(".")
+            setattr(theirs.get_submodule(parent), key, Blurred(module))
+    images = torch.randn(2, 3, 65, 97, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(ours.eval()(images), theirs.eval()(images), rtol=0, atol=1e-9)
+
+
 def test_torchvision_by_name():
     for name in ("efficientnet_b0", "vit_b_32", "swin_t", "convnext_tiny", "googlenet"):
         with torch.device("meta"):
