@@ -18,7 +18,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMINGS = ("train/images_per_second", "train/data_wait")
+TIMINGS = (  # and memory: what depends on the machine
+    "train/images_per_second",
+    "train/images_per_second_per_device",
+    "train/data_wait",
+    "train/step_ms_p50",
+    "train/step_ms_p95",
+    "train/memory_gb",
+)
 SMALL = (  # a run of seconds: cotnet_small on a few digits
     "experiment=digits",
     "logger=none",

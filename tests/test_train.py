@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import ROOT, SMALL, assert_same_run, checkpoint, make_digits, metrics, once, run, run_process, start
+from programs import (
+    ROOT,
+    SMALL,
+    TIMINGS,
+    assert_same_run,
+    checkpoint,
+    make_digits,
+    metrics,
+    once,
+    run,
+    run_process,
+    start,
+)
 from wandb_file import history
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
@@ -56,8 +68,9 @@ def test_run_folder(uncut, digits):
     assert [record["step"] for record in train] == [2, 4, 6, 8]
     assert [record["epoch"] for record in train] == [0.5, 1.0, 1.5, 2.0]
     assert [record["step"] for record in val] == [4, 8]
-    figures = {f"train/{name}" for name in ("loss", "grad_norm", "lr", "images_per_second", "data_wait")}
+    figures = {"train/loss", "train/accuracy", "train/grad_norm", "train/lr", *TIMINGS}
     assert train[0].keys() == {"step", "epoch"} | figures
+    assert all(record["train/accuracy"] % 2.5 == 0 for record in train)  # of the 40 images of two steps
     names = {f"val/{name}{suffix}" for name in ("top1", "top5", "loss", "images") for suffix in ("", "_ema")}
     assert val[0].keys() == {"step", "epoch"} | names
     assert all(record["val/images"] == 50 for record in val)

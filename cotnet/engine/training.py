@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.engine.state import State
+from cotnet.engine.window import Window
 from cotnet.errors import RunError
 
 
@@ -75,11 +76,11 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> None:
-    """One optimizer step over this rank's share of the batch; its mean loss and the norm of the gradient before
-    clipping go into the state's window, on the device."""
+    """One optimizer step over this rank's share of the batch; its mean loss, the norm of the gradient before clipping
+    and the share of hits go into the state's window, on the device."""
     seed_step(run.seed, state.step, run.ranks.rank)
     parts = run.settings.accumulation
-    total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    total, hits = torch.zeros(2, dtype=torch.float64, device=run.ranks.device)
     micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = run.transform(*micro_batch, state.epoch)
@@ -89,6 +90,7 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
             loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
         total += loss.detach() / parts
+        hits += _hits(logits.detach(), wanted) / parts
     epoch = state.epoch + state.batch / run.steps_per_epoch
     set_lr(state.optimizer, run.schedule(epoch))
     state.scaler.unscale_(state.optimizer)
@@ -99,10 +101,16 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     state.ema.update()
     if state.scaler.is_enabled():  # which leaves out a step whose gradients overflow, and lowers its scale
         norm = norm.nan_to_num(nan=0.0, posinf=0.0)
-    state.count(loss=total, grad_norm=norm)
+    state.count(loss=total, accuracy=hits, grad_norm=norm)
     state.window_steps += 1
     state.step += 1
     state.batch += 1
+
+
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Percent of the images whose largest logit is that of their class, of their heaviest one where they are mixed."""
+    classes = targets.argmax(1) if targets.is_floating_point() else targets
+    return 100 * (logits.argmax(1) == classes).double().mean()
 
 
 def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
@@ -121,51 +129,19 @@ def _gradients_kept(replica: nn.Module, *, keep: bool) -> contextlib.AbstractCon
     return contextlib.nullcontext()
 
 
-class Window:
-    """Time and data-wait since the last log line. The loss itself is in the state, so that it survives a cut."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.start = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-
-    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, while counting the time that the loop waits for them."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - asked
-            self.steps += 1
-            yield batch
-
-
 def log(run: Run, state: State, window: Window) -> None:
     """Reduce the open loss window over ranks, check it, report; collective, and a synchronisation with the device."""
     sums = run.ranks.sum(torch.stack(list(state.window.values()))) / (run.ranks.world_size * state.window_steps)
     means = dict(zip(state.window, sums.tolist(), strict=True))
     _require_finite(run, state, means["loss"], "loss")
     _require_finite(run, state, means["grad_norm"], "norm of the gradient")
-    elapsed = time.perf_counter() - window.start
-    state.train_seconds += elapsed
-    state.trained_images += window.steps * run.settings.batch_size
+    measured = window.figures(run.settings.batch_size, run.ranks)
+    state.train_seconds += time.perf_counter() - window.start
+    state.trained_images += len(window.laps) * run.settings.batch_size
     state.window, state.window_steps = {}, 0
-    run.reports.train(
-        {
-            "step": state.step,
-            "epoch": state.epoch + state.batch / run.steps_per_epoch,
-            **{f"train/{name}": mean for name, mean in means.items()},
-            "train/lr": run.schedule(state.epoch + (state.batch - 1) / run.steps_per_epoch),
-            "train/images_per_second": window.steps * run.settings.batch_size / elapsed,
-            "train/data_wait": min(window.waited / elapsed, 1.0),
-        }
-    )
+    lr = run.schedule(state.epoch + (state.batch - 1) / run.steps_per_epoch)
+    figures = {f"train/{name}": figure for name, figure in (means | {"lr": lr} | measured).items()}
+    run.reports.train({"step": state.step, "epoch": state.epoch + state.batch / run.steps_per_epoch} | figures)
     window.reset()
 
 
@@ -205,6 +181,7 @@ def train_one_epoch(run: Run, state: State) -> None:
     batches = itertools.islice(batches, None if limit is None else max(limit - state.step, 0))
     for images, targets, indices in window.timed(batches):
         optimize(run, state, images, targets, indices)
+        window.lap()
         run.reports.step()
         last = state.batch == run.steps_per_epoch or state.step == limit
         if last or state.step % run.settings.log_every == 0:

@@ -1,0 +1,54 @@
+import time
+
+import torch
+
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.training import _hits
+from cotnet.engine.window import Window, memory
+
+TWO = Ranks(rank=0, world_size=2, device=torch.device("cpu"))
+
+
+def test_step_times_and_the_wait_for_data_share_the_window():
+    def slow(count):
+        for number in range(count):
+            time.sleep(0.02)
+            yield number
+
+    window = Window()
+    for number in window.timed(slow(20)):
+        time.sleep(0.2 if number == 7 else 0.005)
+        window.lap()
+    figures = window.figures(64, TWO)
+    elapsed = sum(window.laps)
+    assert 20 * 0.025 + 0.195 <= elapsed < 5
+    assert abs(figures["images_per_second"] * elapsed / (20 * 64) - 1) < 0.2
+    assert figures["images_per_second_per_device"] * 2 == figures["images_per_second"]
+    assert 20 * 0.02 <= figures["data_wait"] * elapsed < elapsed - 20 * 0.005
+    assert 25 <= figures["step_ms_p50"] < figures["step_ms_p95"] == 1000 * max(window.laps)
+    window.reset()
+    assert (window.laps, window.waited) == ([], 0.0)
+
+
+def test_percentiles_of_the_steps():
+    window = Window()
+    window.laps = [number / 1000 for number in range(99, -1, -1)]
+    figures = window.figures(1, TWO)
+    assert (figures["step_ms_p50"], figures["step_ms_p95"]) == (50, 95)
+    window.laps = [0.003]
+    figures = window.figures(1, TWO)
+    assert (figures["step_ms_p50"], figures["step_ms_p95"]) == (3, 3)
+
+
+def test_memory_is_what_the_process_has_resident():
+    before = memory(torch.device("cpu"))
+    block = torch.ones(100_000_000, dtype=torch.uint8)
+    assert 0.9 * len(block) < memory(torch.device("cpu")) - before < 1.5 * len(block)
+    assert 20e6 < before < 20e9
+
+
+def test_hits_are_those_of_the_heaviest_class_where_images_are_mixed():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 1.0], [0.0, 0.0, 9.0], [0.0, 1.0, 0.0]])
+    assert _hits(logits, torch.tensor([1, 0, 1, 0])) == 50
+    mixed = torch.tensor([[0.4, 0.6, 0.0], [0.2, 0.0, 0.8], [0.0, 0.0, 1.0], [0.3, 0.7, 0.0]])
+    assert _hits(logits, mixed) == 75
