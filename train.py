@@ -109,6 +109,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             stop=lambda: stop.received,
             folder=folder,
             config=config,
+            files=train_set.files,
         )
         fit(run, state)
 

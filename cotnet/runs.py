@@ -11,8 +11,11 @@ from cotnet.config import Config, Trial, flatten, to_yaml
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.launch import first_process
+from cotnet.engine.settings import TrainSettings
 from cotnet.engine.terminal import clock, results_table, say
+from cotnet.engine.training import finished
 from cotnet.errors import InputError
+from cotnet.nodes import typed
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
 FREE = ("output_dir", "launch.", "logger.", "checkpoint.", "loader.threads", "loader.prefetch", "train.log_every")
@@ -56,8 +59,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     checkpoint = checkpoints.load(last)
     _compare(folder, json.loads(checkpoint["config"]), config)
     progress = checkpoint["progress"]
-    train = config["train"]
-    if progress["epoch"] < train["epochs"] and (train["max_steps"] is None or progress["step"] < train["max_steps"]):
+    if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
         if first_process():
             say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}")

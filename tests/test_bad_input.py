@@ -190,7 +190,7 @@ def test_folder_of_another_run(trained, digits, tmp_path):
 def test_what_failed_before_its_first_checkpoint_may_be_corrected(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "output_dir=run", "train.max_steps=2"]
     line = error_line("train.py", *given, "optimizer.lr=1e30", "train.clip_norm=null", cwd=tmp_path, code=1)
-    assert "loss is nan at step 2" in line
+    assert "loss is not finite at step 2" in line
     assert "last.pt" not in line
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     run("train.py", *given, cwd=tmp_path)

@@ -13,36 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import (
-    ROOT,
-    SMALL,
-    TIMINGS,
-    assert_same_run,
-    checkpoint,
-    make_digits,
-    metrics,
-    once,
-    run,
-    run_process,
-    start,
-)
+from programs import ROOT, SMALL, TIMINGS, assert_same_run, checkpoint, metrics, once, run, run_process, start
 from wandb_file import history
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """The folder that all test processes of this session see."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-
-
-@pytest.fixture(scope="session")
-def digits(shared):
-    return once(shared, "some-digits", lambda folder: make_digits(folder, train=9, val=5))
 
 
 @pytest.fixture(scope="session")

@@ -90,13 +90,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def flush(file: BinaryIO) -> None:
+    """Waits until what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -27,6 +27,7 @@ class Silent:
     def validation(self, record: dict[str, float], state: State) -> None: ...
     def step(self) -> None: ...
     def before_save(self) -> None: ...
+    def rolled_back(self, state: State, line: str) -> None: ...
     def status(self, status: str, state: State) -> None: ...
     def __enter__(self) -> "Silent":
         return self
@@ -79,6 +80,12 @@ class RunReports:
     def before_save(self) -> None:
         """metrics.jsonl reaches the disk before the checkpoint that relies on it."""
         records.sync(self.metrics)
+
+    def rolled_back(self, state: State, line: str) -> None:
+        """The records after the state's step are gone, and a line says why."""
+        records.cut_back(self.metrics, state.step)
+        self._train = {}
+        self.progress.note(line)
 
     def status(self, status: str, state: State) -> None:
         best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best

@@ -19,14 +19,19 @@ class TrainSettings:
     ema_decay: float
     log_every: int
     max_steps: int | None
+    on_nonfinite: Literal["stop", "rollback"]
+    rollback_lr_factor: float
+    max_rollbacks: int
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "log_every", "max_steps"):
+        for name in ("epochs", "batch_size", "accumulation", "log_every", "max_steps", "max_rollbacks"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm={self.clip_norm:g} must be positive, or null for no clipping")
+        if not 0 < self.rollback_lr_factor <= 1:
+            raise ValueError(f"rollback_lr_factor={self.rollback_lr_factor:g} must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing:g} must be at least 0 and below 1")
         if not 0 <= self.ema_decay < 1:
@@ -46,13 +51,16 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """`checkpoint` of the configuration: how often to save within an epoch (its end is always saved)."""
+    """`checkpoint` of the configuration: how often to save within an epoch (its end is always saved), and which
+    epochs' checkpoints to keep beside the last and the best: every n-th, the best k."""
 
     every_steps: int | None
     every_minutes: float | None
+    keep_every: int | None
+    keep_top: int | None
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "every_minutes"):
+        for name in ("every_steps", "every_minutes", "keep_every", "keep_top"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value:g} must be positive, or null")

@@ -1,5 +1,6 @@
 """Everything that continues a run, and its file: written atomically, read without running code from it."""
 
+import copy
 import json
 import os
 import pickle
@@ -7,7 +8,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cotnet.engine import records
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import MovingAverage
-from cotnet.engine.records import replacing
 from cotnet.errors import InputError, RunError
 
 FORMAT = 2
@@ -36,6 +37,11 @@ class State:
     epoch: int = 0
     batch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    history: list[list[float]] = field(default_factory=list)  # [epochs done, best top-1] of each evaluation
+    evaluated: int = -1  # the step of the last evaluation
+    rollbacks: int = 0
+    skipped: list[list[int]] = field(default_factory=list)  # [epoch, batch] left out after a rollback
+    lr_factor: float = 1.0  # what rollbacks made of the learning rate
     run_id: str = ""
     image_set: str = ""  # names the training set
     seconds: float = 0.0  # of the whole run, over all its processes
@@ -57,7 +63,10 @@ class State:
             self.window[name] = self.window[name] + figure if name in self.window else figure
 
 
-NUMBERS = ("step", "epoch", "batch", "best", "run_id", "seconds", "train_seconds", "trained_images", "window_steps")
+NUMBERS = (
+    *("step", "epoch", "batch", "best", "history", "evaluated", "rollbacks", "skipped", "lr_factor", "run_id"),
+    *("seconds", "train_seconds", "trained_images", "window_steps"),
+)
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -82,7 +91,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
         "format": FORMAT,
         "config": json.dumps(config),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
-        "progress": {name: getattr(state, name) for name in NUMBERS},
+        "progress": copy.deepcopy({name: getattr(state, name) for name in NUMBERS}),
         "image_set": state.image_set,
         "model": state.model.state_dict(),
         "ema": state.ema.module.state_dict(),
@@ -157,16 +166,20 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     model.load_state_dict(tensors)
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file whole or not at all: a crash leaves the old checkpoint or the new one.
+def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> None:
+    """Write the file whole or not at all: a crash leaves the old checkpoint or the new one. The names in `also` become
+    the same checkpoint before `path` does.
 
     Raises:
         RunError: the disk is full or refuses; the old file stands.
     """
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as file:
+        with records.replacing(path) as file:
             torch.save(checkpoint, file)
+            records.flush(file)
+            for name in also:
+                duplicate(Path(file.name), name)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RunError(f"cannot write {path}: {reason}; what was saved before stands, make room and resume") from None

@@ -1,12 +1,11 @@
 """The training loop: one optimizer step, one epoch, a whole run."""
 
 import contextlib
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from cotnet.engine import state as checkpoints
 from cotnet.engine.distributed import Agreement, Ranks, average_buffers
 from cotnet.engine.evaluation import Interrupted, Loader
+from cotnet.engine.guard import NotFinite, Step, Watch
 from cotnet.engine.precision import Precision
+from cotnet.engine.saving import Background, job
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.engine.state import State
@@ -33,6 +34,7 @@ class Reports(Protocol):
     def validation(self, record: dict[str, float], state: State) -> None: ...
     def step(self) -> None: ...
     def before_save(self) -> None: ...
+    def rolled_back(self, state: State, line: str) -> None: ...
     def status(self, status: str, state: State) -> None: ...
 
 
@@ -56,6 +58,8 @@ class Run:
     stop: Callable[[], bool]
     folder: Path
     config: dict[str, Any]
+    files: Sequence[str]  # of the training set, by sample index
+    background: Background = field(default_factory=Background)
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
@@ -75,7 +79,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
 
 
-def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> None:
+def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> Step:
     """One optimizer step over this rank's share of the batch; its mean loss, the norm of the gradient before clipping
     and the share of hits go into the state's window, on the device."""
     seed_step(run.seed, state.step, run.ranks.rank)
@@ -91,8 +95,8 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
             state.scaler.scale(loss / parts).backward()
         total += loss.detach() / parts
         hits += _hits(logits.detach(), wanted) / parts
-    epoch = state.epoch + state.batch / run.steps_per_epoch
-    set_lr(state.optimizer, run.schedule(epoch))
+    rate = learning_rate(run, state)
+    set_lr(state.optimizer, rate)
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(state.model, run.settings)
     state.scaler.step(state.optimizer)
@@ -105,6 +109,12 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     state.window_steps += 1
     state.step += 1
     state.batch += 1
+    return Step(state.step, state.epoch, state.batch - 1, rate, indices, total, norm)
+
+
+def learning_rate(run: Run, state: State) -> float:
+    """The rate of the step that begins at this state."""
+    return run.schedule(state.epoch + state.batch / run.steps_per_epoch) * state.lr_factor
 
 
 def _hits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -129,40 +139,26 @@ def _gradients_kept(replica: nn.Module, *, keep: bool) -> contextlib.AbstractCon
     return contextlib.nullcontext()
 
 
-def log(run: Run, state: State, window: Window) -> None:
-    """Reduce the open loss window over ranks, check it, report; collective, and a synchronisation with the device."""
+def log(run: Run, state: State, window: Window, rate: float) -> None:
+    """Reduce the open window over ranks and report it; collective, and a synchronisation with the device."""
     sums = run.ranks.sum(torch.stack(list(state.window.values()))) / (run.ranks.world_size * state.window_steps)
     means = dict(zip(state.window, sums.tolist(), strict=True))
-    _require_finite(run, state, means["loss"], "loss")
-    _require_finite(run, state, means["grad_norm"], "norm of the gradient")
     measured = window.figures(run.settings.batch_size, run.ranks)
     state.train_seconds += time.perf_counter() - window.start
     state.trained_images += len(window.laps) * run.settings.batch_size
     state.window, state.window_steps = {}, 0
-    lr = run.schedule(state.epoch + (state.batch - 1) / run.steps_per_epoch)
-    figures = {f"train/{name}": figure for name, figure in (means | {"lr": lr} | measured).items()}
+    figures = {f"train/{name}": figure for name, figure in (means | {"lr": rate} | measured).items()}
     run.reports.train({"step": state.step, "epoch": state.epoch + state.batch / run.steps_per_epoch} | figures)
     window.reset()
 
 
-def _require_finite(run: Run, state: State, loss: float, name: str) -> None:
-    if math.isfinite(loss):
-        return
-    last = run.folder / "checkpoints" / "last.pt"
-    kept = f"; {last} holds the last good state" if last.exists() else ""
-    advice = "lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
-    raise RunError(f"the {name} is {loss} at step {state.step}{kept}: {advice}")
-
-
 def save(run: Run, state: State, *, best: bool = False) -> None:
-    """Write checkpoints/last.pt (and best.pt); collective."""
+    """Write checkpoints/last.pt (and best.pt, and what `checkpoint.keep_*` ask for) in the background; collective."""
     checkpoint = checkpoints.pack(state, run.ranks, run.config)
     if run.ranks.first:
         folder = run.folder / "checkpoints"
-        run.reports.before_save()
-        checkpoints.save(folder / "last.pt", checkpoint)
-        if best:
-            checkpoints.duplicate(folder / "last.pt", folder / "best.pt")
+        before = run.reports.before_save
+        run.background.start(job(folder, checkpoint, run.saving, state, best=best, before=before))
 
 
 def train_one_epoch(run: Run, state: State) -> None:
@@ -170,39 +166,46 @@ def train_one_epoch(run: Run, state: State) -> None:
 
     Raises:
         Interrupted: a stop was requested; the state is saved.
-        RunError: the loss is not finite.
+        NotFinite: a step's loss or gradient is not finite.
     """
     agreement = Agreement(run.ranks, flags=2)
-    window = Window()
+    watch, window = Watch(), Window()
     saved = time.monotonic()
     every_seconds = (run.saving.every_minutes or math.inf) * 60
-    batches = run.train_loader.batches(state.epoch, state.batch) if state.batch < run.steps_per_epoch else ()
     limit = run.settings.max_steps
-    batches = itertools.islice(batches, None if limit is None else max(limit - state.step, 0))
+    batches = run.train_loader.batches(state.epoch, state.batch) if not _at_end(run, state) else ()
     for images, targets, indices in window.timed(batches):
-        optimize(run, state, images, targets, indices)
+        rate = learning_rate(run, state)
+        if [state.epoch, state.batch] in state.skipped:
+            state.batch += 1
+        else:
+            watch.steps.append(optimize(run, state, images, targets, indices))
         window.lap()
         run.reports.step()
         last = state.batch == run.steps_per_epoch or state.step == limit
-        if last or state.step % run.settings.log_every == 0:
-            log(run, state, window)
         stop, due = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds)
         due = due or (run.saving.every_steps is not None and state.step % run.saving.every_steps == 0)
+        logged = last or state.step % run.settings.log_every == 0
+        if logged or stop or due:
+            watch.check(run.ranks, state, files=run.files, seed=run.seed, folder=run.folder)
+        if logged and state.window_steps:
+            log(run, state, window, rate)
         if (stop or due) and not last:
-            _check_window(run, state)
             save(run, state)
             saved = time.monotonic()
         if stop and not last:
             raise Interrupted
+        run.background.check()
+        if last:
+            break
     if agreement.settle()[0] or run.ranks.any(run.stop()):
         save(run, state)
         raise Interrupted
 
 
-def _check_window(run: Run, state: State) -> None:
-    """A loss that is not finite never reaches a kept checkpoint."""
-    if state.window and run.ranks.any(not bool(torch.stack(list(state.window.values())).isfinite().all())):
-        log(run, state, Window())
+def _at_end(run: Run, state: State) -> bool:
+    limit = run.settings.max_steps
+    return state.batch >= run.steps_per_epoch or (limit is not None and state.step >= limit)
 
 
 def finish_epoch(run: Run, state: State) -> None:
@@ -210,27 +213,59 @@ def finish_epoch(run: Run, state: State) -> None:
 
     Raises:
         Interrupted: a stop was requested during the evaluation; the state before it is saved.
+        NotFinite: the validation loss is not finite.
     """
     average_buffers(run.ranks, state.model, state.ema.module)
-    fraction = state.epoch + state.batch / run.steps_per_epoch
+    done = state.epoch + state.batch / run.steps_per_epoch
     try:
         figures = run.evaluate()
     except Interrupted:
         save(run, state)
         raise
-    _require_finite(run, state, figures["raw"]["loss"], "validation loss")
-    record: dict[str, float] = {"step": state.step, "epoch": fraction}
+    if not math.isfinite(figures["raw"]["loss"]):
+        raise NotFinite(f"the validation loss is not finite at step {state.step}")
+    record: dict[str, float] = {"step": state.step, "epoch": done}
     for weights, suffix in (("raw", ""), ("ema", "_ema")):
         record |= {f"val/{name}{suffix}": value for name, value in figures[weights].items()}
     weights = max(figures, key=lambda name: (figures[name]["top1"], figures[name]["top5"]))
-    best = not state.best or figures[weights]["top1"] > state.best["best_top1"]
+    top1, top5 = figures[weights]["top1"], figures[weights]["top5"]
+    best = not state.best or top1 > state.best["best_top1"]
     if best:
-        top1, top5 = figures[weights]["top1"], figures[weights]["top5"]
-        state.best = {"best_top1": top1, "best_top5": top5, "best_epoch": fraction, "best_weights": weights}
+        state.best = {"best_top1": top1, "best_top5": top5, "best_epoch": done, "best_weights": weights}
+    state.history.append([done, top1])
     run.reports.validation(record, state)
+    state.evaluated = state.step
     if state.batch == run.steps_per_epoch:
         state.epoch, state.batch = state.epoch + 1, 0
     save(run, state, best=best)
+
+
+def roll_back(run: Run, state: State, bad: NotFinite) -> None:
+    """Return to the last good checkpoint, leave out the bad batch on the way, go on at a lower learning rate;
+    collective.
+
+    Raises:
+        RunError: the policy is to stop, or enough was rolled back.
+    """
+    run.background.wait()
+    settings, last = run.settings, run.folder / "checkpoints" / "last.pt"
+    if settings.on_nonfinite == "stop" or state.rollbacks >= settings.max_rollbacks:
+        tried = f", after {state.rollbacks} rollbacks" if state.rollbacks else ""
+        kept = f"; {last} holds the last good state" if last.exists() else ""
+        advice = "lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
+        raise RunError(f"{bad}{tried}{kept}: {advice}")
+    decided = {
+        "skipped": state.skipped + ([] if bad.batch is None else [list(bad.batch)]),
+        "lr_factor": state.lr_factor * settings.rollback_lr_factor,
+        "rollbacks": state.rollbacks + 1,
+        "seconds": state.tick(),
+    }
+    run.ranks.any(False)  # the file is whole: rank 0 has waited for its writer  # noqa: FBT003
+    checkpoints.restore(state, checkpoints.load(last), run.ranks, last)
+    vars(state).update(decided)
+    without = "" if bad.batch is None else ", without that batch"
+    run.reports.rolled_back(state, f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}")
+    save(run, state)
 
 
 def fit(run: Run, state: State) -> None:
@@ -242,19 +277,30 @@ def fit(run: Run, state: State) -> None:
     state.model.train()
     run.reports.status("running", state)
     try:
-        while not finished(run.settings, state.step, state.epoch):
+        if state.step == 0 and run.settings.on_nonfinite == "rollback":
+            save(run, state)  # a state to roll back to
+        while not finished(run.settings, vars(state)):
             run.reports.epoch(state)
-            train_one_epoch(run, state)
-            finish_epoch(run, state)
+            try:
+                train_one_epoch(run, state)
+                finish_epoch(run, state)
+            except NotFinite as bad:
+                roll_back(run, state, bad)
+        run.background.wait()
     except Interrupted:
+        run.background.wait()
         run.reports.status("interrupted", state)
         raise
     except BaseException:
         run.reports.status("failed", state)
         raise
+    finally:
+        run.background.close()
     run.reports.status("finished", state)
 
 
-def finished(settings: TrainSettings, step: int, epoch: int) -> bool:
-    """Whether a run of these settings has nothing left to do."""
-    return epoch >= settings.epochs or (settings.max_steps is not None and step >= settings.max_steps)
+def finished(settings: TrainSettings, progress: Mapping[str, Any]) -> bool:
+    """Whether a run of these settings has nothing left to do; `progress` is a state's or a checkpoint's."""
+    limit = settings.max_steps
+    stopped = limit is not None and progress["step"] >= limit and progress["evaluated"] == progress["step"]
+    return stopped or progress["epoch"] >= settings.epochs
