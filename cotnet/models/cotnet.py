@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cotnet.models.layers import BlurPool, SplitAttention
-from cotnet.models.resnet import convolution
+from cotnet.models.resnet import convolution, small_resnet
 from cotnet.models.skeleton import (
     Operator,
     ResNet,
@@ -20,7 +20,6 @@ from cotnet.models.skeleton import (
     deep_stem,
     pooled_projection,
     pyramid,
-    small_stem,
     stem,
 )
 from cotnet.ops import local_aggregation
@@ -225,11 +224,19 @@ def se_cotnetd_152(
 
 
 def cotnet_small(
-    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    width: int = 16,
+    fusion: Fusion = "attention",
 ) -> ResNet:
-    """A CoTNet of our own for images of 28 to 64 pixels: no pooling in the stem, narrow stages; not in the paper."""
-    stages = pyramid([[cot], [cot] * 2, [cot] * 2, [cot]], width=16, channels=64, strides=(2, 2, 2, 1))
-    return ResNet(small_stem(in_channels, 16), stages, Settings(num_classes, drop_path, dropout))
+    """A CoTNet of our own for images of 28 to 64 pixels: no pooling in the stem, narrow stages; not in the paper.
+
+    `width`, a multiple of 8, is that of the stem and of the first stage; `fusion` as in CoTLayer.
+    """
+    return small_resnet(partial(cot, fusion=fusion), width, in_channels, Settings(num_classes, drop_path, dropout))
 
 
 def _cotnet(

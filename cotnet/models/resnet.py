@@ -20,6 +20,7 @@ from cotnet.models.skeleton import (
     pooled_projection,
     projection,
     pyramid,
+    small_stem,
     stem,
 )
 
@@ -132,6 +133,21 @@ def resnest101(
 ) -> ResNet:
     """ResNeSt-101, radix 2: Zhang et al. (2020); 48.3 M parameters."""
     return _resnest((3, 4, 23, 3), 64, in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def resnet_small(
+    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0, width: int = 16
+) -> ResNet:
+    """The twin of cotnet_small on plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
+    return small_resnet(convolution, width, in_channels, Settings(num_classes, drop_path, dropout))
+
+
+def small_resnet(operator: Operator, width: int, in_channels: int, settings: Settings) -> ResNet:
+    """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage."""
+    stages = pyramid(
+        [[operator] * depth for depth in (1, 2, 2, 1)], width=width, channels=4 * width, strides=(2, 2, 2, 1)
+    )
+    return ResNet(small_stem(in_channels, width), stages, settings)
 
 
 def _resnet(

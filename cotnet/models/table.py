@@ -41,6 +41,7 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ("se_cotnetd_152", 256): None,
     ("se_cotnetd_152", 320): Published(source=COTNET, parameters=55.8, multiply_adds=26.5, top1=84.6, top5=97.1),
     ("cotnet_small", 32): None,
+    ("resnet_small", 32): None,
     ("botnet50", 224): None,
     ("botnet101", 224): None,
     ("botnet152", 224): None,
