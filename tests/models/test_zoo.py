@@ -152,6 +152,22 @@ def test_ablation_settings():
         assert cots == [f"layer2.{i}.conv2" for i in range(4)] + ["layer4.0.conv2", "layer4.2.conv2"]
 
 
+def test_small_twins_differ_in_the_operator_alone():
+    """Equal in all but the operator; one size narrower, the plain twin has the parameters of CoT."""
+    twins = {"cot": models.cotnet_small(num_classes=10), "plain": models.resnet_small(num_classes=10)}
+    shapes = {
+        name: {k: v.shape for k, v in twin.state_dict().items() if "conv2" not in k and "bn2" not in k}
+        for name, twin in twins.items()
+    }
+    assert shapes["cot"] == shapes["plain"]
+    assert twins["plain"].stage_strides == twins["cot"].stage_strides == (2, 4, 8, 8)
+    assert not any(block.bn3.weight.any() for twin in twins.values() for block in (twin.layer1[0], twin.layer4[0]))
+    twins["narrow"] = models.resnet_small(num_classes=10, width=15)
+    twins["static"] = models.cotnet_small(num_classes=10, fusion="static")
+    counts = {name: sum(p.numel() for p in twin.parameters()) for name, twin in twins.items()}
+    assert counts == {"cot": 533_928, "plain": 597_786, "narrow": 526_075, "static": 416_346}
+
+
 def test_fusions_by_definition():
     torch.manual_seed(0)
     layer = models.cotnet.CoTLayer(32).eval()
