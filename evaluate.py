@@ -61,6 +61,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     """Top-1, top-5, loss, image count and speed over the val split; collective."""
     data = typed(assembly.DataSettings, config["data"], "data")
     precision = Precision(name=config["precision"], device=ranks.device)
+    precision.set_products()
     model = subject.load_model(config, subject.own_checkpoint(config)).to(ranks.device, precision.parameters)
     images = read_split(data.root, "val")
     loader = assembly.evaluation_loader(config, data, images, ranks)

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from cotnet import assembly, runs
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import state as checkpoints
-from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
+from cotnet.engine.distributed import Ranks, StopRequest, join_ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
+from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
 from cotnet.engine.terminal import say
 from cotnet.engine.training import Run, fit, wrap
+from cotnet.errors import InputError
 from cotnet.nodes import build
 
 
@@ -33,6 +34,8 @@ def main(config: Config) -> int:
     settings.train.check_batch(ranks, len(train_set.files))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config["train"]["precision"] = choose_precision(settings.train.precision, device)
+    if settings.train.sync_bn and device.type == "cpu":
+        raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
     folder = Path(config["output_dir"])
     with runs.claimed(folder):
         if runs.already_finished(folder, config, train_set.whole):
@@ -61,7 +64,10 @@ def new_state(config: Config, settings: assembly.Settings, ranks: Ranks, precisi
     """A run before its first step: the same on every rank."""
     torch.manual_seed(settings.seed)
     model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
-    groups = parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))
+    if settings.train.sync_bn:
+        model = synchronised(model)
+    given = config["optimizer"]
+    groups = parameter_groups(model, given.get("weight_decay", 0.0), given.get("layer_decay"))
     return State(
         model=model,
         ema=MovingAverage(model, settings.train.ema_decay),
@@ -74,6 +80,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Build the parts in the order of their construction, continue where a checkpoint left off, train."""
     settings, folder = assembly.settings_of(config), Path(config["output_dir"])
     precision = Precision(name=settings.train.precision, device=ranks.device)
+    precision.set_products()
     train_set, val_set = assembly.read_data(settings.data)
     state = new_state(config, settings, ranks, precision)
     state.image_set = train_set.whole
@@ -93,7 +100,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             train_loader=loader,
             steps_per_epoch=steps,
             transform=assembly.train_transform(config, settings, precision),
-            criterion=nn.CrossEntropyLoss(label_smoothing=settings.train.label_smoothing),
+            criterion=loss_function(settings.train),
             schedule=assembly.schedule_of(config),
             evaluate=functools.partial(
                 evaluate,

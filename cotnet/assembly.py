@@ -79,6 +79,7 @@ class Settings:
 
 SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
 CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
+OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
@@ -157,10 +158,14 @@ def schedule_of(config: Config) -> Callable[[float], float]:
 
 
 def _optimizer_node(config: Config) -> Config:
-    node = {key: value for key, value in config["optimizer"].items() if key != "lr_per_256"}
+    node = {key: value for key, value in config["optimizer"].items() if key not in OURS}
     lr = node.get("lr")
     if not isinstance(lr, (int, float)) or isinstance(lr, bool) or lr <= 0:
         raise InputError(f"optimizer.lr={lr} must be a positive number")
+    decay = config["optimizer"].get("layer_decay")
+    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
+    if decay is not None and not (number and 0 < decay <= 1):
+        raise InputError(f"optimizer.layer_decay={decay} must be above 0 and at most 1, or null")
     return node
 
 

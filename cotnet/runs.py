@@ -19,7 +19,7 @@ from cotnet.nodes import typed
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
 FREE = ("output_dir", "launch.", "logger.", "checkpoint.", "loader.threads", "loader.prefetch", "train.log_every")
-GROWING = ("train.epochs", "train.max_steps")
+GROWING = ("train.epochs", "train.max_steps", "train.max_minutes")
 
 
 @contextmanager

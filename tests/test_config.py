@@ -93,8 +93,10 @@ def test_build_calls_the_target_and_explains_its_refusal():
 
 
 def test_bind_leaves_an_argument_for_later():
-    node = {"_target_": "cotnet.engine.schedule.step", "warmup_epochs": 0, "warmup_start": 0, "gamma": 0.5}
-    schedule = bind({**node, "milestones": [2]}, "schedule", later=("epoch",), peak=8.0, epochs=4.0)
+    node = {"_target_": "cotnet.engine.schedule.step", "warmup_epochs": 0, "warmup_start": 0, "cooldown_epochs": 0}
+    schedule = bind(
+        {**node, "end": 0, "gamma": 0.5, "milestones": [2]}, "schedule", later=("epoch",), peak=8.0, epochs=4.0
+    )
     assert [schedule(epoch) for epoch in (0, 1.99, 2)] == [8.0, 8.0, 4.0]
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cotnet.errors import InputError
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -94,6 +96,20 @@ def join_ranks(store: dist.Store | None = None) -> Iterator[Ranks]:
         dist.barrier()  # nobody tears its connections down while another still talks
     finally:
         dist.destroy_process_group()
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm statistics over all ranks; its keys and parameters stay.
+
+    Raises:
+        InputError: it has a BatchNorm of its own kind, which torch's conversion would make a plain one.
+    """
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    for name, module in model.named_modules():
+        if isinstance(module, plain) and type(module) not in plain:
+            raise InputError(f"train.sync_bn=true does not know {name}, a {type(module).__name__}; set it to false")
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted
 
 
 class StopRequest:

@@ -2,18 +2,71 @@
 
 import copy
 import itertools
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay; biases and norms (1-d parameters) without."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels with weight decay; biases and norms (1-d parameters) without.
+
+    With `layer_decay` two for each of the model's `layers`: each layer's rate is that factor times the rate of the one
+    behind it, the head's being whole (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254), by `lr_scale`.
+    """
+    if layer_decay is None:
+        return _with_and_without_decay(list(model.parameters()), weight_decay)
+    groups = []
+    for distance, layer in enumerate(reversed(layers(model))):
+        scale = {"lr_scale": layer_decay**distance}
+        groups += [group | scale for group in _with_and_without_decay(layer, weight_decay)]
+    return groups
+
+
+def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [p for p in parameters if p.requires_grad and p.ndim > 1]
+    plain = [p for p in parameters if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters by depth: the stem, the blocks one by one, the head.
+
+    The order is that in which the model registers its modules. A block is a module of a kind that some list has twice;
+    what comes before the first block is the stem, as are parameters that belong to no layer (tokens, position tables:
+    BEiT); a norm without a matrix of its own goes with what follows it.
+    """
+    blocks = {kind for module in model.modules() for kind, count in Counter(_kinds(module)).items() if count > 1}
+    stacks = {module for module in model.modules() if blocks.intersection(_kinds(module))}
+    taken_apart = {module for module in model.modules() if not stacks.isdisjoint(module.modules())} | {model}
+    found: list[list[nn.Parameter]] = [[]]
+    in_stem = bool(blocks)
+
+    def take(module: nn.Module) -> None:
+        nonlocal in_stem
+        if module not in taken_apart:
+            own = list(module.parameters())
+            in_stem = in_stem and type(module) not in blocks
+            if own and not in_stem and any(p.ndim > 1 for p in found[-1]):
+                found.append([])
+            found[-1].extend(own)
+            return
+        found[0].extend(module.parameters(recurse=False))
+        for child in module.children():
+            take(child)
+
+    take(model)
+    return found
+
+
+def _kinds(module: nn.Module) -> list[type]:
+    """What a container lists that is more than a layer or a row of layers."""
+    listed = module.children() if isinstance(module, LISTS) else ()
+    return [type(child) for child in listed if not isinstance(child, LISTS) and any(child.children())]
 
 
 class MovingAverage:

@@ -6,14 +6,21 @@ import torch
 
 from cotnet.errors import InputError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """`parameters`: the dtype of weights and inputs; `compute`: that of autocast's matrix products.
 
-    bf16 and fp16 are mixed precision over float32 weights, fp16 with a loss scaler; fp64 is for exactness checks.
+    bf16 and fp16 are mixed precision over float32 weights, fp16 with a loss scaler; tf32 is float32 whose products are
+    rounded to 10 bits of mantissa on a GPU's tensor cores; fp64 is for exactness checks.
     """
 
     name: str
@@ -31,6 +38,12 @@ class Precision:
         mixed = self.name in ("bf16", "fp16")
         return torch.autocast(self.device.type, self.compute if mixed else torch.bfloat16, enabled=mixed)
 
+    def set_products(self) -> None:
+        """Let the GPU's float32 products be what the name says; under bf16 and fp16 they stay as torch has them."""
+        if self.device.type == "cuda" and self.name in ("tf32", "fp32"):
+            torch.backends.cuda.matmul.allow_tf32 = self.name == "tf32"
+            torch.backends.cudnn.allow_tf32 = self.name == "tf32"
+
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
@@ -39,16 +52,19 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none.
 
     Raises:
-        InputError: an unknown name, or bf16 on a GPU that does not compute in it.
+        InputError: an unknown name, bf16 on a GPU that does not compute in it, or tf32 without such a GPU.
     """
     gpu = device.type == "cuda"
-    bf16 = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else _cpu_has_bf16()
+    ampere = gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+    bf16 = ampere if gpu else _cpu_has_bf16()
     if name == "auto":
         return "bf16" if bf16 else "fp16" if gpu else "fp32"
     if name not in DTYPES:
         raise InputError(f"precision={name} is unknown; valid: auto, {', '.join(DTYPES)}")
     if name == "bf16" and gpu and not bf16:
         raise InputError("train.precision=bf16 needs a GPU of compute capability 8.0 or newer; use fp16")
+    if name == "tf32" and not ampere:
+        raise InputError("train.precision=tf32 needs a GPU of compute capability 8.0 or newer; use fp32")
     return name
 
 

@@ -1,51 +1,104 @@
 """Learning rate as a pure function of the fractional epoch: no state, so a resumed run needs none.
 
-Every schedule takes the fractional epoch first and returns the rate of that step, in the units of `peak`
-(`optimizer.lr`); `warmup_epochs` rise linearly from `warmup_start` to the schedule's own value.
+A schedule is called as `cosine(epoch, peak=, epochs=, warmup_epochs=, warmup_start=, cooldown_epochs=, end=)` and gives
+the rate of the step at that fractional epoch, in the units of `peak` (`optimizer.lr`). `phased` adds what all of them
+have: the first `warmup_epochs` rise linearly from `warmup_start` to `peak` IN PLACE of the schedule's own first epochs,
+as in the recipes that CoTNet and PVT were published with, so a decay is already under way where the warm-up ends; the
+last `cooldown_epochs` of the run's `epochs` stay at `end`, and the schedule itself ends where they begin.
 """
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 
-
-def _check(epochs: float, warmup_epochs: float) -> None:
-    if not 0 <= warmup_epochs < epochs:
-        raise ValueError(f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {epochs:g} epochs")
+Schedule = Callable[..., float]
 
 
-def cosine(epoch: float, *, peak: float, epochs: float, warmup_epochs: float, warmup_start: float, end: float) -> float:
-    """Half a cosine from `peak` at epoch 0 to `end` at `epochs` (SGDR, arXiv:1608.03983, eq. 5 without restarts).
+def phased(decay: Schedule) -> Schedule:
+    """Give `decay(epoch, *, peak, epochs, end, ...)` a warm-up and a cool-down.
 
-    The warm-up replaces the first epochs of the cosine, as in the recipes that CoTNet and PVT were published with.
+    Raises (the schedule, at each call):
+        ValueError: warm-up and cool-down are negative or leave no epoch in between.
+    """
+
+    def schedule(
+        epoch: float,
+        *,
+        peak: float,
+        epochs: float,
+        warmup_epochs: float,
+        warmup_start: float,
+        cooldown_epochs: float,
+        end: float,
+        **shape: float | tuple[float, ...],
+    ) -> float:
+        if not 0 <= cooldown_epochs < epochs:
+            raise ValueError(
+                f"cooldown_epochs={cooldown_epochs:g} must be at least 0 and below the run's {epochs:g} epochs"
+            )
+        until = epochs - cooldown_epochs
+        if not 0 <= warmup_epochs < until:
+            before = f" before the cool-down of {cooldown_epochs:g}" if cooldown_epochs else ""
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {until:g} epochs{before}"
+            )
+        own = decay(min(epoch, until), peak=peak, epochs=until, end=end, **shape)
+        if epoch < warmup_epochs:
+            return warmup_start + (peak - warmup_start) * epoch / warmup_epochs
+        return end if cooldown_epochs and epoch >= until else own
+
+    both = [p for function in (schedule, decay) for p in inspect.signature(function).parameters.values()]
+    named = {p.name: p for p in both if p.kind is not p.VAR_KEYWORD}
+    functools.update_wrapper(schedule, decay)
+    schedule.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
+    schedule.__annotations__ = {name: p.annotation for name, p in named.items()}  # a configuration is checked by both
+    return schedule
+
+
+@phased
+def cosine(epoch: float, *, peak: float, epochs: float, end: float) -> float:
+    """Half a cosine from `peak` at epoch 0 to `end` at `epochs` (SGDR, arXiv:1608.03983, eq. 5 without restarts)."""
+    return end + (peak - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@phased
+def linear(epoch: float, *, peak: float, epochs: float, end: float) -> float:
+    """A straight line from `peak` at epoch 0 to `end` at `epochs`."""
+    return end + (peak - end) * (1 - epoch / epochs)
+
+
+@phased
+def polynomial(epoch: float, *, peak: float, epochs: float, end: float, power: float) -> float:
+    """From `peak` at epoch 0 to `end` at `epochs` as (1 - epoch / epochs) ** power (ParseNet, arXiv:1506.04579, 3.2).
 
     Raises:
-        ValueError: the warm-up is negative or not shorter than the run.
+        ValueError: `power` is not positive.
     """
-    _check(epochs, warmup_epochs)
-    if epoch < warmup_epochs:
-        return warmup_start + (peak - warmup_start) * epoch / warmup_epochs
-    return end + (peak - end) * (1 + math.cos(math.pi * min(epoch / epochs, 1.0))) / 2
+    if not power > 0:
+        raise ValueError(f"power={power:g} must be positive")
+    return end + (peak - end) * (1 - epoch / epochs) ** power
 
 
-def step(
-    epoch: float,
-    *,
-    peak: float,
-    epochs: float,
-    warmup_epochs: float,
-    warmup_start: float,
-    milestones: tuple[float, ...],
-    gamma: float,
-) -> float:
-    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4).
+@phased
+def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epoch: float) -> float:
+    """`peak` until `peak_epoch`, then a straight line to `end` at `epochs`; the warm-up is the rise (FFCV, and the
+    slanted triangle of arXiv:1801.06146, eq. 3).
 
     Raises:
-        ValueError: the warm-up is negative or not shorter than the run.
+        ValueError: `peak_epoch` is not within the run.
     """
-    _check(epochs, warmup_epochs)
-    if epoch < warmup_epochs:
-        return warmup_start + (peak - warmup_start) * epoch / warmup_epochs
+    if not 0 <= peak_epoch < epochs:
+        raise ValueError(f"peak_epoch={peak_epoch:g} must be at least 0 and below {epochs:g}, where the schedule ends")
+    return end + (peak - end) * min(1.0, (epochs - epoch) / (epochs - peak_epoch))
+
+
+@phased
+def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: float, **_unused: float) -> float:
+    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4); `end`
+    is the cool-down's rate only."""
     return peak * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 

@@ -8,30 +8,42 @@ from cotnet.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """`train` of the configuration. `batch_size` is global; `ema_decay` the average's final decay."""
+    """`train` of the configuration. `batch_size` is global; `ema_decay` the average's final decay; `max_minutes` of the
+    whole run, over all its processes."""
 
     epochs: int
     batch_size: int
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
     accumulation: int
     clip_norm: float | None
+    clip_value: float | None
+    loss: Literal["ce", "bce"]
+    bce_threshold: float | None
     label_smoothing: float
     ema_decay: float
+    sync_bn: bool
     log_every: int
     max_steps: int | None
     on_nonfinite: Literal["stop", "rollback"]
     rollback_lr_factor: float
     max_rollbacks: int
+    max_minutes: float | None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every", "max_steps", "max_rollbacks"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm={self.clip_norm:g} must be positive, or null for no clipping")
         if not 0 < self.rollback_lr_factor <= 1:
             raise ValueError(f"rollback_lr_factor={self.rollback_lr_factor:g} must be above 0 and at most 1")
+        for name in ("clip_norm", "clip_value", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value:g} must be positive, or null")
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError(f"clip_value={self.clip_value:g}: clip by norm or by value; set clip_norm or this to null")
+        if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
+            raise ValueError(f"bce_threshold={self.bce_threshold:g} must be at least 0 and below 1, or null")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing:g} must be at least 0 and below 1")
         if not 0 <= self.ema_decay < 1:

@@ -17,6 +17,7 @@ from cotnet.engine import state as checkpoints
 from cotnet.engine.distributed import Agreement, Ranks, average_buffers
 from cotnet.engine.evaluation import Interrupted, Loader
 from cotnet.engine.guard import NotFinite, Step, Watch
+from cotnet.engine.losses import Criterion
 from cotnet.engine.precision import Precision
 from cotnet.engine.saving import Background, job
 from cotnet.engine.schedule import set_lr
@@ -51,7 +52,7 @@ class Run:
     train_loader: Loader
     steps_per_epoch: int
     transform: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-    criterion: nn.Module
+    criterion: Criterion
     schedule: Callable[[float], float]
     evaluate: Callable[[], dict[str, dict[str, float]]]
     reports: Reports
@@ -129,6 +130,8 @@ def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if settings.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+    if settings.clip_value is not None:
+        nn.utils.clip_grad_value_(parameters, settings.clip_value)
     return norm.double()
 
 
@@ -162,13 +165,13 @@ def save(run: Run, state: State, *, best: bool = False) -> None:
 
 
 def train_one_epoch(run: Run, state: State) -> None:
-    """The rest of the state's epoch, or up to `max_steps`.
+    """The rest of the state's epoch, or up to `max_steps` or `max_minutes`.
 
     Raises:
         Interrupted: a stop was requested; the state is saved.
         NotFinite: a step's loss or gradient is not finite.
     """
-    agreement = Agreement(run.ranks, flags=2)
+    agreement = Agreement(run.ranks, flags=3)
     watch, window = Watch(), Window()
     saved = time.monotonic()
     every_seconds = (run.saving.every_minutes or math.inf) * 60
@@ -183,9 +186,10 @@ def train_one_epoch(run: Run, state: State) -> None:
         window.lap()
         run.reports.step()
         last = state.batch == run.steps_per_epoch or state.step == limit
-        stop, due = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds)
+        late = over(run.settings.max_minutes, state.tick() / 60)
+        stop, due, late = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds, late)
         due = due or (run.saving.every_steps is not None and state.step % run.saving.every_steps == 0)
-        logged = last or state.step % run.settings.log_every == 0
+        logged = last or late or state.step % run.settings.log_every == 0
         if logged or stop or due:
             watch.check(run.ranks, state, files=run.files, seed=run.seed, folder=run.folder)
         if logged and state.window_steps:
@@ -196,7 +200,7 @@ def train_one_epoch(run: Run, state: State) -> None:
         if stop and not last:
             raise Interrupted
         run.background.check()
-        if last:
+        if last or late:
             break
     if agreement.settle()[0] or run.ranks.any(run.stop()):
         save(run, state)
@@ -204,8 +208,7 @@ def train_one_epoch(run: Run, state: State) -> None:
 
 
 def _at_end(run: Run, state: State) -> bool:
-    limit = run.settings.max_steps
-    return state.batch >= run.steps_per_epoch or (limit is not None and state.step >= limit)
+    return state.batch >= run.steps_per_epoch or over(run.settings.max_steps, state.step)
 
 
 def finish_epoch(run: Run, state: State) -> None:
@@ -279,7 +282,7 @@ def fit(run: Run, state: State) -> None:
     try:
         if state.step == 0 and run.settings.on_nonfinite == "rollback":
             save(run, state)  # a state to roll back to
-        while not finished(run.settings, vars(state)):
+        while not run.ranks.any(finished(run.settings, vars(state))):
             run.reports.epoch(state)
             try:
                 train_one_epoch(run, state)
@@ -301,6 +304,10 @@ def fit(run: Run, state: State) -> None:
 
 def finished(settings: TrainSettings, progress: Mapping[str, Any]) -> bool:
     """Whether a run of these settings has nothing left to do; `progress` is a state's or a checkpoint's."""
-    limit = settings.max_steps
-    stopped = limit is not None and progress["step"] >= limit and progress["evaluated"] == progress["step"]
-    return stopped or progress["epoch"] >= settings.epochs
+    stopped = over(settings.max_steps, progress["step"]) or over(settings.max_minutes, progress["seconds"] / 60)
+    return (stopped and progress["evaluated"] == progress["step"]) or progress["epoch"] >= settings.epochs
+
+
+def over(limit: float | None, reached: float) -> bool:
+    """Whether a limit, if there is one, is reached."""
+    return limit is not None and reached >= limit

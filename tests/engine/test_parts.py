@@ -21,7 +21,7 @@ ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def test_cosine():
-    shape = {"peak": 1.0, "epochs": 10.0, "warmup_epochs": 2.0, "warmup_start": 0.1, "end": 0.2}
+    shape = {"peak": 1.0, "epochs": 10.0, "warmup_epochs": 2.0, "warmup_start": 0.1, "cooldown_epochs": 0.0, "end": 0.2}
     rates = [cosine(epoch, **shape) for epoch in (0, 1, 2, 5, 10, 11)]
     expected = [0.1, 0.55, 0.2 + 0.4 * (1 + math.cos(0.2 * math.pi)), 0.6, 0.2, 0.2]
     assert rates == pytest.approx(expected, rel=1e-12)
@@ -30,7 +30,15 @@ def test_cosine():
 
 
 def test_step():
-    shape = {"peak": 0.8, "epochs": 9.0, "warmup_epochs": 1.0, "warmup_start": 0.0, "milestones": (3.0, 6.0)}
+    shape = {
+        "peak": 0.8,
+        "epochs": 9.0,
+        "warmup_epochs": 1.0,
+        "warmup_start": 0.0,
+        "cooldown_epochs": 0.0,
+        "end": 0.0,
+        "milestones": (3.0, 6.0),
+    }
     rates = [step(epoch, **shape, gamma=0.1) for epoch in (0, 0.5, 1, 2.99, 3, 6, 9)]
     assert rates == pytest.approx([0, 0.4, 0.8, 0.8, 0.08, 0.008, 0.008], rel=1e-12)
 

@@ -85,7 +85,7 @@ def train_settings(**values):
 
 def test_not_finished_before_its_evaluation():
     settings = train_settings(epochs=3, max_steps=5)
-    assert not finished(settings, {"step": 5, "epoch": 1, "evaluated": 4})  # cut while evaluating
-    assert finished(settings, {"step": 5, "epoch": 1, "evaluated": 5})
-    assert not finished(train_settings(epochs=3, max_steps=9), {"step": 5, "epoch": 1, "evaluated": 5})
-    assert finished(settings, {"step": 4, "epoch": 3, "evaluated": 4})
+    assert not finished(settings, {"step": 5, "epoch": 1, "seconds": 0.0, "evaluated": 4})  # cut while evaluating
+    assert finished(settings, {"step": 5, "epoch": 1, "seconds": 0.0, "evaluated": 5})
+    assert not finished(train_settings(epochs=3, max_steps=9), {"step": 5, "epoch": 1, "seconds": 0.0, "evaluated": 5})
+    assert finished(settings, {"step": 4, "epoch": 3, "seconds": 0.0, "evaluated": 4})
