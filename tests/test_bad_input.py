@@ -132,7 +132,7 @@ def test_checkpoints(trained, tmp_path, digits):
     assert "is of another model" in line_for(good, "backbone=resnet50")
     assert "fc.bias is [10] there and [7] here" in line_for(good, "backbone=cotnet_small", "data.num_classes=7")
     assert "weights=best is unknown" in line_for(good, "weights=best")
-    assert "precision=fp33 is unknown; valid: auto, fp32" in line_for(good, "precision=fp33")
+    assert "precision=fp33 is unknown; valid: auto, bf16" in line_for(good, "precision=fp33")
     assert line_for(trained).startswith(f"{trained} is a folder; give a file, such as {trained}/checkpoints/best.pt")
     make_digits(tmp_path / "few", train=1, val=1)
     for label in range(4, 10):
