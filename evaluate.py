@@ -10,7 +10,7 @@ from torch import distributed as dist
 from cotnet import assembly, runs, subject
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import records
-from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
+from cotnet.engine.distributed import Ranks, StopRequest
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
@@ -47,10 +47,11 @@ def main(config: Config) -> int:
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of the evaluation; its exit code."""
-    with StopRequest() as stop, join_ranks(store) as ranks, assembly.plain_errors(config["output_dir"]):
+    with assembly.joined(config, store) as (ranks, stop):
         try:
             figures = measure(config, ranks, stop)
         except Interrupted:
+            stop.hand_on = True
             return INTERRUPTED
         if ranks.first:
             report(config, figures)

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from cotnet import assembly, runs
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import state as checkpoints
-from cotnet.engine.distributed import Ranks, StopRequest, join_ranks, synchronised
+from cotnet.engine.distributed import Ranks, StopRequest, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
@@ -50,12 +50,13 @@ def main(config: Config) -> int:
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of a run; its exit code."""
-    with StopRequest() as stop, join_ranks(store) as ranks, assembly.plain_errors(config["output_dir"]):
+    with assembly.joined(config, store) as (ranks, stop):
         try:
             train(config, ranks, stop)
         except Interrupted:
             if ranks.first:
                 say(f"interrupted; the same command continues {config['output_dir']}")
+            stop.hand_on = True
             return INTERRUPTED
     return 0
 

@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import functools
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from cotnet.config import Config
-from cotnet.engine.distributed import Ranks
+from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
+from cotnet.engine.launch import HANGING
 from cotnet.engine.precision import Precision
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError, RunError
@@ -52,9 +56,14 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
-    """`launch` of the configuration; null: one rank per visible GPU, one without a GPU."""
+    """`launch` of the configuration; `ranks` null: one per visible GPU, one without a GPU."""
 
     ranks: int | None
+    timeout_minutes: float
+
+    def __post_init__(self) -> None:
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"timeout_minutes={self.timeout_minutes:g} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,13 +283,26 @@ def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[
 
 
 @contextmanager
+def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
+    """This process as one rank of a run, and what tells it to stop."""
+    minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
+    with StopRequest() as stop, plain_errors(config["output_dir"]), join_ranks(store, timeout_minutes=minutes) as ranks:
+        yield ranks, stop
+
+
+@contextmanager
 def plain_errors(folder: str) -> Iterator[None]:
-    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, and a disk
-    that is full or refuses."""
+    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, a disk
+    that is full or refuses, and a rank that never came."""
     try:
         yield
     except DataError as error:
         raise InputError(str(error)) from None
+    except RuntimeError as error:
+        if not re.search(r"(?i)timed ?out", str(error)):
+            raise
+        rank = os.environ.get("RANK", "0")
+        raise RunError(f"rank {rank} waited in vain for another rank, which hangs or has died: {HANGING}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
             raise

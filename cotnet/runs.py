@@ -57,12 +57,13 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
-    _compare(folder, json.loads(checkpoint["config"]), config)
+    changes = _compare(folder, json.loads(checkpoint["config"]), config)
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
         if first_process():
-            say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}")
+            changed = f" ({'; '.join(changes)})" if changes else ""
+            say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}{changed}")
         return False
     if first_process():
         best = progress["best"]
@@ -73,17 +74,25 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     return True
 
 
-def _compare(folder: Path, theirs: Config, ours: Config) -> None:
+def _compare(folder: Path, theirs: Config, ours: Config) -> list[str]:
+    """What differs and may."""
     old, new = flatten(theirs), flatten(ours)
-    different = []
+    refused: list[str] = []
+    allowed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
+        if a == b or key == "output_dir":
+            continue
         longer = key in GROWING and (b is None or (a is not None and b >= a))
-        if a != b and not key.startswith(FREE) and not longer:
-            different.append(f"{key} was {json.dumps(a)}, now {json.dumps(b)}")
-    if different:
-        shown = "; ".join(different[:8]) + (f"; and {len(different) - 8} more" if len(different) > 8 else "")
-        raise InputError(f"{folder} holds a run with another configuration ({shown}); choose another output_dir")
+        changes = allowed if longer or key.startswith(FREE) else refused
+        changes.append(f"{key} was {json.dumps(a)}, now {json.dumps(b)}")
+    if refused:
+        shown = "; ".join(refused[:8]) + (f"; and {len(refused) - 8} more" if len(refused) > 8 else "")
+        raise InputError(
+            f"{folder} holds a run with another configuration ({shown}); choose another output_dir "
+            f"(what may change: {', '.join(GROWING)} upwards, {', '.join(FREE[1:])})"
+        )
+    return allowed
 
 
 def write_config(path: Path, config: Config) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -88,12 +88,12 @@ def once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
     return folder
 
 
-def start(program: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a program in a process group of its own."""
+def start(*command: str, cwd: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start `python COMMAND` in a process group of its own; train.py and evaluate.py are ours wherever `cwd` is."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / program), *overrides],
+        [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in command)],
         cwd=cwd,
-        env=environment(),
+        env={**environment(), **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,9 +1,14 @@
 """Runs that meet what days of training meet: numbers that overflow, hanging ranks, several machines, a cluster."""
 
 import json
+import os
+import re
+import signal
+import socket
+import time
 
 import pytest
-from programs import SMALL, assert_same_run, checkpoint, metrics, run
+from programs import SMALL, assert_same_run, checkpoint, metrics, once, run, start
 
 from cotnet.engine import state as checkpoints
 
@@ -50,3 +55,74 @@ def test_rollbacks_end(digits, tmp_path):
     assert "after 1 rollbacks" in line and "run/checkpoints/last.pt holds the last good state" in line
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert checkpoint(tmp_path / "run")["progress"]["step"] == 0
+
+
+@pytest.fixture(scope="session")
+def two_ranks(shared, digits):
+    """A run on two ranks that one command started."""
+
+    def train(folder):
+        run("train.py", *SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=run", cwd=folder)
+
+    return once(shared, "two-ranks", train) / "run"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_torchrun_agents(two_ranks, digits, tmp_path):
+    """Two nodes: an agent each, which meet by c10d; the same run as that of one command."""
+    nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1")
+    agent = ("-m", "torch.distributed.run", *nodes, f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py")
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    agents = [start(*agent, *overrides, cwd=tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=200) for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], outputs
+    assert sum("best top-1" in out for out, _ in outputs) == 1  # one rank speaks
+    assert_same_run(two_ranks, tmp_path / "run")
+
+
+def test_tasks_of_one_srun(two_ranks, digits, tmp_path):
+    """What srun sets for its tasks is enough for them to find each other."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    step |= {"SLURM_JOB_ID": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    tasks = []
+    for task in ("0", "1"):
+        own = {**step, "SLURM_PROCID": task, "SLURM_LOCALID": task}
+        tasks.append(start("train.py", *overrides, cwd=tmp_path, variables=own))
+    outputs = [process.communicate(timeout=200) for process in tasks]
+    assert [process.returncode for process in tasks] == [0, 0], outputs
+    assert_same_run(two_ranks, tmp_path / "run")
+
+
+def test_a_hanging_rank_ends_the_run(digits, tmp_path):
+    """One of two ranks is stopped: the other waits no longer than it may, and the line says where to look."""
+    overrides = [*SMALL, f"data.root={digits}", "launch.ranks=2", "launch.timeout_minutes=0.1", "train.epochs=500"]
+    process = start("train.py", *overrides, "output_dir=run", cwd=tmp_path)
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = [int(pid) for pid in os.popen(f"pgrep -P {process.pid} -f spawn_main").read().split()]
+    os.kill(max(children), signal.SIGSTOP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "waited in vain for another rank" in line and "launch.timeout_minutes" in line
+    assert "Traceback" not in err
+
+
+def test_what_changed_is_said(two_ranks, digits, tmp_path):
+    """Another rank count and more epochs are allowed, and named; the rest is refused, with what would be allowed."""
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    run("train.py", *overrides, "launch.ranks=2", "train.max_steps=2", cwd=tmp_path)
+    refused = run("train.py", *overrides, "optimizer.lr=0.1", cwd=tmp_path, code=2).stderr
+    assert "optimizer.lr was 0.03125, now 0.1" in refused
+    assert "what may change: train.epochs, train.max_steps" in refused
+    done = run("train.py", *overrides, "launch.ranks=1", "train.log_every=3", cwd=tmp_path)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("continuing")]
+    changes = re.search(r"\((.*)\)", line)[1].split("; ")
+    assert changes == ["launch.ranks was 2, now 1", "train.log_every was 2, now 3", "train.max_steps was 2, now null"]

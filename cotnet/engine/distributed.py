@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cotnet.errors import InputError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +63,18 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def join_ranks(store: dist.Store | None = None) -> Iterator[Ranks]:
-    """Join the other ranks, as the environment (RANK, WORLD_SIZE, LOCAL_RANK; torchrun's names) says.
+def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> Iterator[Ranks]:
+    """Join the other ranks, as the environment (RANK, WORLD_SIZE, LOCAL_RANK; torchrun's names) says; who waits longer
+    than the timeout for another in a collective gets an error.
 
     A single process makes no process group. Each rank on a CPU takes its share of the cores, unless OMP_NUM_THREADS
     says how many threads it may have.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
+    device = torch.device("cpu")
+    if torch.cuda.is_available():  # a cluster may show each process its own GPU only
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
@@ -86,11 +88,11 @@ def join_ranks(store: dist.Store | None = None) -> Iterator[Ranks]:
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(minutes=10),
+        timeout=datetime.timedelta(minutes=timeout_minutes),
         device_id=device if backend == "nccl" else None,
     )
     try:
-        control = dist.new_group(backend="gloo")
+        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
         assert isinstance(control, dist.ProcessGroup)  # every rank is a member
         yield Ranks(rank=rank, world_size=world_size, device=device, control=control)
         dist.barrier()  # nobody tears its connections down while another still talks
@@ -113,10 +115,16 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 class StopRequest:
-    """STOP_SIGNALS set a flag that the loop reads between steps; a SIGINT after that raises as usual."""
+    """STOP_SIGNALS set a flag that the loop reads between steps; a SIGINT after that raises as usual.
+
+    Who handled a signal before us (a cluster's launcher, which requeues the job) gets it at the end if `hand_on` is
+    set: when the run is saved.
+    """
 
     def __init__(self) -> None:
         self.received = False
+        self.hand_on = False
+        self._number: int | None = None
 
     def __enter__(self) -> "StopRequest":
         heard = [s for s in STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP
@@ -126,11 +134,22 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.hand_on:
+            hand_on(self._number)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = True
+        self.received, self._number = True, number
+
+
+def hand_on(number: int | None) -> None:
+    """Call the handler that a stop signal has now, if somebody else's program set one."""
+    if number is None:
+        return
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
 
 
 class Agreement:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,12 +17,33 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from cotnet.engine.distributed import STOP_SIGNALS
+from cotnet.engine.distributed import STOP_SIGNALS, hand_on
 from cotnet.errors import InputError, RunError
 
 INTERRUPTED = 75
+HANGING = (
+    "py-spy dump --pid shows where it is; NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the "
+    "network is wrong; launch.timeout_minutes where it is only slow"
+)
 Worker = Callable[[dict[str, Any], dist.Store | None], int]
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
+
+
+def adopt_slurm() -> None:
+    """Give the tasks of one `srun` torchrun's names, so that they join each other. Does nothing anywhere else."""
+    given = os.environ
+    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    host = re.match(r"([^,\[]+)(?:\[(\d+))?", given["SLURM_STEP_NODELIST"])  # node[003-010,12] begins with node003
+    assert host is not None
+    given.update(
+        RANK=given["SLURM_PROCID"],
+        WORLD_SIZE=given["SLURM_STEP_NUM_TASKS"],
+        LOCAL_RANK=given["SLURM_LOCALID"],
+        LOCAL_WORLD_SIZE=re.match(r"\d+", given["SLURM_STEP_TASKS_PER_NODE"])[0],  # type: ignore[index]  # 4(x2)
+        MASTER_ADDR=given.get("MASTER_ADDR", "".join(part or "" for part in host.groups())),
+        MASTER_PORT=given.get("MASTER_PORT", str(20_000 + int(given["SLURM_JOB_ID"]) % 20_000)),
+    )
 
 
 def started_outside() -> bool:
@@ -37,6 +59,7 @@ def first_process() -> bool:
 def count_ranks(wanted: int | None) -> int:
     """How many ranks a run has: those that exist, `wanted`, or one per visible GPU (one without a GPU)."""
     gpus = torch.cuda.device_count()
+    adopt_slurm()
     if started_outside():
         existing = int(os.environ["WORLD_SIZE"])
         if wanted not in (None, existing):
@@ -68,7 +91,10 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
             return _failure(error, outcomes, stopped)
-    return max(outcomes.get()[1] for _ in range(ranks))
+    code = max(outcomes.get()[1] for _ in range(ranks))
+    if code == INTERRUPTED:
+        hand_on(stopped[0] if stopped else None)
+    return code
 
 
 def _rank(index: int, work: tuple[Worker, dict[str, Any]], ranks: int, port: int, outcomes: Outcomes) -> None:
@@ -100,7 +126,9 @@ def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: O
     if stopped:
         return INTERRUPTED
     killed = "; a rank that is killed often ran out of memory: lower train.batch_size"
-    raise RunError(f"{error.msg}{killed if getattr(error, 'exit_code', 0) == -signal.SIGKILL else ''}")
+    hung = f"; a rank that aborts often waited in vain for another: {HANGING}"
+    hints = {-signal.SIGKILL: killed, -signal.SIGABRT: hung}
+    raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
 
 
 @contextlib.contextmanager

@@ -148,6 +148,21 @@ def test_stop_request_sets_a_flag_and_gives_the_handlers_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_stop_request_hands_a_signal_on_once_the_run_is_saved(interrupted):
+    """A cluster's launcher requeues the job in its own handler: not before, and not of a run that has finished."""
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _frame: heard.append(number))
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop.received and heard == []
+            stop.hand_on = interrupted
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2] * interrupted
+
+
 def test_precision(monkeypatch):
     cpu = torch.device("cpu")
     for capabilities, choice in (({"avx512_bf16": True}, "bf16"), ({}, "fp32")):
