@@ -83,7 +83,8 @@ def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{key}._target_ {name!r} cannot be imported: {str(error).splitlines()[-1]}") from None
+        extra = "; pip install 'cotnet[timm]'" if name.startswith("timm.") and isinstance(error, ImportError) else ""
+        raise InputError(f"{key}._target_ {name!r} cannot be imported: {str(error).splitlines()[-1]}{extra}") from None
     if not callable(target):
         raise InputError(f"{key}._target_ {name!r} is not a function or class")
     return target

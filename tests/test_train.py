@@ -127,6 +127,36 @@ def test_mixed_precision_resumes_in_mid_epoch(precision, digits, tmp_path):
     assert bool(one["scaler"]) == (precision == "fp16")
 
 
+def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "output_dir=run"]
+    run("train.py", *overrides, "train.max_minutes=0.02", cwd=tmp_path)
+    first = checkpoint(tmp_path / "run")["progress"]
+    assert 0.02 * 60 <= first["seconds"] < 60
+    assert "val/top1" in metrics(tmp_path / "run")[-1]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert "is finished" in run("train.py", *overrides, "train.max_minutes=0.02", cwd=tmp_path).stdout
+    longer = first["seconds"] / 60 + 0.02
+    assert "continuing run" in run("train.py", *overrides, f"train.max_minutes={longer}", cwd=tmp_path).stdout
+    second = checkpoint(tmp_path / "run")["progress"]
+    assert second["seconds"] >= longer * 60
+    assert second["step"] > first["step"]
+
+
+def test_lamb_layer_decay_bce_and_value_clipping_resume_in_mid_epoch(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "optimizer=lamb", "optimizer.layer_decay=0.8", "train.loss=bce"]
+    overrides += ["train.clip_value=0.01", "schedule=linear", "schedule.cooldown_epochs=1", "schedule.warmup_epochs=0"]
+    run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)
+    one, other = checkpoint(tmp_path / "uncut"), checkpoint(tmp_path / "cut")
+    for part in ("model", "ema"):
+        for key, value in one[part].items():
+            assert torch.equal(value, other[part][key]), f"{part}: {key}"
+    assert str(one["optimizer"]) == str(other["optimizer"])
+    assert len(one["optimizer"]["param_groups"]) == 16  # eight layers, with and without weight decay
+    assert metrics(tmp_path / "uncut")[-2]["train/lr"] == 0.0
+
+
 def alive(group: int) -> list[str]:
     listing = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()]

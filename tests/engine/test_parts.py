@@ -1,7 +1,6 @@
 """The small parts of the loop against values worked out by hand."""
 
 import itertools
-import math
 import os
 import signal
 from types import SimpleNamespace
@@ -14,33 +13,11 @@ from cotnet.engine.distributed import Ranks, StopRequest
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
-from cotnet.engine.schedule import cosine, set_lr, step
+from cotnet.engine.schedule import set_lr
 from cotnet.engine.training import seed_step
+from cotnet.errors import InputError
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-
-
-def test_cosine():
-    shape = {"peak": 1.0, "epochs": 10.0, "warmup_epochs": 2.0, "warmup_start": 0.1, "cooldown_epochs": 0.0, "end": 0.2}
-    rates = [cosine(epoch, **shape) for epoch in (0, 1, 2, 5, 10, 11)]
-    expected = [0.1, 0.55, 0.2 + 0.4 * (1 + math.cos(0.2 * math.pi)), 0.6, 0.2, 0.2]
-    assert rates == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="warmup_epochs=10 must be at least 0 and below the run's 10 epochs"):
-        cosine(0, **{**shape, "warmup_epochs": 10.0})
-
-
-def test_step():
-    shape = {
-        "peak": 0.8,
-        "epochs": 9.0,
-        "warmup_epochs": 1.0,
-        "warmup_start": 0.0,
-        "cooldown_epochs": 0.0,
-        "end": 0.0,
-        "milestones": (3.0, 6.0),
-    }
-    rates = [step(epoch, **shape, gamma=0.1) for epoch in (0, 0.5, 1, 2.99, 3, 6, 9)]
-    assert rates == pytest.approx([0, 0.4, 0.8, 0.8, 0.08, 0.008, 0.008], rel=1e-12)
 
 
 def test_parameter_groups_and_rates():
@@ -175,3 +152,19 @@ def test_precision(monkeypatch):
         assert product.dtype == dtype
     assert Precision(name="fp64", device=cpu).parameters == torch.float64
     assert Precision(name="fp16", device=cpu).scaler().is_enabled()
+
+
+def test_tf32_is_a_gpus_and_fp32_is_without():
+    with pytest.raises(
+        InputError, match=r"^train\.precision=tf32 needs a GPU of compute capability 8\.0 or newer; use fp32$"
+    ):
+        choose_precision("tf32", torch.device("cpu"))
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    try:
+        for name, expected in (("tf32", True), ("bf16", True), ("fp32", False), ("fp16", False)):
+            precision = Precision(name=name, device=torch.device("cuda"))
+            precision.set_products()
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (expected, expected)
+            assert precision.parameters == torch.float32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
