@@ -58,7 +58,7 @@ def only_line(done: Done) -> str:
         (["train.epochs=0"], "train.epochs=0 must be at least 1"),
         (["train.precision=fp8"], "train.precision=fp8 is unknown; did you mean"),
         (["optimizer.lr=-1"], "optimizer.lr=-1 must be a positive number"),
-        (["train.loss=mse"], "train.loss=mse is unknown; did you mean"),
+        (["train.loss=mse"], "train.loss=mse is unknown; valid: bce, ce"),
         (["train.clip_value=0"], "train.clip_value=0 must be positive, or null"),
         (["train.clip_norm=1", "train.clip_value=1"], "train.clip_value=1: clip by norm or by value; set clip_norm"),
         (["train.bce_threshold=1"], "train.bce_threshold=1 must be at least 0 and below 1, or null"),

@@ -127,6 +127,7 @@ def test_mixed_precision_resumes_in_mid_epoch(precision, digits, tmp_path):
     assert bool(one["scaler"]) == (precision == "fp16")
 
 
+@pytest.mark.slow
 def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "output_dir=run"]
     run("train.py", *overrides, "train.max_minutes=0.02", cwd=tmp_path)
@@ -142,6 +143,7 @@ def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
     assert second["step"] > first["step"]
 
 
+@pytest.mark.slow
 def test_lamb_layer_decay_bce_and_value_clipping_resume_in_mid_epoch(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "optimizer=lamb", "optimizer.layer_decay=0.8", "train.loss=bce"]
     overrides += ["train.clip_value=0.01", "schedule=linear", "schedule.cooldown_epochs=1", "schedule.warmup_epochs=0"]
