@@ -1,28 +1,32 @@
-"""The DALI loader: DALI reads, decodes the crop, resizes and flips what the plan has drawn, on the CPU or the GPU.
+"""The DALI loader: DALI reads and decodes the region that the plan has drawn, on the CPU or the GPU.
 
-Pixels equal the torchvision loader's within one grey level (bilinear) or eight (bicubic: PIL cuts off between its two
-passes). Only the outermost row and column (bicubic: two) of a region that is made smaller differ more, up to 16: an
-eighth of the filter's weight lies beyond the region there; DALI repeats the outermost pixel for it, PIL averages over
-what there is. Evaluation does not see them where the resized image is at least two pixels larger than the crop
-(bicubic: four), which it is at crop ratios up to 0.98 at 224 px.
+On the CPU data.resize makes the region smaller: bit for bit torchvision's pixels for tensors; its bounds against PIL
+stand there. On the GPU DALI resizes, too. Those pixels equal the torchvision loader's within one grey level (bilinear)
+or eight (bicubic: PIL cuts off between its two passes), decoding apart. Only the outermost row and column (bicubic:
+two) of a region that is made smaller differ more, up to 16: an eighth of the filter's weight lies beyond the region
+there; DALI repeats the outermost pixel for it, PIL averages over what there is. Evaluation does not see them where the
+resized image is at least two pixels larger than the crop (bicubic: four), which it is at crop ratios up to 0.98 at
+224 px.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from data.order import Batch, Geometry, Plan, check_loader, to_device
+from data.resize import resize_all
 from data.samples import DataError, ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-_INPUTS: Final = (  # what `_arguments` hands over, in this order
+_INPUTS: Final = (  # what `_arguments` hands over, in this order; the CPU's graph takes the first three
     (types.UINT8, 1),  # path
     (types.INT32, 1),  # box: top, left
     (types.INT32, 1),  # box: height, width
@@ -33,14 +37,13 @@ _INPUTS: Final = (  # what `_arguments` hands over, in this order
 )
 
 
-@pipeline_def(exec_dynamic=True)
-def _crops(source: Any, device: str, interpolation: str, side: int) -> Any:
-    """The whole graph: (n, 3, side, side) uint8. `device` is DALI's word for the decoder: cpu, or mixed for the GPU."""
-    dtypes, ndims = zip(*_INPUTS, strict=True)
-    path, start, shape, size, top, left, mirror = fn.external_source(
-        source, num_outputs=len(_INPUTS), batch=True, dtype=list(dtypes), ndim=list(ndims)
-    )
-    images = fn.decoders.image_slice(
+def _inputs(source: Callable[[], list[Any]], count: int) -> Any:
+    dtypes, ndims = zip(*_INPUTS[:count], strict=True)
+    return fn.external_source(source, num_outputs=count, batch=True, dtype=list(dtypes), ndim=list(ndims))
+
+
+def _decode(path: Any, start: Any, shape: Any, device: str) -> Any:
+    return fn.decoders.image_slice(
         fn.io.file.read(path),
         start=start,
         shape=shape,
@@ -50,8 +53,25 @@ def _crops(source: Any, device: str, interpolation: str, side: int) -> Any:
         adjust_orientation=False,  # nobody else rotates ImageNet's 139 images with an EXIF orientation
         jpeg_fancy_upsampling=True,  # as libjpeg does on the CPU
     )
+
+
+@pipeline_def(exec_dynamic=True)
+def _regions(source: Callable[[], list[Any]]) -> Any:
+    """The CPU's graph: the decoded regions, (height, width, 3) uint8 each."""
+    path, start, shape = _inputs(source, 3)
+    return _decode(path, start, shape, "cpu")
+
+
+@pipeline_def(exec_dynamic=True)
+def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, side: int) -> Any:
+    """The GPU's graph, finished images (n, 3, side, side) uint8. device: mixed, which is the GPU; cpu in tests."""
+    path, start, shape, size, top, left, mirror = _inputs(source, len(_INPUTS))
     images = fn.resize(
-        images, size=size, interp_type=_INTERPOLATIONS[interpolation], antialias=True, subpixel_scale=False
+        _decode(path, start, shape, device),
+        size=size,
+        interp_type=_INTERPOLATIONS[interpolation],
+        antialias=True,
+        subpixel_scale=False,
     )
     return fn.crop_mirror_normalize(
         images,
@@ -71,6 +91,17 @@ def _whole_image(source: Any, device: str) -> Any:
     return fn.decoders.image(fn.io.file.read(path), device=device, output_type=types.RGB)
 
 
+_T = TypeVar("_T")
+
+
+class _Work(NamedTuple):
+    """A batch on its way through DALI."""
+
+    indices: np.ndarray
+    geometry: Geometry
+    arguments: list[Any]
+
+
 class DaliLoader:
     """Executes a plan with DALI.
 
@@ -82,27 +113,24 @@ class DaliLoader:
         self, image_set: ImageSet, plan: Plan, *, device: torch.device, interpolation: str, threads: int, prefetch: int
     ) -> None:
         check_loader(interpolation, threads, prefetch, least_threads=1)
-        self._set, self._plan, self._device = image_set, plan, device
+        self._set, self._plan, self._device, self._interpolation = image_set, plan, device, interpolation
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet
         self._prefetch = prefetch
-        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image-headers")
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="loader-ahead")
-        self._prepared: Iterator[Future[tuple[np.ndarray, list[Any]]]] = iter(())
-        self._in_flight: deque[np.ndarray] = deque()  # indices of the batches DALI works on
-        on_gpu = device.type == "cuda"
-        self._decoder = "mixed" if on_gpu else "cpu"
-        self._device_id = (device.index or 0) if on_gpu else None
-        self._pipeline = _crops(
-            self._source,
-            self._decoder,
-            interpolation,
-            plan.image_size,
-            batch_size=plan.rank_batch,
-            num_threads=threads,
-            device_id=self._device_id,
-            prefetch_queue_depth=prefetch,
-        )
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="loader-images")
+        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="loader-draws")
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="loader-batches")
+        self._prepared: Iterator[Future[_Work]] = iter(())
+        self._finished: Iterator[Future[tuple[torch.Tensor, np.ndarray]]] = iter(())
+        self._in_flight: deque[_Work] = deque()  # the batches DALI works on
+        self._failure: Exception | None = None
+        self._on_gpu = device.type == "cuda"
+        settings = {"batch_size": plan.rank_batch, "num_threads": threads}
+        if self._on_gpu:
+            settings |= {"device_id": device.index or 0, "prefetch_queue_depth": prefetch}
+            self._pipeline = _crops(self._source, "mixed", interpolation, plan.image_size, **settings)
+        else:  # two: one batch is decoded while another one is made smaller
+            self._pipeline = _regions(self._source, device_id=None, prefetch_queue_depth=2, **settings)
         self._pipeline.build()
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -111,23 +139,31 @@ class DaliLoader:
         One epoch at a time: starting another one ends the last.
         """
         self._rewind()
-        self._prepared = self._prepare_ahead(epoch, first)
-        for _ in range(first, self._plan.batches(epoch)):
-            images = self._run()
-            indices = self._in_flight.popleft()
+        numbers = range(first, self._plan.batches(epoch))
+        self._prepared = _ahead(self._drawer, 2, (partial(self._prepare, epoch, number) for number in numbers))
+        if not self._on_gpu:
+            self._finished = _ahead(self._finisher, self._prefetch, (self._finish for _ in numbers))
+        for _ in numbers:
+            images, indices = self._finish() if self._on_gpu else next(self._finished).result()
             targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
             yield Batch(images, to_device(targets, self._device), torch.from_numpy(indices))
 
     def close(self) -> None:
         """Stop all threads; the loader is of no use afterwards."""
-        self._prepared = iter(())
-        self._ahead.shutdown(cancel_futures=True)
-        self._readers.shutdown(cancel_futures=True)
+        self._prepared, self._finished = iter(()), iter(())
+        for pool in (self._finisher, self._drawer, self._workers):
+            pool.shutdown(cancel_futures=True)
         del self._pipeline
 
     def _rewind(self) -> None:
         """Throw away what an unfinished epoch left in the pipeline."""
-        self._prepared = iter(())
+        self._prepared, self._finished = iter(()), iter(())
+        if self._on_gpu:
+            self._drain()
+        else:
+            self._finisher.submit(self._drain).result()  # after what that thread is at
+
+    def _drain(self) -> None:
         try:
             while True:
                 self._run()
@@ -135,57 +171,75 @@ class DaliLoader:
             self._in_flight.clear()
             self._pipeline.reset()
 
-    def _run(self) -> torch.Tensor:
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+    def _finish(self) -> tuple[torch.Tensor, np.ndarray]:
+        """The next batch's images, on the device, and indices."""
+        made = self._run()
+        indices, geometry, _ = self._in_flight.popleft()
+        if self._on_gpu:
+            return torch.from_dlpack(made.as_tensor()), indices  # no copy: the dynamic executor gives the buffer away
+        regions = [torch.from_dlpack(region) for region in made]
+        side = self._plan.image_size
+        return resize_all(regions, geometry, side, interpolation=self._interpolation, pool=self._workers), indices
+
+    def _run(self) -> Any:
+        """What the pipeline makes of the next batch."""
+        stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         try:
-            (images,) = self._pipeline.run(stream)
-            return torch.from_dlpack(images.as_tensor())  # no copy: the dynamic executor gives the buffer away
+            if self._failure is None:
+                return self._pipeline.run(stream)[0]
         except RuntimeError as error:
-            failure = error.with_traceback(None)  # its frames would keep the pipeline's threads alive after close()
-        raise self._culprit() or failure
+            self._failure = self._culprit() or error.with_traceback(None)  # its frames would keep DALI's threads alive
+        raise self._failure
 
-    def _prepare_ahead(self, epoch: int, first: int) -> Iterator[Future[tuple[np.ndarray, list[Any]]]]:
-        """Arguments are drawn, and headers read, one batch before DALI asks for them."""
-        futures = (self._ahead.submit(self._prepare, epoch, batch) for batch in range(first, self._plan.batches(epoch)))
-        queue = deque(islice(futures, 2))
-        while queue:
-            yield queue.popleft()
-            queue.extend(islice(futures, 1))
-
-    def _prepare(self, epoch: int, batch: int) -> tuple[np.ndarray, list[Any]]:
+    def _prepare(self, epoch: int, batch: int) -> _Work:
         indices = self._plan.indices(epoch, batch)
         files = indices % len(self._set.files)
         paths = [os.fspath(self._set.path(file)) for file in files]
-        for file, size in self._readers.map(self._read_size, {file for file in files if not self._sizes[file, 0]}):
+        for file, size in self._workers.map(self._read_size, {file for file in files if not self._sizes[file, 0]}):
             self._sizes[file] = size
         geometry = self._plan.geometry(epoch, indices, self._sizes[files])
-        return indices, _arguments(paths, geometry, self._plan.image_size)
+        return _Work(indices, geometry, _arguments(paths, geometry, self._plan.image_size))
 
     def _read_size(self, file: int) -> tuple[int, tuple[int, int]]:
         return file, image_size(self._set.path(file))
 
     def _source(self) -> list[Any]:
-        indices, arguments = next(self._prepared).result()  # StopIteration tells DALI that the epoch ends
-        self._in_flight.append(indices)
-        return arguments
+        work = next(self._prepared).result()  # StopIteration tells DALI that the epoch ends
+        self._in_flight.append(work)
+        return work.arguments if self._on_gpu else work.arguments[:3]
 
     def _culprit(self) -> DataError | None:
         """The first image in flight that does not decode on its own: DALI's errors seldom name the file.
 
         PIL goes first, because it says why in a few words; then DALI, for what only it refuses.
         """
-        paths = [self._set.path(index % len(self._set.files)) for indices in self._in_flight for index in indices]
+        paths = [self._set.path(index % len(self._set.files)) for work in self._in_flight for index in work.indices]
         for path in paths:
             if error := decoding_error(path):
                 return damaged(path, error)
         encoded = iter([[np.frombuffer(os.fsencode(path), dtype=np.uint8)] for path in paths])
-        pipeline = _whole_image(lambda: next(encoded), self._decoder, device_id=self._device_id)
+        on_gpu = {"device_id": self._device.index or 0} if self._on_gpu else {"device_id": None}
+        pipeline = _whole_image(lambda: next(encoded), "mixed" if self._on_gpu else "cpu", **on_gpu)
         for path in paths:
             try:
                 pipeline.run()
             except RuntimeError:
                 return damaged(path, ValueError("DALI cannot decode it"))
         return None
+
+
+def _ahead(pool: Executor, count: int, calls: Iterable[Callable[[], _T]]) -> Iterator[Future[_T]]:
+    """The calls' results in order, `count` of them asked for ahead; those left over are given up with the iterator."""
+    futures = (pool.submit(call) for call in calls)
+    queue = deque(islice(futures, count))
+    try:
+        while queue:
+            first = queue.popleft()
+            queue.extend(islice(futures, 1))
+            yield first
+    finally:
+        for future in queue:
+            future.cancel()
 
 
 def _arguments(paths: list[str], geometry: Geometry, side: int) -> list[Any]:
