@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo doctor test check format clean
+.PHONY: setup demo doctor verify-resume test check format clean
 
 setup: .venv/.installed
 
@@ -23,6 +23,11 @@ demo: setup
 # What this machine has and what a run would use; make doctor ARGS="data=imagenet data.root=DIR" for another configuration.
 doctor: setup
 	@$(BIN)/python -m cotnet.doctor $(ARGS)
+
+# A real run cut 20 times at random points, by SIGTERM and kill -9, against one never cut; make verify-resume ARGS="--cuts 40 ...".
+verify-resume: setup
+	$(BIN)/python -m data.prepare digits --out datasets/digits
+	$(BIN)/python -m cotnet.verify_resume $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

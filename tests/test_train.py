@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import ROOT, SMALL, TIMINGS, assert_same_run, checkpoint, metrics, once, run, run_process, start
+from programs import ROOT, SMALL, assert_same_run, checkpoint, metrics, once, run, run_process, start
 from wandb_file import history
+
+from cotnet.verify_resume import CLOCK, differences
 
 STEPS = 4  # optimizer steps in an epoch of SMALL on the `digits` below
 
@@ -44,7 +46,7 @@ def test_run_folder(uncut, digits):
     assert [record["step"] for record in train] == [2, 4, 6, 8]
     assert [record["epoch"] for record in train] == [0.5, 1.0, 1.5, 2.0]
     assert [record["step"] for record in val] == [4, 8]
-    figures = {"train/loss", "train/accuracy", "train/grad_norm", "train/lr", *TIMINGS}
+    figures = {"train/loss", "train/accuracy", "train/grad_norm", "train/lr", *CLOCK}
     assert train[0].keys() == {"step", "epoch"} | figures
     assert all(record["train/accuracy"] % 2.5 == 0 for record in train)  # of the 40 images of two steps
     names = {f"val/{name}{suffix}" for name in ("top1", "top5", "loss", "images") for suffix in ("", "_ema")}
@@ -324,3 +326,19 @@ def test_two_runs_never_share_a_folder(digits, tmp_path):
     first.terminate()
     assert first.wait(timeout=60) == 75
     assert "run is in use by another process" in second.stderr
+
+
+def test_the_smallest_difference_is_found(uncut, tmp_path):
+    """What the comparison of runs is worth: one weight's last bit, one logged figure."""
+    shutil.copytree(uncut / "1", tmp_path / "run")
+    assert differences(uncut / "1", tmp_path / "run") == []
+    path = tmp_path / "run" / "checkpoints" / "best.pt"
+    kept = torch.load(path, weights_only=True)
+    weight = kept["ema"]["fc.weight"].view(-1)
+    weight[7] = torch.nextafter(weight[7], torch.tensor(1.0))
+    torch.save(kept, path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[1]["train/loss"] = math.nextafter(lines[1]["train/loss"], 0)
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert differences(uncut / "1", tmp_path / "run") == ["best.pt: ema.fc.weight", "metrics.jsonl: step 4"]
