@@ -83,16 +83,17 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def cut(command: Sequence[str], folder: Path, number: signal.Signals, step: int, delay: float) -> tuple[int, float]:
-    """Start the run, send the signal `delay` seconds after it has logged `step`; its exit code and the seconds it took
-    to end (exit code 0: it was done before).
+    """Start the run and send the signal `delay` seconds after its first record at or past `step`; its exit code (0: it
+    was done before) and the seconds it took to end.
 
     Raises:
         RunError: it failed by itself.
     """
     log, errors = folder / "metrics.jsonl", folder.with_suffix(".err")
+    before = log.stat().st_mtime if log.exists() else 0.0
     with errors.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
-    while process.poll() is None and last_step(log) < step:
+    while process.poll() is None and not (log.exists() and log.stat().st_mtime > before and last_step(log) >= step):
         time.sleep(0.02)
     time.sleep(delay)
     sent = time.monotonic()

@@ -1,6 +1,11 @@
 """Checkpoints behind the training: copied when asked for, one at a time, errors surface, the right ones are kept."""
 
+import itertools
+import os
+import random
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -89,3 +94,25 @@ def test_not_finished_before_its_evaluation():
     assert finished(settings, {"step": 5, "epoch": 1, "seconds": 0.0, "evaluated": 5})
     assert not finished(train_settings(epochs=3, max_steps=9), {"step": 5, "epoch": 1, "seconds": 0.0, "evaluated": 5})
     assert finished(settings, {"step": 4, "epoch": 3, "seconds": 0.0, "evaluated": 4})
+
+
+def test_a_kill_while_saving_leaves_whole_files(tmp_path):
+    """Processes that do nothing but save are killed: what is there is whole, and last.pt never newer than its copy."""
+    chance = random.Random(0)
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    seen = set()
+    for start in range(0, 8000, 1000):
+        child = os.fork()
+        if child == 0:
+            for number in itertools.count(start):
+                weights = torch.full((300_000,), float(number))
+                checkpoints.save(last, {"format": checkpoints.FORMAT, "x": number, "w": weights}, also=[best])
+        time.sleep(chance.uniform(0.1, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kept = [checkpoints.load(path) for path in (last, best)]
+        assert all(bool((one["w"] == one["x"]).all()) for one in kept)
+        assert 0 <= kept[1]["x"] - kept[0]["x"] <= 1
+        seen.add(kept[0]["x"])
+    assert len(seen) == 8
+    assert seen - set(range(0, 8000, 1000))  # some were killed after their first
