@@ -1,8 +1,7 @@
-"""Classifiers of torchvision and timm by name, always with fresh weights."""
+"""Classifiers of torchvision and timm by name, always with fresh weights; a library is imported when it is named."""
 
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from cotnet.errors import InputError
@@ -15,6 +14,8 @@ def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: A
     """
     if not is_torchvision_model(model_name):
         raise InputError(f"torchvision has no classifier {model_name!r}; see torchvision.models.list_models()")
+    import torchvision
+
     inception = {"aux_logits": False, "init_weights": True} if model_name in ("googlenet", "inception_v3") else {}
     try:
         model: nn.Module = torchvision.models.get_model(
@@ -42,6 +43,8 @@ def timm_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> 
 
 
 def is_torchvision_model(name: str) -> bool:
+    import torchvision
+
     return name in torchvision.models.list_models(module=torchvision.models)
 
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
-from cotnet.models.layers import new_head, resize_on_load
+from cotnet.models.layers import DropPath, new_head, resize_on_load
 from cotnet.models.skeleton import Settings
 
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
@@ -82,7 +81,7 @@ class Block(nn.Module):
         self.attn = SpatialReductionAttention(width, heads, reduction)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = FeedForward(width, expansion * width)
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
 
-from cotnet.models.layers import Activation, HalvingPool, chain, new_head
+from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, new_head
 
 # (width, stride) -> the named modules between bn1 and conv3; they reduce the map by the stride.
 Operator = Callable[[int, int], dict[str, nn.Module]]
@@ -130,7 +129,7 @@ class Bottleneck(nn.Module):
         self.branch = tuple(branch)
         reshapes = stride != 1 or in_channels != channels
         self.downsample = shortcut(in_channels, channels, stride) if reshapes else nn.Identity()
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = DropPath(drop_path)
         self.act3 = act(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

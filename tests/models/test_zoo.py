@@ -12,8 +12,10 @@ import yaml
 from torch.export import Dim
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision.ops import StochasticDepth
 
 from cotnet import models
+from cotnet.models.layers import DropPath
 
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
 QUICK = ("cotnet_small", "pvt_tiny", "botnet50")
@@ -125,9 +127,22 @@ def test_drop_path_grows_with_depth_and_dropout_is_before_the_head():
     for name in ("cotnet50", "pvt_tiny"):
         with torch.device("meta"):
             model = getattr(models, name)(drop_path=0.3, dropout=0.2)
-        rates = [module.p for key, module in model.named_modules() if key.endswith("drop_path")]
+        rates = [module.probability for key, module in model.named_modules() if key.endswith("drop_path")]
         assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
         assert model.dropout.p == 0.2
+
+
+def test_drop_path_is_torchvisions():
+    x = torch.rand(64, 3, 2, 2)
+    for probability in (0.0, 0.3, 1.0):
+        results = []
+        for layer in (DropPath(probability), StochasticDepth(probability, "row")):
+            torch.manual_seed(0)
+            results.append(layer(x))
+        assert torch.equal(*results)
+        assert torch.equal(DropPath(probability).eval()(x), x)
+    with pytest.raises(ValueError, match=r"^drop_path=1\.5 must be between 0 and 1$"):
+        DropPath(1.5)
 
 
 def test_ablation_settings():
