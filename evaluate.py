@@ -73,6 +73,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
                 {"model": model},
                 loader,
                 samples=len(images.files),
+                flip=data.eval_flip,
                 prepare=assembly.evaluation_transform(data, precision),
                 precision=precision,
                 ranks=ranks,

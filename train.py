@@ -22,12 +22,15 @@ from cotnet.engine.state import State
 from cotnet.engine.terminal import say
 from cotnet.engine.training import Run, fit, wrap
 from cotnet.errors import InputError
+from cotnet.explain import explain
 from cotnet.nodes import build
 
 
 @entry("train", outputs="outputs", after_sweep=runs.print_sweep)
 def main(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
+    if config["explain"]:
+        return explain(config)
     settings = assembly.settings_of(config)
     ranks = count_ranks(settings.launch.ranks)
     train_set, val_set = assembly.read_data(settings.data)
@@ -108,6 +111,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
                 {"raw": state.model, "ema": state.ema.module},
                 val_loader,
                 samples=len(val_set.files),
+                flip=settings.data.eval_flip,
                 prepare=assembly.evaluation_transform(settings.data, precision),
                 precision=precision,
                 ranks=ranks,

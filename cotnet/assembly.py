@@ -32,7 +32,8 @@ from data.samples import DataError, ImageSet, read_splits
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """`data` of the configuration. `image_size` is the training crop, `eval_size` the evaluation's; `crop_ratio` is
-    the crop's share of the resized shorter side; `mean`, `std` are per channel, of images in [0, 1]."""
+    the crop's share of the resized shorter side; `eval_flip` averages the logits of an image and its mirror image;
+    `mean`, `std` are per channel, of images in [0, 1]."""
 
     root: Path
     num_classes: int
@@ -41,6 +42,7 @@ class DataSettings:
     eval_batch_size: int
     crop_ratio: float
     eval_interpolation: str
+    eval_flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -98,21 +100,28 @@ def settings_of(config: Config) -> Settings:
     Raises:
         InputError: an unknown, missing, mistyped or out-of-range setting, named by its key.
     """
-    check_keys(config, {"seed", "output_dir", *SECTIONS, *CHOICES})
+    settings = read_settings(config)
+    check_backbone(config["backbone"])
+    check_loader(config)
+    check(_optimizer_node(config), "optimizer", ("params",))
+    training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
+    schedule_of(config)
+    build(config["logger"], "logger")
+    return settings
+
+
+def read_settings(config: Config) -> Settings:
+    """The typed sections of a training configuration, whose groups are not looked into; InputError as settings_of."""
+    check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
     for key in CHOICES:
         if not isinstance(config.get(key), Mapping):
             raise InputError(f"{key} is required; choose one with {key}=NAME")
     sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise InputError(f"seed={config['seed']} must be a whole number from 0")
-    check_backbone(config["backbone"])
-    check_loader(config)
-    check(_optimizer_node(config), "optimizer", ("params",))
-    settings = Settings(seed=config["seed"], **sections)
-    training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
-    schedule_of(config)
-    build(config["logger"], "logger")
-    return settings
+    if not isinstance(config["explain"], bool):
+        raise InputError(f"explain={config['explain']} must be true or false")
+    return Settings(seed=config["seed"], **sections)
 
 
 def check_keys(config: Config, known: set[str]) -> None:

@@ -33,7 +33,9 @@ Config = dict[str, Any]
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues
 
-NOT_IN_NAME = r"[+~]*(output_dir=|(launch|checkpoint|logger|hydra)[./]|logger=)"  # overrides that make no other run
+NOT_IN_NAME = (
+    r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"  # overrides that make no other run
+)
 
 
 def _per_256(rate: Any, batch_size: Any) -> Any:
@@ -78,6 +80,8 @@ def entry(
             multirun = HydraConfig.get().mode == RunMode.MULTIRUN
             with one_line(multirun) as outcome:
                 config = resolve(node)
+                if multirun and config.get("explain"):
+                    raise InputError("explain=true explains one run; leave out --multirun")
                 base = None if config["output_dir"] is None else str(config["output_dir"])  # a folder may be called 1
                 overrides = HydraConfig.get().overrides.task
                 common = [override for override in overrides if not multirun or override in sys.argv]
@@ -163,7 +167,12 @@ def _explain_key(error: OmegaConfBaseException) -> str:
 
 
 def resolve(node: DictConfig) -> Config:
-    """The composed configuration as plain containers, interpolations resolved; a missing `???` is named."""
+    """The composed configuration as plain containers, interpolations resolved; a missing `???` is named.
+
+    A run is explained without images too: `data.root` is null then.
+    """
+    if node.get("explain") and OmegaConf.is_missing(node.data, "root"):
+        node.data.root = None
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
         raise InputError(f"{missing[0]} is required; set {missing[0]}=VALUE")
@@ -175,6 +184,14 @@ def run_name(overrides: Iterable[str]) -> str:
     kept = sorted(o.replace("=", "-") for o in overrides if not re.match(NOT_IN_NAME, o))
     name = re.sub(r"[^\w.+~-]+", "_", "__".join(kept)) or "default"  # what neither a shell nor Hydra's grammar reads
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def chosen(group: str) -> str | None:
+    """The member of a group that the command line chose; null outside a program."""
+    if not HydraConfig.initialized():
+        return None
+    name = HydraConfig.get().runtime.choices.get(group)
+    return None if name is None else str(name)
 
 
 def compose(config_name: str, overrides: list[str]) -> Config:

@@ -18,7 +18,16 @@ from cotnet.errors import InputError
 from cotnet.nodes import typed
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
-FREE = ("output_dir", "launch.", "logger.", "checkpoint.", "loader.threads", "loader.prefetch", "train.log_every")
+FREE = (
+    "output_dir",
+    "explain",
+    "launch.",
+    "logger.",
+    "checkpoint.",
+    "loader.threads",
+    "loader.prefetch",
+    "train.log_every",
+)
 GROWING = ("train.epochs", "train.max_steps", "train.max_minutes")
 
 

@@ -34,7 +34,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
     those of conf/train.yaml."""
     trained = json.loads(checkpoint["config"]) if checkpoint else compose("train", ["data.root=null"])
-    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    before = {"eval_flip": False}  # what checkpoints from before this setting did
+    data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:
         raise InputError("data.root is required; set data.root=DIR")
     backbone = dict(config.get("backbone") or trained["backbone"])

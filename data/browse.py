@@ -65,7 +65,7 @@ def columns(
         "torchvision": by_torchvision.images,
         "difference x16": difference.to(torch.uint8),
     }
-    return found | _after_each_part(augmentation, settings, by_dali, epoch), by_dali.targets.tolist()
+    return found | after_each_part(augmentation, settings, by_dali, epoch), by_dali.targets.tolist()
 
 
 def _first_batch(
@@ -78,7 +78,7 @@ def _first_batch(
         opened.close()
 
 
-def _after_each_part(
+def after_each_part(
     augmentation: Augmentation, settings: assembly.Settings, batch: Batch, epoch: int
 ) -> dict[str, torch.Tensor]:
     """The batch after the parts that are on, one more in each column."""

@@ -39,6 +39,7 @@ _FLAVOURS: Final = {
     "torchvision": (*_COMMON, "identity"),
     "wide": (*_COMMON, "identity"),
 }
+LARGEST: Final = {"cot": 15, "timm": 10, "timm-inc1": 10}  # magnitudes are cut there; torchvision's are refused above
 _BINS: Final = 31
 _NAME: Final = re.compile(
     r"rand-(?P<flavour>cot|timm|torchvision)-m(?P<magnitude>\d+)-n(?P<count>[1-9])"
@@ -110,8 +111,7 @@ def _levels(policy: Policy, normal: np.ndarray, uniform: np.ndarray) -> np.ndarr
         return np.floor(uniform * _BINS) / (_BINS - 1)
     if policy.flavour == "torchvision":
         return np.full(normal.shape, policy.magnitude / (_BINS - 1))
-    largest = 15 if policy.flavour == "cot" else 10
-    return np.clip(policy.magnitude + policy.spread * normal, 0, largest) / 10
+    return np.clip(policy.magnitude + policy.spread * normal, 0, LARGEST[policy.flavour]) / 10
 
 
 def _signed(strength: float) -> _Value:

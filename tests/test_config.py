@@ -126,8 +126,15 @@ def members(group: str) -> list[str]:
 
 
 NEEDED = {f"backbone={library}": ["backbone.model_name=resnet18"] for library in ("timm", "torchvision")}
-NEEDED["experiment=finetune"] = [f"backbone.weights={__file__}"]
-GROUPS = ("backbone", "data", "loader", "augmentation", "optimizer", "schedule", "logger", "experiment")
+GROUPS = (
+    "backbone",
+    "data",
+    "loader",
+    "augmentation",
+    "optimizer",
+    "schedule",
+    "logger",
+)  # experiment: test_recipes.py
 
 
 def test_every_group_offers_a_choice():

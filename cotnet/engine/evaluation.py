@@ -30,6 +30,7 @@ def evaluate(
     loader: Loader,
     *,
     samples: int,
+    flip: bool,
     prepare: Callable[[Tensor], Tensor],
     precision: Precision,
     ranks: Ranks,
@@ -39,8 +40,9 @@ def evaluate(
     """Top-1, top-5 (percent), cross-entropy and image count of each model over one pass; collective.
 
     Each rank writes its samples' results into a table of all `samples`, the tables are added, and every sample must
-    have been seen once: figures do not depend on the number of ranks, to the last digit. `prepare` normalises uint8
-    images; `advance` is told how many more images are done.
+    have been seen once: figures do not depend on the number of ranks, to the last digit. `flip`: the logits are the
+    mean over an image and its mirror image. `prepare` normalises uint8 images; `advance` is told how many
+    more images are done.
 
     Raises:
         Interrupted: `stop()` was true on some rank.
@@ -59,6 +61,8 @@ def evaluate(
         for name, model in models.items():
             with precision.autocast():
                 logits = model(inputs)
+                if flip:
+                    logits = (logits + model(inputs.flip(-1))) / 2
             tables[name][where] += _results(logits[:count], targets[:count])
         advance(count)
     for name, model in models.items():

@@ -85,6 +85,7 @@ def figures(loader, stop=lambda: False):
         {"net": model},
         loader,
         samples=6,
+        flip=False,
         prepare=lambda images: images.float(),
         precision=Precision(name="fp32", device=torch.device("cpu")),
         ranks=ALONE,
@@ -101,6 +102,27 @@ def test_evaluation_counts_by_hand():
         logits[i] = 9.0 if i < 3 else 0.5
         losses.append(float(torch.logsumexp(logits, 0) - logits[i]))
     assert result["loss"] == pytest.approx(sum(losses) / 6, rel=1e-6)
+
+
+def test_evaluation_with_mirror_images_averages_the_logits():
+    images = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])  # (2, 3): the logits are the image
+    batch = (images, torch.tensor([2, 1]), torch.tensor([0, 1]))
+
+    class Single:
+        def batches(self, epoch, first=0):
+            yield batch
+
+    def measured(*, flip):
+        settings = {"samples": 2, "prepare": lambda images: images, "ranks": ALONE, "flip": flip}
+        return evaluate(
+            {"net": nn.Identity()}, Single(), precision=Precision(name="fp32", device=torch.device("cpu")), **settings
+        )["net"]["loss"]
+
+    def loss(*rows):
+        return pytest.approx(float(nn.functional.cross_entropy(torch.tensor(rows), torch.tensor([2, 1]))), rel=1e-6)
+
+    assert measured(flip=False) == loss([3.0, 0.0, 0.0], [0.0, 0.0, 2.0])
+    assert measured(flip=True) == loss([1.5, 0.0, 1.5], [1.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("indices", [([0, 1, 2, 3], [4, -1, -1, -1]), ([0, 1, 2, 3], [3, 4, 5, -1])])
