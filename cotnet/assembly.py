@@ -234,6 +234,7 @@ def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ra
         flip=augmentation.flip,
         eval_crop_ratio=settings.data.crop_ratio,
         repeats=augmentation.repeats,
+        left_out=images.left_out,
     )
 
     def of_size(size: int) -> Any:

@@ -53,6 +53,7 @@ def columns(
         flip=augmentation.flip,
         eval_crop_ratio=data.crop_ratio,
         repeats=augmentation.repeats,
+        left_out=train.left_out,
     )
     central = replace(plan, crop_scale=None, flip=0.0)
     kind = augmentation.interpolation

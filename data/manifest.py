@@ -56,28 +56,33 @@ def manifest_split(root: Path, split: str, content: dict[str, Any]) -> ImageSet:
         raise DataError(f"{root / NAME}: has no split {split}; run python -m data.check {root} again")
     columns = content["splits"][split]
     _refuse_changes(root, split, columns)
+    whole, left_out = _with_excluded(tuple(content["classes"]), columns)
     return ImageSet(
         root=root / split,
         files=tuple(columns["files"]),
         labels=np.array(columns["labels"], dtype=np.int64),
         classes=tuple(content["classes"]),
         fingerprint=columns["fingerprint"],
-        whole=_whole_fingerprint(tuple(content["classes"]), columns),
+        whole=whole,
         sizes=np.stack([columns["heights"], columns["widths"]], axis=1).astype(np.int64),
         excluded=len(columns["excluded"]),
+        left_out=left_out,
     )
 
 
-def _whole_fingerprint(classes: tuple[str, ...], columns: dict[str, Any]) -> str:
-    """The set's fingerprint without a manifest: a run may continue when a scan has only excluded files."""
+def _with_excluded(classes: tuple[str, ...], columns: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """The set's fingerprint without a manifest, and which of its files are left out: a run may continue, in the order
+    it began with, when a scan has only excluded files."""
     excluded = [file for file in columns["excluded"] if file.lower().endswith(EXTENSIONS)]
     if not excluded:
-        return str(columns["fingerprint"])
+        return str(columns["fingerprint"]), ()
     index = {name: label for label, name in enumerate(classes)}
     split = (file.split("/", 1) for file in (*columns["files"], *excluded))
     rows = sorted((index[name], file) for name, file in split)
     labels = np.array([label for label, _ in rows], dtype=np.int64)
-    return fingerprint(classes, [f"{classes[label]}/{file}" for label, file in rows], labels)
+    files = [f"{classes[label]}/{file}" for label, file in rows]
+    gone = set(excluded)
+    return fingerprint(classes, files, labels), tuple(row for row, file in enumerate(files) if file in gone)
 
 
 def _refuse_changes(root: Path, split: str, columns: dict[str, Any]) -> None:

@@ -86,6 +86,19 @@ def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+@lru_cache(maxsize=4)
+def permutation_without(samples: int, left_out: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """The (samples,) int64 order of an epoch over the files that are left: that of the whole set without those at
+    `left_out`, so that an epoch begun with them goes on with nothing lost and nothing twice."""
+    if not left_out:
+        return permutation(samples, seed, epoch)
+    whole = permutation(samples + len(left_out), seed, epoch)
+    places = whole[~np.isin(whole, left_out)]
+    order = places - np.searchsorted(left_out, places)  # among the files that are left
+    order.flags.writeable = False
+    return order
+
+
 def random_crop_boxes(
     sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], uniform: np.ndarray
 ) -> np.ndarray:
@@ -141,8 +154,9 @@ def central_geometry(sizes: np.ndarray, image_size: int, crop_ratio: float) -> G
 class TrainPlan:
     """Shuffled training batches, no sample twice in an epoch unless it is repeated on purpose.
 
-    samples: images in the split; batch_size: global; crop_scale, crop_ratio: bounds of RandomResizedCrop's share of the
-    area and width / height, crop_scale None for the evaluation's geometry at eval_crop_ratio; flip: probability.
+    samples: images in the split; left_out: the places of excluded files (data.samples.ImageSet); batch_size: global;
+    crop_scale, crop_ratio: bounds of RandomResizedCrop's share of the area and width / height, crop_scale None for the
+    evaluation's geometry at eval_crop_ratio; flip: probability.
     repeats: repeated augmentation (Hoffer et al., "Augment Your Batch", 2020): each sample comes this often in a row,
     with crops of its own, and the epoch is as long as before, so that it sees only a part of the samples.
     """
@@ -158,6 +172,7 @@ class TrainPlan:
     flip: float
     eval_crop_ratio: float
     repeats: int = 1
+    left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -178,7 +193,8 @@ class TrainPlan:
     def indices(self, epoch: int, batch: int) -> np.ndarray:
         first = batch * self.batch_size + self.rank * self.rank_batch
         turn, repetition = np.divmod(np.arange(first, first + self.rank_batch), self.repeats)
-        return permutation(self.samples, self.seed, epoch)[turn] + self.samples * repetition
+        order = permutation_without(self.samples, self.left_out, self.seed, epoch)
+        return order[turn] + self.samples * repetition
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip

@@ -32,7 +32,8 @@ class ImageSet:
     root: folder of the split; files: N paths below it, sorted by (class, name); labels: (N,) int64, index into classes;
     classes: sorted by code point, as torchvision's ImageFolder sorts them; fingerprint: sha256 over classes, files and
     labels, which names the set wherever it lies; whole: the fingerprint with the files that a manifest leaves out,
-    excluded: their number; sizes: (N, 2) int64 height, width as stored, None where not known yet.
+    excluded: their number; left_out: the places, among all files that belonged to the whole, of those left out,
+    ascending; sizes: (N, 2) int64 height, width as stored, None where not known yet.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class ImageSet:
     whole: str
     sizes: np.ndarray | None = None
     excluded: int = 0
+    left_out: tuple[int, ...] = ()
 
     def path(self, index: int) -> Path:
         """Full path of one image."""

@@ -56,7 +56,7 @@ class OurLoader:
     """The DALI loader with what follows it on the device, as training and evaluation use them."""
 
     def __init__(self, image_set: ImageSet, work: Work) -> None:
-        samples, shared = len(image_set.files), {"rank": 0, "world_size": 1}
+        samples = len(image_set.files)
         augmentation = _augmentation(work)
         train = TrainPlan(
             samples=samples,
@@ -67,10 +67,16 @@ class OurLoader:
             crop_ratio=augmentation.crop_ratio,
             flip=augmentation.flip,
             eval_crop_ratio=0.875,
-            **shared,
+            rank=0,
+            world_size=1,
         )
         val = EvaluationPlan(
-            samples=samples, batch_size=work.batch_size, image_size=work.image_size, crop_ratio=0.875, **shared
+            samples=samples,
+            batch_size=work.batch_size,
+            image_size=work.image_size,
+            crop_ratio=0.875,
+            rank=0,
+            world_size=1,
         )
         self._loader = DaliLoader(
             image_set,

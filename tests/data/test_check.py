@@ -63,6 +63,10 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     assert lines[-1].endswith("2 classes, 8 train images (6 excluded), 5 val images (0 excluded)")
     train = read_split(root, "train")
     assert train.excluded == 6
+    assert len(train.left_out) == 4, "those with the ending of an image"
+    images = sorted(path for path in (root / "train").glob("*/*") if path.suffix in (".JPEG", ".png"))
+    left = [str(path.relative_to(root / "train")) for i, path in enumerate(images) if i not in train.left_out]
+    assert left == list(train.files)
     assert "n01440764/wrong.JPEG" in train.files
     plan = EvaluationPlan(samples=len(train.files), batch_size=4, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
     loader = DaliLoader(train, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)

@@ -47,6 +47,23 @@ def test_training_takes_no_sample_twice_and_leaves_only_the_remainder_out(sample
         assert len(set(left_out)) == 5
 
 
+@pytest.mark.parametrize(("ranks", "repeats", "left_out"), [(1, 1, 1), (2, 1, 3), (3, 1, 30), (2, 3, 2)])
+def test_an_epoch_goes_on_without_the_files_excluded_in_its_middle(ranks, repeats, left_out):
+    """Two batches are done when files of the third and later ones turn out damaged: the others follow as they would."""
+    before = replace(TRAIN, samples=97, repeats=repeats)
+    done = epoch_of(before, 3, ranks)[:2].ravel()
+    planned = permutation(97, 0, 3)
+    assert set(done % 97) <= set(planned[:48])
+    gone = tuple(sorted(planned[50 : 50 + left_out].tolist()))
+    after = replace(before, samples=97 - left_out, left_out=gone)
+    places = np.delete(np.arange(97), gone)  # of the files that are left
+    taken = epoch_of(after, 3, ranks)
+    assert (places[taken % after.samples][:2].ravel() == done % 97).all()
+    order = places[taken.ravel()[::repeats] % after.samples]
+    assert (order == planned[~np.isin(planned, gone)][: len(order)]).all()
+    assert taken.size == after.samples - after.samples % 24
+
+
 def test_order_is_pinned():
     order = [6, 8, 0, 7, 3, 4, 9, 2, 1, 5]
     assert permutation(10, 0, 0).tolist() == order
