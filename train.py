@@ -21,6 +21,7 @@ from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
 from cotnet.engine.terminal import say
 from cotnet.engine.training import Run, fit, wrap
+from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.explain import explain
 from cotnet.nodes import build
@@ -132,7 +133,8 @@ def reporting(config: Config, state: State, ranks: Ranks, steps_per_epoch: int) 
     if ranks.first:
         logger, terminal = build(config["logger"], "logger"), sys.stdout.isatty()
         folder = Path(config["output_dir"])
-        reports = RunReports(folder, logger, state, config, steps_per_epoch=steps_per_epoch, terminal=terminal)
+        here, steps = start_of(state.step, ranks.world_size), steps_per_epoch
+        reports = RunReports(folder, logger, state, config, here, steps_per_epoch=steps, terminal=terminal)
     state.run_id = ranks.broadcast(state.run_id)
     return reports
 

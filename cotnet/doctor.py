@@ -13,11 +13,11 @@ import torch
 from PIL import features
 
 from cotnet import assembly
-from cotnet.benchmarks.report import machine, versions
 from cotnet.config import Config, compose, one_line
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.loggers import login_state
 from cotnet.engine.precision import choose_precision
+from cotnet.environment import machine, versions
 from cotnet.errors import InputError
 from data.samples import DataError, class_words
 

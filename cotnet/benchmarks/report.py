@@ -1,58 +1,18 @@
 """What every benchmark says in the same way: the machine, a table, JSON, a plot."""
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cotnet.environment import machine
+
 Row = Mapping[str, Any]
-_PACKAGES: Final = (
-    "torch",
-    "torchvision",
-    "timm",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "triton",
-    "numpy",
-    "pillow",
-)
-
-
-def machine() -> dict[str, Any]:
-    """What figures depend on: processor, usable cores, memory in GiB, GPUs and the versions of what is installed."""
-    model = ""
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "processor": model or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory, 1),
-        "gpus": gpus,
-        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
-    }
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine_line() -> str:

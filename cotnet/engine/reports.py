@@ -9,6 +9,7 @@ from cotnet.engine.curves import draw_curves
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.state import State
 from cotnet.engine.terminal import Progress
+from cotnet.engine.watch import Watch
 
 
 class Logger(Protocol):
@@ -36,7 +37,7 @@ class Silent:
 
 
 class RunReports:
-    """metrics.jsonl, summary.json, curves.png, the terminal, and a logger."""
+    """metrics.jsonl, environment.jsonl, summary.json, curves.png, the terminal, warnings, and a logger."""
 
     def __init__(
         self,
@@ -44,14 +45,17 @@ class RunReports:
         logger: Logger,
         state: State,
         config: dict[str, Any],
+        environment: dict[str, Any],
         *,
         steps_per_epoch: int,
         terminal: bool,
     ) -> None:
         self.folder, self.logger = folder, logger
         self.metrics = folder / "metrics.jsonl"
-        records.cut_back(self.metrics, state.step)
-        state.run_id = logger.start(folder, config, state.run_id or None, folder.name)
+        self.classes = config["data"]["num_classes"]
+        self._cut_back(state.step)
+        records.append(folder / "environment.jsonl", environment)
+        state.run_id = logger.start(folder, config | {"environment": environment}, state.run_id or None, folder.name)
         self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
         total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
         self.progress = Progress(total, enabled=terminal)
@@ -83,7 +87,7 @@ class RunReports:
 
     def rolled_back(self, state: State, line: str) -> None:
         """The records after the state's step are gone, and a line says why."""
-        records.cut_back(self.metrics, state.step)
+        self._cut_back(state.step)
         self._train = {}
         self.progress.note(line)
 
@@ -91,6 +95,7 @@ class RunReports:
         best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best
         rate = state.trained_images / state.train_seconds if state.train_seconds else None
         summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
+        summary["warnings"] = self.watch.warnings
         records.write_json(self.folder / "summary.json", summary)
 
     def __enter__(self) -> "RunReports":
@@ -103,3 +108,9 @@ class RunReports:
     def _write(self, record: dict[str, float]) -> None:
         records.append(self.metrics, record)
         self.logger.log(record)
+        if warning := self.watch.see(record):
+            self.progress.note(warning)
+
+    def _cut_back(self, step: int) -> None:
+        records.cut_back(self.metrics, step)
+        self.watch = Watch(self.classes, records.read(self.metrics) if self.metrics.exists() else ())

@@ -1,0 +1,110 @@
+"""A W&B server of the loopback: as much of its protocol as wandb needs to open runs, stream rows and end them.
+
+    python wandb_server.py PORT-FILE [healthy | hanging | failing | full]
+
+A hanging server takes connections and never answers, a failing one says 500 to everything; a full one opens runs but
+takes no rows (402: the quota is used up). GET /runs tells what it holds: {run id: {"config", "rows", "ended", ...}}.
+"""
+
+import gzip
+import json
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+ME, PROJECT = "me", "cotnet"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    runs: ClassVar[dict[str, dict[str, Any]]] = {}
+    mode = "healthy"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(self.runs)
+
+    def do_PUT(self) -> None:
+        self._body()
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.mode == "hanging":
+            time.sleep(3600)
+        if self.mode == "failing":
+            self._answer({"error": "out of order"}, 500)
+        elif self.path == "/graphql":
+            query = json.loads(body)
+            self._answer({"data": self._data(query["operationName"], query["variables"] or {})})
+        elif self.mode == "full":
+            self._answer({"error": "the quota is used up"}, 402)
+        else:
+            self._stream(json.loads(body))
+            self._answer({"exitcode": None, "limits": {}})
+
+    def _data(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
+        if operation == "RunResumeStatus":
+            return {"model": self._project() | {"bucket": self._bucket(given["name"])}}
+        if operation == "UpsertBucket":
+            run = self.runs.setdefault(given["name"], {"config": "{}", "rows": [], "starts": 0, "ended": None})
+            run["config"] = given["config"] or run["config"]
+            run["starts"] += given["id"] is None
+            return {"upsertBucket": {"bucket": self._bucket(given["name"]), "inserted": True}}
+        if operation == "CreateRunFiles":
+            address = f"http://{self.headers['Host']}/uploads/"
+            files = [{"name": name, "uploadUrl": address + name} for name in given["files"]]
+            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        if operation == "Viewer":
+            return {"viewer": {"id": "1", "entity": ME, "username": ME, "flags": "{}", "teams": {"edges": []}}}
+        return {}
+
+    def _project(self) -> dict[str, Any]:
+        return {"id": "1", "name": PROJECT, "entity": {"id": "1", "name": ME}}
+
+    def _bucket(self, name: str) -> dict[str, Any] | None:
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        tail = json.dumps([json.dumps(row) for row in run["rows"][-1:]])
+        counts = {"historyLineCount": len(run["rows"]), "eventsLineCount": 0, "logLineCount": 0}
+        texts = {
+            "summaryMetrics": "{}",
+            "historyTail": tail,
+            "eventsTail": "[]",
+            "config": run["config"],
+            "wandbConfig": '{"t": 1}',
+        }
+        return {"id": name, "name": name, "displayName": name, "project": self._project()} | counts | texts
+
+    def _stream(self, message: dict[str, Any]) -> None:
+        run = self.runs[urlsplit(self.path).path.split("/")[4]]
+        history = message.get("files", {}).get("wandb-history.jsonl")
+        if history:
+            run["rows"][history["offset"] :] = [json.loads(line) for line in history["content"]]
+        if message.get("complete"):
+            run["ended"] = message.get("exitcode")
+
+    def _body(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _answer(self, content: object, code: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+if __name__ == "__main__":
+    Handler.mode = sys.argv[2]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Path(sys.argv[1]).write_text(f"127.0.0.1:{server.server_port}")
+    server.serve_forever()
