@@ -59,7 +59,6 @@ class RunReports:
         self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
         total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
         self.progress = Progress(total, enabled=terminal)
-        self._train: dict[str, float] = {}
 
     def epoch(self, state: State) -> None:
         """An epoch begins, or the rest of one."""
@@ -71,13 +70,11 @@ class RunReports:
 
     def train(self, record: dict[str, float]) -> None:
         self._write(record)
-        self._train = record
-        names = ("loss", "images_per_second", "data_wait")
-        self.progress.figures(**{name: record[f"train/{name}"] for name in names})
+        self.progress.figures(record)
 
     def validation(self, record: dict[str, float], state: State) -> None:
         self._write(record)
-        self.progress.epoch_line(self._train, record, time.monotonic() - self._epoch_started)
+        self.progress.epoch_line(record, time.monotonic() - self._epoch_started)
         draw_curves(self.metrics, self.folder / "curves.png")
         self.status("running", state)
 
@@ -88,7 +85,6 @@ class RunReports:
     def rolled_back(self, state: State, line: str) -> None:
         """The records after the state's step are gone, and a line says why."""
         self._cut_back(state.step)
-        self._train = {}
         self.progress.note(line)
 
     def status(self, status: str, state: State) -> None:

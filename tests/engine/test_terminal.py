@@ -24,10 +24,12 @@ for epoch in range(2):
     progress.start_epoch(epoch, 2, 4, 2 if epoch == 0 else 0)
     for step in range(2 if epoch == 0 else 4):
         time.sleep(float(sys.argv[2]))
-        progress.advance(*((2.34567, 1234.5, 0.012) if step % 2 == 0 else ()))
+        if step % 2 == 0:
+            progress.figures({TRAIN!r})
+        progress.advance()
     time.sleep(float(sys.argv[2]))
-    progress.epoch_line({TRAIN!r}, {VAL | EMA!r} | {{"epoch": epoch + 1.0}}, 72.4)
-progress.note("saved")
+    progress.epoch_line({VAL | EMA!r} | {{"epoch": epoch + 1.0}}, 72.4)
+    progress.note("saved")
 progress.close()
 print("after")
 """
@@ -35,16 +37,19 @@ LINE = (
     "epoch 1/2  loss 2.3457  val loss 1.2500  top-1 71.23 (EMA 72.10)  top-5 90.50 (EMA 91.00)  lr 0.4  "
     "1,234 images/s  wait 1%  1:12"
 )
-PLAIN = [LINE, LINE.replace("epoch 1/2", "epoch 2/2"), "saved", "after"]
+PLAIN = [LINE, "saved", LINE.replace("epoch 1/2", "epoch 2/2"), "saved", "after"]
+HEAD = "    epoch    loss  top-1    EMA  top-5    EMA       lr images/s wait     time"
+ROW = "      1/2  2.3457  71.23  72.10  90.50  91.00      0.4    1,234   1%     1:12"
+TABLE_OF_RUN = [HEAD, ROW, "saved", ROW.replace("1/2", "2/2"), "saved", "after"]
 
 
 def on_a_terminal(code: str, *arguments: str) -> str:
-    """What a program writes to a terminal of 160 columns."""
+    """What a program writes to a terminal of 80 columns."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
         os.execv(sys.executable, [sys.executable, "-c", code, *arguments])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     written = b""
     with os.fdopen(terminal, "rb", buffering=0) as stream:
         try:
@@ -62,19 +67,42 @@ def visible(written: str) -> list[str]:
     return [line.rstrip() for line in text.split("\n") if line.strip()]
 
 
-def test_a_terminal_shows_the_bar_and_keeps_the_lines():
-    written = on_a_terminal(RUN, "bar", "0.5")  # a bar is drawn four times a second
+def test_a_terminal_shows_a_growing_table_over_a_bar():
+    written = on_a_terminal(RUN, "bar", "0.5")  # drawn four times a second
     lines = visible(written)
     bars = [line for line in lines if "━" in line]
     assert re.fullmatch(r"epoch 1/2 [━╸╺]+ 2/4", bars[0])
-    figures = r"loss 2\.3457  1,234 images/s  wait 1%"
-    assert any(re.search(rf"epoch 1/2 .* 3/4 {figures}$", bar) for bar in bars)  # no pace yet, so no time left
-    assert any(re.search(r"epoch 1/2 .* 4/4 evaluating  left 0:0\d$", bar) for bar in bars)
-    assert any(re.search(rf"epoch 2/2 .* 2/4 {figures}  left 0:0\d$", bar) for bar in bars)
-    assert [line for line in lines if "━" not in line] == PLAIN
+    assert any(re.fullmatch(r"epoch 1/2 [━╸╺]+ 3/4", bar) for bar in bars)  # no pace yet, so no time left
+    assert any(re.fullmatch(r"epoch 1/2 [━╸╺]+ 4/4 evaluating  left 0:0\d", bar) for bar in bars)
+    assert any(re.fullmatch(r"epoch 2/2 [━╸╺]+ 2/4 left 0:0\d", bar) for bar in bars)
+    live = [line for line in lines if re.match(r" +[12]/2 .*0:0\d$", line)]  # the row of the epoch under way
+    assert all(len(line) == 77 for line in live)
+    assert live[0].split() == ["1/2", "0:00"]
+    assert any(line.split()[:-1] == ["1/2", "2.3457", "0.4", "1,234", "1%"] for line in live)
+    assert any(line.split()[:-1] == ["2/2", "2.3457", "0.4", "1,234", "1%"] for line in live)
+    assert [line for line in lines if line not in bars and line not in live] == TABLE_OF_RUN
     assert "\x1b[?25l" in written
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
     assert "\x1b[2K" in written[written.rindex("━") :]  # and the bar gone
+
+
+def test_a_terminal_keeps_the_table_of_more_epochs_than_it_has_lines():
+    code = f"""
+from cotnet.engine.terminal import Progress
+progress = Progress(400, enabled=True)
+for epoch in range(100):
+    progress.start_epoch(epoch, 100, 4, 0)
+    progress.figures({TRAIN!r})
+    for step in range(4):
+        progress.advance()
+    progress.epoch_line({VAL!r} | {{"epoch": epoch + 1.0}}, 72.4)
+progress.close()
+"""
+    rows = [line.split() for line in visible(on_a_terminal(code)) if line.endswith("1:12")]
+    figures = ["2.3457", "71.23", "90.50", "0.4", "1,234", "1%", "1:12"]
+    assert rows == [
+        [f"{epoch}/100", "2.3457", "71.23", "90.50", "0.4", "1,234", "1%", "1:12"] for epoch in range(1, 101)
+    ]
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
@@ -95,7 +123,7 @@ def test_an_epoch_line_needs_neither_training_figures_nor_an_average(capsys):
 
     progress = Progress(300, enabled=False)
     progress.start_epoch(8, 30, 10, 0)
-    progress.epoch_line({}, VAL | {"epoch": 8.25}, 3725.0)
+    progress.epoch_line(VAL | {"epoch": 8.25}, 3725.0)
     progress.close()
     assert capsys.readouterr().out == "epoch 8.25/30  val loss 1.2500  top-1 71.23  top-5 90.50  1:02:05\n"
 
