@@ -38,7 +38,8 @@ def uncut(shared, digits):
 def test_run_folder(uncut, digits):
     folder = uncut / "1"
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert files == {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "curves.png", "wandb"}
+    texts = {"config.yaml", "environment.jsonl", "metrics.jsonl", "summary.json"}
+    assert files == texts | {"checkpoints", "curves.png", "wandb"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     records = metrics(folder, timings=True)
     train = [record for record in records if "train/loss" in record]
@@ -54,8 +55,18 @@ def test_run_folder(uncut, digits):
     assert all(record["val/images"] == 50 for record in val)
     assert all(0 <= record["train/data_wait"] <= 1 for record in train)
     summary = json.loads((folder / "summary.json").read_text())
-    names = {"status", "best_top1", "best_top5", "best_epoch", "best_weights", "images_per_second", "seconds"}
+    names = {
+        "status",
+        "best_top1",
+        "best_top5",
+        "best_epoch",
+        "best_weights",
+        "images_per_second",
+        "seconds",
+        "warnings",
+    }
     assert summary.keys() == names
+    assert summary["warnings"] == []
     assert summary["status"] == "finished"
     best = max(val, key=lambda record: max(record["val/top1"], record["val/top1_ema"]))
     assert summary["best_top1"] == max(best["val/top1"], best["val/top1_ema"])
@@ -88,6 +99,8 @@ def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
     assert checkpoint(tmp_path / "run")["progress"]["epoch"] == 1
     done = run("train.py", *overrides, cwd=tmp_path)
     assert "continuing run at epoch 1, step 4" in done.stdout
+    starts = [json.loads(line) for line in (tmp_path / "run" / "environment.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["ranks"]) for start in starts] == [(0, ranks), (STEPS, ranks)]
     assert_same_run(uncut / str(ranks), tmp_path / "run")
 
 

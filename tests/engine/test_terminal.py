@@ -100,9 +100,7 @@ progress.close()
 """
     rows = [line.split() for line in visible(on_a_terminal(code)) if line.endswith("1:12")]
     figures = ["2.3457", "71.23", "90.50", "0.4", "1,234", "1%", "1:12"]
-    assert rows == [
-        [f"{epoch}/100", "2.3457", "71.23", "90.50", "0.4", "1,234", "1%", "1:12"] for epoch in range(1, 101)
-    ]
+    assert rows == [[f"{epoch}/100", *figures] for epoch in range(1, 101)]
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
