@@ -5,7 +5,9 @@ half that median, by more than 8 times their median absolute deviation, and by m
 loss. Warned of once, until a record is below the limit again.
 
 A **dead run**: at 3 evaluations in a row the best top-1, of raw and averaged weights, is not above that of guessing
-(100 % / classes) by more than 3 standard deviations of guessing on so many images. Warned of once, until one is.
+(100 % / classes) by more than half of it (at most a tenth of the way to 100 %) and 3 standard deviations of guessing on
+so many images; 5 evaluations where the training accuracy is further up than a tenth of that way. Warned of once, until
+one is above.
 """
 
 import math
@@ -17,7 +19,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 WINDOW, LEAST = 20, 5
-FLAT = 3
+FLAT, FLAT_THOUGH_LEARNING = 3, 5
 
 
 class Watch:
@@ -26,9 +28,10 @@ class Watch:
     def __init__(self, classes: int, records: Iterable[Record] = ()) -> None:
         self.warnings: list[dict[str, Any]] = []
         self._chance = 100 / classes
+        self._tenth = (100 - self._chance) / 10
         self._first: float | None = None
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._above, self._flat = False, 0
+        self._above, self._told, self._flat = False, False, 0
         self._accuracy = 0.0  # of the last training record
         for record in records:
             self.see(record)
@@ -66,12 +69,14 @@ class Watch:
     def _dead(self, record: Record) -> str | None:
         top1 = max(record["val/top1"], record.get("val/top1_ema") or 0.0)
         deviation = math.sqrt(self._chance * (100 - self._chance) / record["val/images"])
-        alive = top1 > self._chance + 3 * deviation or self._chance == 100
-        self._flat = 0 if alive else self._flat + 1
-        if self._flat != FLAT:
+        alive = top1 > self._chance + min(self._chance / 2, self._tenth) + 3 * deviation or self._chance == 100
+        self._flat, self._told = (0, False) if alive else (self._flat + 1, self._told)
+        learning = self._accuracy > self._chance + self._tenth
+        if self._told or self._flat < (FLAT_THOUGH_LEARNING if learning else FLAT):
             return None
-        guess = f"top-1 is {top1:.2f} %, no better than guessing, at {FLAT} evaluations in a row"
-        if self._accuracy > self._chance + (100 - self._chance) / 10:
+        self._told = True
+        guess = f"top-1 is {top1:.2f} %, hardly better than guessing, at {self._flat} evaluations in a row"
+        if learning:
             return (
                 f"{guess}, though {self._accuracy:.1f} % of the training images are right; "
                 "look at whether val/ has train/'s classes, and at data.crop_ratio, data.mean and data.std"
