@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo doctor verify-resume test check format clean
+.PHONY: setup demo doctor verify-resume sync test check format clean
 
 setup: .venv/.installed
 
@@ -28,6 +28,10 @@ doctor: setup
 verify-resume: setup
 	$(BIN)/python -m data.prepare digits --out datasets/digits
 	$(BIN)/python -m cotnet.verify_resume $(ARGS)
+
+# Uploads the W&B runs below outputs/ that were kept offline; make sync ARGS=FOLDER for another folder.
+sync: setup
+	@$(BIN)/python -m cotnet.sync $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -8,8 +8,11 @@ takes no rows (402: the quota is used up). GET /runs tells what it holds: {run i
 
 import gzip
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +30,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(self.runs)
+        if self._in_order():
+            self._answer(self.runs)
 
     def do_PUT(self) -> None:
         self._body()
@@ -35,11 +39,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
-        if self.mode == "hanging":
-            time.sleep(3600)
-        if self.mode == "failing":
-            self._answer({"error": "out of order"}, 500)
-        elif self.path == "/graphql":
+        if not self._in_order():
+            return
+        if self.path == "/graphql":
             query = json.loads(body)
             self._answer({"data": self._data(query["operationName"], query["variables"] or {})})
         elif self.mode == "full":
@@ -47,6 +49,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._stream(json.loads(body))
             self._answer({"exitcode": None, "limits": {}})
+
+    def _in_order(self) -> bool:
+        if self.mode == "hanging":
+            time.sleep(3600)
+        if self.mode == "failing":
+            self._answer({"error": "out of order"}, 500)
+        return self.mode in ("healthy", "full")
 
     def _data(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         if operation == "RunResumeStatus":
@@ -101,6 +110,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+@contextmanager
+def wandb_server(folder: Path, mode: str = "healthy") -> Iterator[tuple[str, subprocess.Popen]]:
+    """Its address and process."""
+    port = folder / f"{mode}.port"
+    process = subprocess.Popen([sys.executable, __file__, str(port), mode])
+    try:
+        while not (port.exists() and port.read_text()):
+            time.sleep(0.02)
+        yield f"http://{port.read_text()}", process
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ _drawing = threading.Lock()  # FreeType, which draws the text, serves one thread
 
 
 def draw_curves(metrics: Path, png: Path) -> None:
-    """Draws loss, top-1 and top-5 (raw and EMA), learning rate and images/s against the epoch; replaces `png` whole.
+    """Draws loss, accuracy, learning rate, norm of the gradient and speed against the epoch; replaces `png` whole.
 
     May be called from any thread. Errors as in `records.read` and `records.write_atomic`.
     """
@@ -54,7 +54,8 @@ def _draw_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_accuracy(axes: "Axes", rows: list[dict[str, Any]]) -> None:
-    axes.set_title("validation accuracy, %", **TITLE)
+    axes.set_title("accuracy, %", **TITLE)
+    _noisy_line(axes, rows, "train/accuracy", "train, top-1")
     for name, label, color in (("top1", "top-1", RED), ("top5", "top-5", GREEN)):
         _line(axes, rows, f"val/{name}", label=label, color=color)
         _line(axes, rows, f"val/{name}_ema", label=f"{label}, EMA", color=color, linestyle="--")
@@ -66,9 +67,16 @@ def _draw_accuracy(axes: "Axes", rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
-    axes.set_title("learning rate", **TITLE)
+    axes.set_title("learning rate", **TITLE, color=BLUE)
+    axes.set_title("norm of the gradient", **TITLE | {"loc": "right"}, color=ORANGE)
     _line(axes, rows, "train/lr", color=BLUE)
     axes.set_ylim(bottom=0)
+    epochs, norms = _curve(rows, "train/grad_norm")
+    norm_axes = axes.twinx()
+    norm_axes.plot(epochs, _mean(norms), color=ORANGE, linewidth=1)
+    norm_axes.set_ylim(bottom=0)
+    norm_axes.tick_params(colors=ORANGE, length=0, labelsize=9)
+    norm_axes.spines[:].set_visible(False)
 
 
 def _draw_speed(axes: "Axes", rows: list[dict[str, Any]]) -> None:

@@ -4,16 +4,23 @@ wandb is imported when a run starts, so that `--help` and a run without it do no
 """
 
 import contextlib
+import http.client
 import netrc
 import os
 import queue
 import secrets
+import subprocess
+import sys
 import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from cotnet.engine.terminal import say
+from cotnet.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import wandb
@@ -23,6 +30,7 @@ Record = dict[str, Any]
 READY_SECONDS = 2.0  # how long a run waits for W&B before it trains on; going offline takes about one
 INIT_SECONDS = 15.0  # a server that has not answered by then is left alone
 FINISH_SECONDS = 30.0  # what the last upload may take
+ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
 
 WANDB_SETTINGS: dict[str, Any] = {
     "show_info": False,
@@ -190,6 +198,57 @@ def login_state() -> str:
         return f"cannot be used ({_first_line(error)})"
     finally:
         _tear_down()
+
+
+def upload(files: Sequence[Path]) -> None:
+    """Send offline runs, given by their .wandb files, to the server; files of one run id become one run, in order.
+
+    Raises:
+        InputError: nobody is logged in.
+        RunError: the server does not answer, or did not take everything; what it did not take stays to be sent.
+    """
+    try:
+        settings = _set_up()
+        known, server = _logged_in(settings), settings.base_url
+    finally:
+        _tear_down()
+    if not known:
+        raise InputError(f"not logged in to W&B, {len(files)} offline runs wait; run wandb login, then this again")
+    _require_answer(server)
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
+    complaints = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            say(line.rstrip())
+            complaints += line if "ERROR" in line else ""
+    # wandb marks a run as sent, and exits with 0, even where the server refused it.
+    refused = [file for file in files if file.stem.removeprefix("run-") in complaints]
+    for file in refused or (files if complaints else ()):
+        sent_mark(file).unlink(missing_ok=True)
+    left = sum(not sent_mark(file).exists() for file in files)
+    if left:
+        raise RunError(
+            f"{left} of {len(files)} offline runs were not sent, for the reasons above; they stay to be sent"
+        )
+
+
+def sent_mark(file: Path) -> Path:
+    """The empty file by which `wandb sync` knows a .wandb file that it has sent."""
+    return file.with_name(f"{file.name}.synced")
+
+
+def _require_answer(server: str) -> None:
+    """Raise RunError where the server is out of order: `wandb sync` would wait for it without an end."""
+    try:
+        with urllib.request.urlopen(server, timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return
+        reason = str(error)
+    except (OSError, http.client.HTTPException) as error:
+        reason = _first_line(error)
+    raise RunError(f"W&B at {server} does not answer ({reason}); nothing was sent, try again later") from None
 
 
 def _logged_in(settings: "wandb.Settings") -> bool:

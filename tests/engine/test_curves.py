@@ -16,7 +16,10 @@ LOSS, ACCURACY, RATE, SPEED = (66, 81, 519, 329), (587, 81, 1040, 329), (66, 399
 
 def train(step: int, epoch: float, loss: float) -> dict:
     speed = {"train/images_per_second": 100.0 + step % 7, "train/data_wait": 0.05}
-    return {"step": step, "epoch": epoch, "train/loss": loss, "train/lr": 0.1 / step, **speed}
+    return {"step": step, "epoch": epoch, "train/loss": loss, "train/lr": 0.1 / step, **speed} | {
+        "train/accuracy": 90 * (1 - 1 / step),
+        "train/grad_norm": 1 + 1 / step,
+    }
 
 
 def val(step: int, epoch: float, top1: float) -> dict:
@@ -58,7 +61,9 @@ def test_every_curve_is_drawn_in_its_plot(tmp_path):
     assert ink(png, LOSS, BLUE) > 300
     assert ink(png, LOSS, ORANGE) > 300
     assert ink(png, ACCURACY, RED) > 300
+    assert ink(png, ACCURACY, BLUE) > 300
     assert ink(png, RATE, BLUE) > 300
+    assert ink(png, RATE, ORANGE) > 300
     assert ink(png, SPEED, BLUE) > 300
     assert ink(png, RATE, RED) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]

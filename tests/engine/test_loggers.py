@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from wandb_file import history, wandb_records
+from wandb_server import wandb_server
 
 from cotnet.engine import records
 from cotnet.engine.loggers import NoLogger
@@ -239,6 +241,71 @@ print(run_id, time.monotonic() - began)
     assert line.startswith(f"W&B: offline ({address}: ")
     (file,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
     assert history(file) == records.read(tmp_path / "run" / "metrics.jsonl")
+
+
+OUTAGE = """
+loggers.READY_SECONDS, loggers.FINISH_SECONDS = ready, 6.0
+loggers.WANDB_SETTINGS |= {"init_timeout": 3.0, "finish_timeout": 3.0}
+began = time.monotonic()
+logger.start(folder, {}, None, "r")
+started = time.monotonic()
+if len(sys.argv) > 3:
+    time.sleep(2)
+    os.kill(int(sys.argv[3]), signal.SIGSTOP)  # the server, which was there until now
+longest = 0.0
+for step in range(500):
+    time.sleep(0.005)
+    before = time.monotonic()
+    write({"step": step, "train/loss": 1 / (step + 3)})
+    longest = max(longest, time.monotonic() - before)
+trained = time.monotonic()
+logger.finish(0)
+print("times", started - began, longest, time.monotonic() - trained)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_fails_refuses_or_goes_away_costs_training_nothing(tmp_path):
+    """The start waits two seconds, a record nothing, the end as long as it is allowed to; all rows are on the disk."""
+    with ExitStack() as stack:
+        runs = {}
+        for mode in ("hanging", "failing", "full", "healthy"):
+            address, server = stack.enter_context(wandb_server(tmp_path, mode))
+            given = environment(tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY="0123456789" * 4)
+            stopped = [str(server.pid)] if mode == "healthy" else []
+            runs[mode] = start(OUTAGE, tmp_path / mode, given, "auto", *stopped)
+        for mode, process in runs.items():
+            out, _ = process.communicate(timeout=90)
+            assert process.returncode == 0
+            started, longest, ended = map(float, out.splitlines()[-1].split()[1:])
+            assert (started < 4, longest < 0.5, ended < 12) == (True, True, True), (mode, out)
+            rows = records.read(tmp_path / mode / "metrics.jsonl")
+            assert len(rows) == 500
+            assert history(files(tmp_path / mode)[0]) == rows, mode
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_wandbs_folder_costs_training_nothing(tmp_path):
+    """The limit on the size of files stands in for it: wandb's process meets it after 64 KiB."""
+    code = """
+import resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+logger.start(folder, {}, None, "r")
+began = time.monotonic()
+for step in range(20_000):
+    logger.log({"step": step, "train/loss": 1 / (step + 3)})
+logged = time.monotonic()
+logger.finish(0)
+print("times", logged - began, time.monotonic() - logged)
+"""
+    process = start(code, tmp_path / "run", environment(tmp_path), "offline")
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    logged, ended = map(float, out.splitlines()[-1].split()[1:])
+    assert logged < 5
+    assert ended < 40
+    assert 0 < files(tmp_path / "run")[0].stat().st_size <= 65536
 
 
 def test_no_logger_does_nothing(tmp_path):
