@@ -22,7 +22,7 @@ def main() -> None:
         files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if not sent_mark(file).exists()]
         ready = sorted(file for file in files if not _in_use(file.parents[2]))
         if len(ready) < len(files):
-            say(f"{len(files) - len(ready)} runs are still being written; sync them when they have ended")
+            say(f"{len(files) - len(ready)} offline run(s) are still being written; sync them when they have ended")
         if not ready:
             say(f"nothing to sync below {folder}")
             return

@@ -27,10 +27,11 @@ folder.mkdir(parents=True, exist_ok=True)
 for steps in sys.argv[3:]:
     logger = WandbLogger(project="cotnet", entity=None, group=None, tags=(), mode="offline")
     logger.start(folder, {"seed": 3}, run_id, "a-run")
-    for step in range(*map(int, steps.split(","))):
-        record = {"step": step, "train/loss": 1 / (step + 3)}
-        records.append(folder / "metrics.jsonl", record)
-        logger.log(record)
+    for part in steps.split(" "):
+        for step in range(*map(int, part.split(","))):
+            record = {"step": step, "train/loss": 1 / (step + 3)}
+            records.append(folder / "metrics.jsonl", record)
+            logger.log(record)
     logger.finish(0)
 """
 
@@ -59,7 +60,7 @@ def held(address: str) -> dict[str, dict]:
 
 def test_offline_runs_are_sent_once_and_a_continued_run_is_one(tmp_path):
     outputs = tmp_path / "outputs"
-    for run, *steps in (("a", "0,5", "5,12", "9,14"), ("deep/b", "0,7")):  # a: cut, continued, rolled back
+    for run, *steps in (("a", "0,5", "3,12", "12,15 9,14"), ("deep/b", "0,7")):  # a: killed, continued, rolled back
         command = [sys.executable, "-c", WRITE, str(outputs / run), f"{run[-1]}bcd1234", *steps]
         subprocess.run(command, env=environment(tmp_path), check=True, capture_output=True)
     assert "no folder" in sync(tmp_path / "nowhere", 2, tmp_path)[1]
@@ -75,7 +76,7 @@ def test_offline_runs_are_sent_once_and_a_continued_run_is_one(tmp_path):
             time.sleep(0.5)
             out, _ = sync(outputs, 0, tmp_path, address)
             os.killpg(process.pid, 9)
-        assert "1 runs are still being written" in out
+        assert "1 offline run(s) are still being written" in out
         assert held(address).keys() == {"abcd1234"}
         sync(outputs, 0, tmp_path, address)
         runs = held(address)
