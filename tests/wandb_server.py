@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
 def wandb_server(folder: Path, mode: str = "healthy") -> Iterator[tuple[str, subprocess.Popen]]:
     """Its address and process."""
     port = folder / f"{mode}.port"
-    process = subprocess.Popen([sys.executable, __file__, str(port), mode])
+    process = subprocess.Popen([sys.executable, __file__, str(port), mode], stderr=subprocess.DEVNULL)
     try:
         while not (port.exists() and port.read_text()):
             time.sleep(0.02)

@@ -1,7 +1,7 @@
 """Warnings about a run that goes wrong without failing, from its records alone: the same after any cut.
 
 A **loss jump**: the loss of a training record is above the median of the 20 records before it (at least 5) by more than
-half that median, by more than 8 times their median absolute deviation, and by more than a tenth of the run's first
+half that median, by more than 5 times their median absolute deviation, and by more than a tenth of the run's first
 loss. Warned of once, until a record is below the limit again.
 
 A **dead run**: at 3 evaluations in a row the best top-1, of raw and averaged weights, is not above that of guessing
@@ -58,7 +58,7 @@ class Watch:
             return None
         middle = median(before)
         spread = median(abs(value - middle) for value in before)
-        self._above = loss - middle > max(0.5 * middle, 8 * spread, 0.1 * self._first)
+        self._above = loss - middle > max(0.5 * middle, 5 * spread, 0.1 * self._first)
         if was_above or not self._above:
             return None
         return (

@@ -23,7 +23,6 @@ def records(name: str) -> list[dict]:
             "rate far too high",
             {
                 44: "the loss jumped to 10.22, from a median of 3.302; look at train/grad_norm and train/lr",
-                60: "the loss jumped to 1114, from a median of 5.174",
                 66: "top-1 is 10.03 %, hardly better than guessing, at 3 evaluations in a row, and the training",
             },
         ),
