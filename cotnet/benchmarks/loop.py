@@ -34,6 +34,7 @@ from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
 from cotnet.engine.training import Reports, Run, clip_gradients, train_one_epoch, wrap
+from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.nodes import build
 
@@ -145,7 +146,8 @@ def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[st
     with join_ranks(timeout_minutes=WAIT) as ranks:
         bench, folder = Bench(config, ranks, steps), Path(config["output_dir"])
         logger = build(config["logger"], "logger")
-        reports = RunReports(folder, logger, bench.state, config, steps_per_epoch=bench.steps, terminal=False)
+        here = start_of(0, ranks.world_size)
+        reports = RunReports(folder, logger, bench.state, config, here, steps_per_epoch=bench.steps, terminal=False)
         ways: dict[str, Callable[[], float]] = {
             "bare": bench.bare,
             "ours": lambda: bench.ours(Silent()),
