@@ -1,10 +1,12 @@
 """One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
 
 import contextlib
+import inspect
 import logging
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import sys
 import traceback
@@ -75,8 +77,9 @@ def count_ranks(wanted: int | None) -> int:
 def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     """Run `worker(config, store)` on every rank and return the exit code the ranks agreed on.
 
-    `worker` must be importable (ranks are spawned) and `config` plain containers. The first rank that fails ends the
-    others within seconds; its InputError or RunError is raised here again, anything else with its traceback as text.
+    `worker` must be a function of a module's file (ranks are spawned and import it from there: a cluster's launcher
+    runs a pickled copy, which has no module) and `config` plain containers. The first rank that fails ends the others
+    within seconds; its InputError or RunError is raised here again, anything else with its traceback as text.
     """
     if started_outside() or ranks == 1:
         return worker(config, None)
@@ -84,7 +87,8 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces whom it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
-    context = start_processes(_rank, ((worker, config), ranks, store.port, outcomes), nprocs=ranks, join=False)
+    work = inspect.getsourcefile(worker), worker.__name__, config
+    context = start_processes(_rank, (work, ranks, store.port, outcomes), nprocs=ranks, join=False)
     with _forwarded_signals(context) as stopped:
         try:
             while not context.join(grace_period=3):
@@ -97,11 +101,12 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     return code
 
 
-def _rank(index: int, work: tuple[Worker, dict[str, Any]], ranks: int, port: int, outcomes: Outcomes) -> None:
-    worker, config = work
+def _rank(index: int, work: tuple[str, str, dict[str, Any]], ranks: int, port: int, outcomes: Outcomes) -> None:
+    file, name, config = work
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
+        worker: Worker = runpy.run_path(file, run_name="rank")[name]
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         outcomes.put((index, worker(config, store), ""))
     except (InputError, RunError) as error:
