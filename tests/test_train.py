@@ -155,7 +155,7 @@ def test_help_waits_for_nothing_that_only_a_run_needs(tmp_path):
 @pytest.mark.slow
 def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "output_dir=run"]
-    run("train.py", *overrides, "train.max_minutes=0.02", cwd=tmp_path)
+    run("train.py", *overrides, "train.max_minutes=0.02", "launch.ranks=2", cwd=tmp_path)
     first = checkpoint(tmp_path / "run")["progress"]
     assert 0.02 * 60 <= first["seconds"] < 60
     assert "val/top1" in metrics(tmp_path / "run")[-1]

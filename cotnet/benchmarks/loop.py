@@ -38,7 +38,7 @@ from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.nodes import build
 
-SIZES = ("backbone=resnet50", "data.root=memory", "data.image_size=128", "train.batch_size=16", "train.log_every=5")
+SIZES = ("backbone=resnet50", "data.root=memory", "data.image_size=128", "train.batch_size=32")
 WAIT = 10  # minutes
 FORMATS = {"name": "", "of": "", "milliseconds": ",.1f", "images_per_second": ",.1f", "ratio": ".3f", "target": ".2f"}
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.loop", description="What the loop costs.")
     parser.add_argument("overrides", nargs="*", help=f"as for train.py; unless given: {' '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each kind (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps in a turn (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps in a turn (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the records")
     given = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("WANDB_MODE", "offline")
