@@ -69,7 +69,7 @@ def test_operations_are_drawn_alike_often_and_in_any_order(name, operations, fir
 
 def values_of(name, **settings):
     """{operation: the distinct values it was drawn with}."""
-    names, values, _ = drawn(name, **settings)
+    names, values, _ = drawn(name, samples=3000, **settings)
     return {operation: np.unique(values[names == operation].round(9)) for operation in np.unique(names) if operation}
 
 
@@ -98,34 +98,6 @@ def test_timm_magnitude_is_normal_and_cut_at_ten():
     assert stats.kstest(below, lambda x: stats.norm.cdf((x - 9) / 0.5) / stats.norm.cdf(1.8)).pvalue > 1e-3
     sign = np.sign(values[names == "rotate"])
     assert sign.mean() == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    "name", ["rand-cot-m15-n2-mstd0.5", "rand-timm-m9-n2-mstd0.5", "rand-torchvision-m9-n2", "trivial-wide"]
-)
-def test_signs_are_even(name):
-    names, values, _ = drawn(name)
-    for operation in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
-        found = values[(names == operation) & (values != 0)]
-        assert stats.binomtest(int((found > 0).sum()), len(found)).pvalue > 1e-3, operation
-
-
-def test_trivial_magnitudes_are_drawn_alike_often():
-    names, values, _ = drawn("trivial-wide")
-    bins, counts = np.unique(np.abs(values[names == "rotate"]).round(6), return_counts=True)
-    np.testing.assert_allclose(bins, np.arange(31) * 135 / 30, atol=1e-5)
-    assert stats.chisquare(counts).pvalue > 1e-3
-
-
-def test_cot_magnitude_is_the_lower_half_of_a_normal_one():
-    names, values, _ = drawn("rand-cot-m15-n2-mstd0.5")
-    magnitude = np.abs(values[names == "rotate"]) / 3
-    below = magnitude[magnitude < 15 - 1e-9]
-    assert stats.kstest(below, lambda x: 2 * stats.norm.cdf((x - 15) / 0.5)).pvalue > 1e-3
-    for operation, strongest in (("cutout", 60), ("solarize_add", 165), ("color", 2.8), ("translate_x", 150)):
-        found = np.abs(values[names == operation])
-        assert (found > strongest - 1e-9).mean() == pytest.approx(0.5, abs=0.06), operation
-        assert found.max() == pytest.approx(strongest), operation
 
 
 def test_cot_strengths_at_the_published_magnitude():
