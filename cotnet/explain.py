@@ -37,7 +37,8 @@ def explain(config: Config) -> int:
     missing = config["data"]["root"] is None
     config["data"]["root"] = config["data"]["root"] or "data.root"
     settings = assembly.read_settings(config)
-    ranks = settings.launch.ranks or count_ranks(None)
+    wanted = settings.launch.ranks
+    ranks = wanted if wanted and wanted > 0 else count_ranks(wanted)  # may be more than this machine has GPUs
     folder = Path(config["output_dir"]) / "explain"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ def explain(config: Config) -> int:
     refused: dict[str, None] = {}  # an ordered set
     parts: tuple[Callable[[], Lines], ...] = (
         lambda: budget(config, settings, ranks, images, absent),
+        lambda: fit(settings, ranks, images, train),
         lambda: rate(config, settings, folder),
         lambda: model(config, settings),
         lambda: evaluation(settings),
@@ -98,9 +100,14 @@ def budget(config: Config, settings: assembly.Settings, ranks: int, images: int 
     repeats = config["augmentation"]["repeats"]
     if isinstance(repeats, int) and repeats > 1:
         yield "", f"{repeats} crops of an image in a row, so an epoch shows 1/{repeats} of the images"
-    train.check_batch(ranks, images or train.batch_size)
-    if not absent:
-        assembly.check_classes(data, read_splits(data.root)[0])
+
+
+def fit(settings: assembly.Settings, ranks: int, images: int | None, train: ImageSet | None) -> Lines:
+    """Whether batch, ranks and classes fit the images; says nothing if they do."""
+    settings.train.check_batch(ranks, images or settings.train.batch_size)
+    if train is not None:
+        assembly.check_classes(settings.data, train)
+    yield from ()
 
 
 def rate(config: Config, settings: assembly.Settings, folder: Path) -> Lines:

@@ -1,5 +1,6 @@
 """typed, build and the composition of every group: values, and the one line that each mistake gets."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from cotnet import assembly
 from cotnet.config import CONF, compose, flatten, run_name, to_yaml
 from cotnet.errors import InputError
 from cotnet.nodes import bind, build, convert, typed
+from cotnet.subject import completed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,3 +166,11 @@ def test_every_backbone_instantiates(name):
 def test_learning_rate_follows_the_batch_unless_given():
     assert compose("train", ["data=digits", "train.batch_size=640"])["optimizer"]["lr"] == pytest.approx(0.25)
     assert compose("train", ["data=digits", "optimizer.lr=0.3"])["optimizer"]["lr"] == 0.3
+
+
+def test_checkpoints_from_before_a_setting_evaluate_as_they_did():
+    trained = compose("train", ["data=digits"])
+    del trained["data"]["eval_flip"]
+    checkpoint = {"config": json.dumps(trained)}
+    assert completed(compose("evaluate", ["checkpoint=x"]), checkpoint)["data"]["eval_flip"] is False
+    assert completed(compose("evaluate", ["checkpoint=x", "data.eval_flip=true"]), checkpoint)["data"]["eval_flip"]

@@ -119,6 +119,28 @@ def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     assert ours
 
 
+def test_ablations_are_multiruns_of_models_that_differ():
+    text = DOCS.read_text().partition("## Ablations")[2]
+    commands = re.findall(
+        r"^python train\.py --multirun experiment=(\w+) '?(backbone\.\w+)=(\S+?)'? data", text, flags=re.M
+    )
+    assert [(recipe, setting) for recipe, setting, _ in commands] == [
+        ("cotnet50_default", "backbone.fusion"),
+        ("cotnet50_default", "backbone.stages"),
+    ]
+    for recipe, setting, values in commands:
+        sizes = []
+        for value in re.findall(r"\[[\d,]*\]|\w+", values):
+            config = compose("train", ["data.root=x", f"experiment={recipe}", f"{setting}={value}"])
+            with torch.device("meta"):
+                model = assembly.build_backbone(config["backbone"])
+            sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        assert len(sizes) == values.count(",") + 1 - sum(part.count(",") for part in re.findall(r"\[.*?\]", values))
+        assert sizes[-1] == 22_222_416  # the last one is CoTNet-50 itself
+    rows = [cells(line)[0] for line in text.partition("| backbone.fusion |")[2].splitlines()[2:6]]
+    assert ",".join(rows) == commands[0][2]
+
+
 # --- explain=true ---------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +218,7 @@ def test_says_all_that_a_run_would_be_refused_for(tmp_path):
     ("given", "line"),
     [
         (["experiment=cotnet50_avanced"], "experiment=cotnet50_avanced is unknown; did you mean cotnet50_advanced or "),
+        (["explain=true", "launch.ranks=0"], "launch.ranks=0 must be at least 1"),
         (["explain=perhaps", "data.root=x"], "explain=perhaps must be true or false"),
         (["--multirun", "explain=true", "seed=1"], "explain=true explains one run; leave out --multirun"),
     ],
