@@ -22,7 +22,7 @@ from data.samples import read_split
 KEYS = {"checkpoint", "weights", "output_dir", "precision", "backbone", "data", "loader", "launch"}
 
 
-@entry("evaluate", outputs="outputs/evaluation", after_sweep=runs.print_sweep)
+@entry("evaluate", outputs="outputs/evaluation")
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
     assembly.check_keys(config, KEYS)

@@ -27,7 +27,7 @@ from cotnet.explain import explain
 from cotnet.nodes import build
 
 
-@entry("train", outputs="outputs", after_sweep=runs.print_sweep)
+@entry("train", outputs="outputs")
 def main(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
     if config["explain"]:

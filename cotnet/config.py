@@ -3,7 +3,6 @@
 `entry` turns a function of a plain dictionary into a Hydra program whose mistakes are one line each.
 """
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -51,58 +50,36 @@ OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One finished job of a `--multirun`: the name made of its overrides, its folder and its exit code."""
-
-    name: str
-    output_dir: Path
-    code: int
-
-
-def entry(
-    config_name: str, *, outputs: str, after_sweep: Callable[[list[Trial]], None]
-) -> Callable[..., Callable[[], None]]:
+def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]]:
     """Decorate `main(config) -> exit code` into a program composed from `conf/<config_name>.yaml`.
 
     `main` gets a resolved dictionary whose `output_dir` is filled in: by default a folder in `outputs`. Exit codes:
-    what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. In a `--multirun` a
-    failed trial does not end the others; `after_sweep` gets all trials, and the exit code is 1 if one failed.
+    what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. With `--multirun`
+    the sweeper of hydra_plugins runs the program once per trial, with an output_dir each.
     """
 
     def decorate(main: Callable[[Config], int]) -> Callable[[], None]:
-        trials: list[Trial] = []
-
         @functools.wraps(main)
-        def task(node: DictConfig) -> None:
+        def task(node: DictConfig) -> int:
             code = 2
-            name, folder = "", Path()
-            multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+            multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # a job of a launcher: its sweeper asks for the code
             with one_line(multirun) as outcome:
                 config = resolve(node)
-                if multirun and config.get("explain"):
-                    raise InputError("explain=true explains one run; leave out --multirun")
-                base = None if config["output_dir"] is None else str(config["output_dir"])  # a folder may be called 1
                 overrides = HydraConfig.get().overrides.task
-                common = [override for override in overrides if not multirun or override in sys.argv]
-                folder = Path(base or Path(outputs) / run_name(common))
-                if multirun:  # what the trials share names the sweep, what varies the trial
-                    name = run_name(override for override in overrides if override not in common)
-                    folder /= name
-                    print(f"{folder}:", flush=True)  # noqa: T201
+                if config.pop("sweep", None) and any(o.startswith(("sweep=", "sweep.")) for o in overrides):
+                    raise InputError("sweep settings need --multirun; add it, or leave them out for a single run")
+                given = config["output_dir"]  # a folder may be called 1
+                folder = Path(outputs) / run_name(overrides) if given is None else str(given)
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code
-            if not multirun or code == INTERRUPTED:
+            if not multirun:
                 sys.exit(code)
-            trials.append(Trial(name=name, output_dir=folder, code=code))
+            return code
 
         def program() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors through to us: it would print several lines
             with one_line(keep=False):
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
-            if trials:
-                after_sweep(trials)
-                sys.exit(int(any(trial.code for trial in trials)))
 
         return program
 
@@ -125,7 +102,7 @@ class one_line:  # noqa: N801 - a context manager that reads as a statement
             return False
         print(f"error: {line}" if not isinstance(error, KeyboardInterrupt) else line, file=sys.stderr, flush=True)  # noqa: T201
         self.code = {RunError: 1, KeyboardInterrupt: INTERRUPTED}.get(kind or Exception, 2)
-        if not self.keep or self.code == INTERRUPTED:
+        if not self.keep:
             sys.exit(self.code)
         return True
 
@@ -179,9 +156,14 @@ def resolve(node: DictConfig) -> Config:
     return typing.cast(Config, OmegaConf.to_container(node, resolve=True))
 
 
+def names_run(override: str) -> bool:
+    """Whether an override makes another run."""
+    return not re.match(NOT_IN_NAME, override)
+
+
 def run_name(overrides: Iterable[str]) -> str:
     """A folder name made of the overrides: no clock in it, so that the same command finds its run again."""
-    kept = sorted(o.replace("=", "-") for o in overrides if not re.match(NOT_IN_NAME, o))
+    kept = sorted(override.replace("=", "-") for override in overrides if names_run(override))
     name = re.sub(r"[^\w.+~-]+", "_", "__".join(kept)) or "default"  # what neither a shell nor Hydra's grammar reads
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
@@ -198,7 +180,9 @@ def compose(config_name: str, overrides: list[str]) -> Config:
     """The resolved configuration without running anything, as the command line would compose it."""
     program_runs = GlobalHydra.instance().is_initialized()  # from conf/ as well
     with nullcontext() if program_runs else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return resolve(hydra.compose(config_name, overrides=overrides))
+        config = resolve(hydra.compose(config_name, overrides=overrides))
+        config.pop("sweep", None)  # about several runs
+        return config
 
 
 # --- configuration files of a run ---------------------------------------------------------------------------------
@@ -214,3 +198,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Config:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def read_yaml(path: Path) -> Config:
+    """A file that `to_yaml` wrote."""
+    return typing.cast(Config, OmegaConf.to_container(OmegaConf.load(path)))

@@ -2,12 +2,12 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cotnet.config import Config, Trial, flatten, to_yaml
+from cotnet.config import Config, flatten, to_yaml
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.launch import first_process
@@ -127,13 +127,12 @@ def say_where(folder: Path) -> None:
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
 
 
-def print_sweep(trials: list[Trial]) -> None:
-    """The table at the end of a `--multirun`."""
+def print_sweep(codes: Mapping[Path, int]) -> None:
+    """The table at the end of several evaluations, from their folders and exit codes."""
     rows: list[dict[str, Any]] = []
-    for trial in trials:
-        path = trial.output_dir / "summary.json"
-        summary = json.loads(path.read_text()) if path.exists() else {}
-        if trial.code and summary.get("status") != "interrupted":
-            summary["status"] = "failed"
-        rows.append({"run": trial.name, "folder": str(trial.output_dir), **summary})
+    for folder, code in codes.items():
+        figures = json.loads((folder / "metrics.json").read_text()) if code == 0 else {}
+        accuracy = {f"best_{name}": figures.get(name) for name in ("top1", "top5")}
+        status = "failed" if code else "finished"
+        rows.append({"run": folder.name, "folder": str(folder), "status": status, **figures, **accuracy})
     results_table(rows)

@@ -261,19 +261,6 @@ def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
     assert_same_run(uncut / "2", tmp_path / "run")
 
 
-def test_multirun_makes_a_folder_per_run_and_a_table(digits, tmp_path):
-    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0"]
-    done = run("train.py", "--multirun", *given, "optimizer.lr=0.05,-1", "seed=1,2", cwd=tmp_path, code=1)
-    (sweep,) = (path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
-    folders = sorted(sweep.iterdir())
-    assert [folder.name for folder in folders] == [f"optimizer.lr-0.05__seed-{seed}" for seed in (1, 2)]
-    assert all(json.loads((folder / "summary.json").read_text())["status"] == "finished" for folder in folders)
-    assert done.stderr.count("error: optimizer.lr=-1 must be a positive number") == 2
-    table = done.stdout[done.stdout.index("status") :]
-    assert table.count("finished") == 2
-    assert table.count("failed") == 2
-
-
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
 def test_imagenet_layout(loader, tmp_path):
     """Photographs in synset folders: train, stop, resume, evaluate, with everything the advanced augmentation does."""

@@ -1,0 +1,136 @@
+"""Trials as processes of their own, side by side, each on its share of the machine."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from cotnet.engine.distributed import STOP_SIGNALS
+from cotnet.engine.launch import INTERRUPTED
+from cotnet.errors import InputError
+from cotnet.sweeps.ledger import State, in_use
+
+LOG = "log.txt"
+HELD_SECONDS = (
+    120.0  # how long a run may still hold its folder after its sweep was killed: it finishes a step and saves
+)
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one trial may use: names of GPUs as CUDA_VISIBLE_DEVICES has them, or cores."""
+
+    gpus: tuple[str, ...]
+    cores: frozenset[int]
+
+
+def shares(parallel: int) -> list[Share]:
+    """Equal shares of the GPUs, or of the cores on a machine without.
+
+    Raises InputError if there are too few.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    gpus = _gpus()
+    things, noun = (gpus, "GPUs are visible") if gpus else (cores, "cores may be used")
+    if parallel > len(things):
+        raise InputError(f"sweep.parallel={parallel} but {len(things)} {noun}; use at most {len(things)}")
+    each = len(things) // parallel
+    if gpus:
+        return [Share(gpus=tuple(gpus[i * each : (i + 1) * each]), cores=frozenset(cores)) for i in range(parallel)]
+    return [Share(gpus=(), cores=frozenset(cores[i * each : (i + 1) * each])) for i in range(parallel)]
+
+
+def _gpus() -> list[str]:
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
+class Process:
+    """A trial that runs; its output is appended to its folder's log. A killed sweep's trials save and end."""
+
+    def __init__(self, command: Sequence[str], folder: Path, share: Share) -> None:
+        self.folder, self.share, self.started = folder, share, time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        _wait_until_free(folder)
+        environment = dict(os.environ)
+        if share.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+        parent = os.getpid()
+
+        def prepare() -> None:
+            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before the call above
+                os._exit(INTERRUPTED)
+            os.sched_setaffinity(0, share.cores)
+
+        self._log_start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
+        with (folder / LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which hands it on once
+                preexec_fn=prepare,  # noqa: PLW1509 - this process has no other thread that could hold a lock
+            )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def signal(self, number: int) -> None:
+        if self._process.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def last_line(self) -> str:
+        """What the log says last since this start: its error line where it has one."""
+        with (self.folder / LOG).open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["(no output)"])[-1][:400]
+
+
+def outcome(code: int) -> State:
+    """What an exit code means. A run that was killed, by whomever, continues from its checkpoint next time."""
+    return "finished" if code == 0 else "interrupted" if code == INTERRUPTED or code < 0 else "failed"
+
+
+def _wait_until_free(folder: Path) -> None:
+    """A killed sweep's run may still be saving; one that lasts is somebody else's, which the run itself will say."""
+    deadline = time.monotonic() + HELD_SECONDS
+    while in_use(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """The stop signals that arrived meanwhile, instead of what they do."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, receive) for number in heard}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
