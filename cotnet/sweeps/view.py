@@ -29,9 +29,10 @@ class View:
         self._tasks: dict[str, TaskID] = {}
         self._drawn = 0.0
         states = [entry.state for entry in ledger.entries.values()]
-        counts = f"{total} trials, {states.count('finished')} finished, {states.count('failed')} failed"
-        again = "; sweep.retry=true runs those again" if "failed" in states and not settings.retry else ""
-        self.say(f"{ledger.folder}: {counts}{again}; {settings.parallel} at a time")
+        cut = states.count("started") + states.count("interrupted")
+        again = " (sweep.retry=true runs those again)" if "failed" in states and not settings.retry else ""
+        counts = f"{states.count('finished')} finished, {states.count('failed')} failed{again}, {cut} cut short"
+        self.say(f"{ledger.folder}: of {total} trials {counts}; {settings.parallel} at a time")
 
     def __enter__(self) -> "View":
         if self._bars:
@@ -74,4 +75,4 @@ class View:
         self._bars.refresh()
 
     def _count(self) -> int:
-        return sum(entry.state != "started" for entry in self._ledger.entries.values())
+        return sum(entry.state in ("finished", "failed") for entry in self._ledger.entries.values())
