@@ -43,6 +43,8 @@ def request(
 
     Raises InputError and Hydra's errors for settings, ranges and choices that do not exist.
     """
+    if config.explain:
+        raise InputError("explain=true explains one run; leave out --multirun")
     about = [argument for argument in arguments if re.match(OURS, argument)]
     if wrong := read(about)[1]:
         raise InputError(f"{wrong[0].key} is the sweep's own; give it one value")

@@ -151,6 +151,9 @@ def _draw_setting(axes: "Axes", parameter: Parameter, rows: Sequence[Result]) ->
     if len(x) == len(texts):
         spread = min(x) > 0 and max(x) / min(x) > 20
         axes.set_xscale("log" if parameter.log or spread else "linear")
+        if len(set(x)) <= 6:  # few values: they are the ticks
+            axes.set_xticks(sorted(set(x)), [f"{number:g}" for number in sorted(set(x))])
+            axes.minorticks_off()
     else:
         names = sorted(set(texts))
         x = [float(names.index(text)) for text in texts]
