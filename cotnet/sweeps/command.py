@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -155,6 +157,15 @@ class Command:
             nonlocal launched
             launched += len(jobs)
             returns = launcher.launch(jobs, initial_job_idx=launched - len(jobs))
-            return [int(job.return_value) for job in returns]
+            return [_code(job) for job in returns]
 
         return launch
+
+
+def _code(job: JobReturn) -> int:
+    """The exit code of a launcher's job; one that raised is a bug, and none of the other jobs' business."""
+    try:
+        return int(job.return_value)
+    except Exception:
+        traceback.print_exc()
+        return 1
