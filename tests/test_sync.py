@@ -84,7 +84,6 @@ def test_offline_runs_are_sent_once_and_a_continued_run_is_one(tmp_path):
             sent = runs[f"{run[-1]}bcd1234"]
             rows = [{name: row[name] for name in ("step", "train/loss")} for row in sent["rows"]]
             assert rows == records.read(outputs / run / "metrics.jsonl")
-            assert [row["_step"] for row in sent["rows"]] == list(range(len(rows)))  # W&B's own count never goes back
             assert json.loads(sent["config"])["seed"] == {"value": 3}
             assert sent["ended"] == 0
         assert sync(outputs, 0, tmp_path, address)[0] == f"nothing to sync below {outputs}\n"
