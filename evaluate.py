@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed as dist
 
 from cotnet import assembly, runs, subject
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import records
+from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, StopRequest
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
@@ -19,7 +21,7 @@ from cotnet.errors import InputError
 from cotnet.nodes import typed
 from data.samples import read_split
 
-KEYS = {"checkpoint", "weights", "output_dir", "precision", "backbone", "data", "loader", "launch"}
+KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "backbone", "data", "loader", "launch"}
 
 
 @entry("evaluate", outputs="outputs/evaluation")
@@ -30,6 +32,8 @@ def main(config: Config) -> int:
         raise InputError(f"weights={config['weights']} is unknown; valid: ema, raw")
     checkpoint = subject.own_checkpoint(config)
     config = subject.completed(config, checkpoint)
+    if config["compile"]:
+        require_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "compile")
     ranks = count_ranks(typed(assembly.LaunchSettings, config["launch"], "launch").ranks)
     assembly.check_loader(config)
     data = typed(assembly.DataSettings, config["data"], "data")
@@ -61,16 +65,16 @@ def worker(config: Config, store: dist.Store | None) -> int:
 def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     """Top-1, top-5, loss, image count and speed over the val split; collective."""
     data = typed(assembly.DataSettings, config["data"], "data")
-    precision = Precision(name=config["precision"], device=ranks.device)
+    precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
     precision.set_products()
-    model = subject.load_model(config, subject.own_checkpoint(config)).to(ranks.device, precision.parameters)
+    model = precision.place(subject.load_model(config, subject.own_checkpoint(config)))
     images = read_split(data.root, "val")
     loader = assembly.evaluation_loader(config, data, images, ranks)
     started = time.perf_counter()
     try:
         with evaluation_bar(len(images.files), enabled=ranks.first and sys.stdout.isatty()) as advance:
             figures = evaluate(
-                {"model": model},
+                {"model": compiled(model) if config["compile"] else model},
                 loader,
                 samples=len(images.files),
                 flip=data.eval_flip,

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from cotnet import assembly, runs
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import state as checkpoints
+from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, StopRequest, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
@@ -24,6 +25,7 @@ from cotnet.engine.training import Run, fit, wrap
 from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.explain import explain
+from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.nodes import build
 
 
@@ -40,6 +42,8 @@ def main(config: Config) -> int:
     config["train"]["precision"] = choose_precision(settings.train.precision, device)
     if settings.train.sync_bn and device.type == "cpu":
         raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
+    if settings.train.compile:
+        require_compiler(device, "train.compile")
     folder = Path(config["output_dir"])
     with runs.claimed(folder):
         if runs.already_finished(folder, config, train_set.whole):
@@ -65,12 +69,14 @@ def worker(config: Config, store: dist.Store | None) -> int:
     return 0
 
 
-def new_state(config: Config, settings: assembly.Settings, ranks: Ranks, precision: Precision) -> State:
+def new_state(config: Config, settings: assembly.Settings, precision: Precision) -> State:
     """A run before its first step: the same on every rank."""
     torch.manual_seed(settings.seed)
-    model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
+    model = precision.place(assembly.build_backbone(config["backbone"]))
     if settings.train.sync_bn:
         model = synchronised(model)
+    if settings.train.checkpointing:
+        checkpoint_stages(model, settings.train.checkpointing)
     given = config["optimizer"]
     groups = parameter_groups(model, given.get("weight_decay", 0.0), given.get("layer_decay"))
     return State(
@@ -84,10 +90,12 @@ def new_state(config: Config, settings: assembly.Settings, ranks: Ranks, precisi
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Build the parts in the order of their construction, continue where a checkpoint left off, train."""
     settings, folder = assembly.settings_of(config), Path(config["output_dir"])
-    precision = Precision(name=settings.train.precision, device=ranks.device)
+    precision = Precision(
+        name=settings.train.precision, device=ranks.device, channels_last=settings.train.channels_last
+    )
     precision.set_products()
     train_set, val_set = assembly.read_data(settings.data)
-    state = new_state(config, settings, ranks, precision)
+    state = new_state(config, settings, precision)
     state.image_set = train_set.whole
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
@@ -101,7 +109,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             saving=settings.checkpoint,
             precision=precision,
             seed=settings.seed,
-            replica=wrap(state.model, ranks),
+            replica=wrap(compiled(state.model) if settings.train.compile else state.model, ranks),
             train_loader=loader,
             steps_per_epoch=steps,
             transform=assembly.train_transform(config, settings, precision),

@@ -102,6 +102,8 @@ def settings_of(config: Config) -> Settings:
     """
     settings = read_settings(config)
     check_backbone(config["backbone"])
+    if settings.train.checkpointing and config["backbone"]["_target_"].endswith("_model"):
+        raise InputError("train.checkpointing is for this project's own backbones; set train.checkpointing=[]")
     check_loader(config)
     check(_optimizer_node(config), "optimizer", ("params",))
     training_size(build(config["augmentation"], "augmentation"), settings.data, 0)

@@ -11,7 +11,10 @@ from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.models.weights import load_weights
+from cotnet.nodes import convert
 from data.samples import ImageSet
+
+FORM = ("channels_last", "compile")  # how the model is run
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
@@ -40,6 +43,9 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         raise InputError("data.root is required; set data.root=DIR")
     backbone = dict(config.get("backbone") or trained["backbone"])
     backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
+    form = {key: config[key] for key in FORM}
+    if form["channels_last"] is None:
+        form["channels_last"] = trained["train"].get("channels_last", False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         **config,
@@ -47,6 +53,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         "backbone": backbone,
         "loader": config.get("loader") or trained["loader"],
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
+        **{key: convert(value, bool, key) for key, value in form.items()},
     }
 
 

@@ -126,3 +126,12 @@ def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, averaged weights, optimizer and every logged figure are the same to the last bit."""
     assert differences(one, other) == []
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = checkpoint(one), checkpoint(other)
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for key in a[part]:
+            assert torch.equal(a[part][key], b[part][key]), f"{part}: {key} differs"
+    assert str(a["optimizer"]) == str(b["optimizer"])

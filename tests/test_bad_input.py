@@ -10,6 +10,7 @@ import pytest
 import torch
 from programs import ROOT, SMALL, Done, checkpoint, make_digits, run, run_process
 
+RESNET18 = ("backbone=torchvision", "backbone.model_name=resnet18")
 NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
 
 
@@ -83,6 +84,8 @@ def only_line(done: Done) -> str:
         (["experiment=finetune"], "backbone.head=reset wants weights to start from; set backbone.weights=PATH"),
         (["backbone.weights=nowhere.pth"], "backbone.weights=nowhere.pth does not exist"),
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
+        (["train.checkpointing=[5]"], "train.checkpointing=[5] must be stages among 1, 2, 3, 4"),
+        (["train.checkpointing=[1]", *RESNET18], "train.checkpointing is for this project's own backbones"),
     ],
 )
 def test_configuration(overrides, message, digits, tmp_path):

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 from photographs import make_imagenet
-from programs import ROOT, SMALL, assert_same_run, checkpoint, metrics, once, run, run_process, start
+from programs import (
+    ROOT,
+    SMALL,
+    assert_same_run,
+    assert_same_weights,
+    checkpoint,
+    metrics,
+    once,
+    run,
+    run_process,
+    start,
+)
 from wandb_file import history
 
 from cotnet.verify_resume import CLOCK, differences
@@ -134,10 +145,8 @@ def test_mixed_precision_resumes_in_mid_epoch(precision, digits, tmp_path):
     run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)
+    assert_same_weights(tmp_path / "uncut", tmp_path / "cut")
     one, other = checkpoint(tmp_path / "uncut"), checkpoint(tmp_path / "cut")
-    for part in ("model", "ema"):
-        for key, value in one[part].items():
-            assert torch.equal(value, other[part][key]), f"{part}: {key}"
     assert one["scaler"] == other["scaler"]
     assert bool(one["scaler"]) == (precision == "fp16")
 
@@ -182,6 +191,40 @@ def test_lamb_layer_decay_bce_and_value_clipping_resume_in_mid_epoch(digits, tmp
     assert str(one["optimizer"]) == str(other["optimizer"])
     assert len(one["optimizer"]["param_groups"]) == 16  # eight layers, with and without weight decay
     assert metrics(tmp_path / "uncut")[-2]["train/lr"] == 0.0
+
+
+@pytest.mark.slow
+def test_memory_format_and_checkpointing_resume_and_evaluate_alike(digits, tmp_path):
+    """Recomputed activations give the run without them; evaluate.py takes the checkpoint's memory format."""
+    overrides = [*SMALL, f"data.root={digits}", "train.channels_last=true", "backbone.drop_path=0.2"]
+    overrides += ["train.epochs=1", "schedule.warmup_epochs=0"]
+    run("train.py", *overrides, "output_dir=kept", cwd=tmp_path)
+    overrides += ["train.checkpointing=[1,3]", "output_dir=cut"]
+    run("train.py", *overrides, "train.max_steps=3", cwd=tmp_path)
+    run("train.py", *overrides, cwd=tmp_path)
+    assert_same_weights(tmp_path / "kept", tmp_path / "cut")
+    run("evaluate.py", "checkpoint=cut/checkpoints/last.pt", "weights=raw", "output_dir=evaluation", cwd=tmp_path)
+    logged = [record for record in metrics(tmp_path / "cut") if "val/top1" in record][-1]
+    result = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert result["loss"] == logged["val/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a whole net takes minutes to compile without a GPU")
+def test_compiled_run_resumes_and_is_evaluated_uncompiled(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "train.compile=true", "train.channels_last=true"]
+    overrides += ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.dropout=0.2", "launch.ranks=1"]
+    run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
+    run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)
+    assert_same_weights(tmp_path / "uncut", tmp_path / "cut")
+    logged = [record for record in metrics(tmp_path / "cut") if "val/top1" in record][-1]
+    for name, tolerance in (("false", 0), ("true", 1e-3)):
+        given = ["checkpoint=cut/checkpoints/last.pt", "weights=raw", f"compile={name}", f"output_dir={name}"]
+        run("evaluate.py", *given, cwd=tmp_path)
+        result = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert result["loss"] == pytest.approx(logged["val/loss"], rel=tolerance, abs=0)
 
 
 def alive(group: int) -> list[str]:

@@ -57,7 +57,7 @@ def evaluate(
             break
         count = int((indices >= 0).sum())
         where = indices[:count].to(ranks.device, non_blocking=True)
-        inputs = prepare(images)
+        inputs = prepare(images).to(memory_format=precision.layout)
         for name, model in models.items():
             with precision.autocast():
                 logits = model(inputs)

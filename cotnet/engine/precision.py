@@ -1,8 +1,9 @@
-"""Number formats of a run."""
+"""Number and memory formats of a run."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from cotnet.errors import InputError
 
@@ -21,10 +22,12 @@ class Precision:
 
     bf16 and fp16 are mixed precision over float32 weights, fp16 with a loss scaler; tf32 is float32 whose products are
     rounded to 10 bits of mantissa on a GPU's tensor cores; fp64 is for exactness checks.
+    `channels_last` keeps images and convolution kernels in memory pixel by pixel instead of channel by channel.
     """
 
     name: str
     device: torch.device
+    channels_last: bool = False
 
     @property
     def compute(self) -> torch.dtype:
@@ -33,6 +36,14 @@ class Precision:
     @property
     def parameters(self) -> torch.dtype:
         return torch.float64 if self.name == "fp64" else torch.float32
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model, moved to the device in these formats."""
+        return model.to(self.device, self.parameters, memory_format=self.layout)  # type: ignore[call-overload]
 
     def autocast(self) -> torch.autocast:
         mixed = self.name in ("bf16", "fp16")

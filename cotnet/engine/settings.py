@@ -8,12 +8,15 @@ from cotnet.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """`train` of the configuration. `batch_size` is global; `ema_decay` the average's final decay; `max_minutes` of the
-    whole run, over all its processes."""
+    """`train` of the configuration. `batch_size` is global; `checkpointing` names stages whose activations are
+    recomputed; `ema_decay` is the average's final decay; `max_minutes` of the whole run, over all its processes."""
 
     epochs: int
     batch_size: int
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
+    channels_last: bool
+    compile: bool
+    checkpointing: tuple[int, ...]
     accumulation: int
     clip_norm: float | None
     clip_value: float | None
@@ -44,6 +47,8 @@ class TrainSettings:
             raise ValueError(f"clip_value={self.clip_value:g}: clip by norm or by value; set clip_norm or this to null")
         if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
             raise ValueError(f"bce_threshold={self.bce_threshold:g} must be at least 0 and below 1, or null")
+        if not set(self.checkpointing) <= {1, 2, 3, 4}:
+            raise ValueError(f"checkpointing={list(self.checkpointing)} must be stages among 1, 2, 3, 4")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing:g} must be at least 0 and below 1")
         if not 0 <= self.ema_decay < 1:

@@ -91,7 +91,7 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
         inputs, wanted = run.transform(*micro_batch, state.epoch)
         with _gradients_kept(run.replica, keep=part < parts - 1):
             with run.precision.autocast():
-                logits = run.replica(inputs)
+                logits = run.replica(inputs.to(memory_format=run.precision.layout))
             loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
         total += loss.detach() / parts

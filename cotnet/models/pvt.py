@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import DropPath, new_head, resize_on_load
 from cotnet.models.skeleton import Settings
 
@@ -102,6 +103,7 @@ class PVT(nn.Module):
 
     def __init__(self, depths: Sequence[int], in_channels: int, settings: Settings, *, image_size: int) -> None:
         super().__init__()
+        self.checkpointing: tuple[int, ...] = ()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
         rates = iter([settings.drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
@@ -159,7 +161,8 @@ class PVT(nn.Module):
                 positions = torch.cat([table[:, :1], positions], 1)
             tokens = tokens + positions
             for block in getattr(self, f"block{i + 1}"):
-                tokens = block(tokens, size)
+                again = i + 1 in self.checkpointing
+                tokens = recomputed(block, tokens, size, of=block) if again else block(tokens, size)
             x = _maps(tokens[:, 1:] if last else tokens, size)
             maps.append(x)
         return maps, tokens

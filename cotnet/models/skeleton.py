@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, new_head
 
 # (width, stride) -> the named modules between bn1 and conv3; they reduce the map by the stride.
@@ -163,6 +164,7 @@ class ResNet(nn.Module):
             self.add_module(name, module)
         self.stem = tuple(stem.modules)
         self.stages = tuple(f"layer{number}" for number in range(1, len(stages) + 1))
+        self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(stage.channels for stage in stages)
         self.stage_strides = _running_product(stem.stride, [stage.stride for stage in stages])
         in_channels, done, total = stem.channels, 0, sum(len(stage.operators) for stage in stages)
@@ -182,8 +184,9 @@ class ResNet(nn.Module):
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         x, maps = chain(self, self.stem, images), []
-        for name in self.stages:
-            x = getattr(self, name)(x)
+        for number, name in enumerate(self.stages, start=1):
+            for block in getattr(self, name):
+                x = recomputed(block, x, of=block) if number in self.checkpointing else block(x)
             maps.append(x)
         return maps
 

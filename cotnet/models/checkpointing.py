@@ -1,0 +1,53 @@
+"""Activation checkpointing: the backward pass computes again what the forward pass did not keep.
+
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). Numbers and gradients stay the same, bit by bit.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpoint_stages(model: nn.Module, stages: tuple[int, ...]) -> None:
+    """Recompute the blocks of these stages, counted from 1, one block at a time; () for none.
+
+    Raises ValueError if the model has no such stage, as other people's models have none.
+    """
+    present = range(1, len(getattr(model, "stage_channels", ())) + 1)
+    if not set(stages) <= set(present) or not hasattr(model, "checkpointing"):
+        raise ValueError(f"{type(model).__name__} has the stages {list(present)}, not {list(stages)}")
+    model.checkpointing = stages  # type: ignore[assignment]
+
+
+def recomputed(block: Callable[..., torch.Tensor], *inputs: object, of: nn.Module) -> torch.Tensor:
+    """`block(*inputs)`, which keeps its inputs alone for the backward pass.
+
+    Dropout draws the same numbers again, and the statistics of the norms in `of` are taken in once.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), statistics_kept(of)
+
+    # A compiler sees what is computed again for gradients alone, and leaves the statistics out by itself.
+    extra: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
+    result: torch.Tensor = checkpoint(block, *inputs, use_reentrant=False, **extra)
+    return result
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms within normalise as ever, but write their running statistics into copies that are thrown away."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.track_running_stats]
+    own = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, own, strict=True):
+        norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update(buffers)
