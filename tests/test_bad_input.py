@@ -84,7 +84,7 @@ def only_line(done: Done) -> str:
         (["experiment=finetune"], "backbone.head=reset wants weights to start from; set backbone.weights=PATH"),
         (["backbone.weights=nowhere.pth"], "backbone.weights=nowhere.pth does not exist"),
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
-        (["train.checkpointing=[5]"], "train.checkpointing=[5] must be stages among 1, 2, 3, 4"),
+        (["train.checkpointing=[5]"], "train.checkpointing=[5] is a list; wanted tuple[Literal[1, 2, 3, 4]"),
         (["train.checkpointing=[1]", *RESNET18], "train.checkpointing is for this project's own backbones"),
     ],
 )
