@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cotnet.errors import InputError, RunError
 from cotnet.nodes import nearest
+from cotnet.sweeps import sweeper
 from data.samples import DataError
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def _per_256(rate: Any, batch_size: Any) -> Any:
 
 OmegaConf.register_new_resolver("per_256", _per_256, replace=True)
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
+sweeper.register()
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
 
     `main` gets a resolved dictionary whose `output_dir` is filled in: by default a folder in `outputs`. Exit codes:
     what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. With `--multirun`
-    the sweeper of hydra_plugins runs the program once per trial, with an output_dir each.
+    `cotnet.sweeps` runs the program once per trial, with an output_dir each.
     """
 
     def decorate(main: Callable[[Config], int]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -61,8 +61,13 @@ def environment() -> dict[str, str]:
 def run_process(*command: str, cwd: Path, code: int | None = 0, **options: Any) -> Done:
     """Run `python COMMAND` as a process of its own."""
     settings: dict[str, Any] = {"cwd": cwd, "env": environment(), "capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run([sys.executable, *command], check=False, **settings, **options)
+    done = subprocess.run([sys.executable, *resolved(command)], check=False, **settings, **options)
     return checked(Done(done.returncode, done.stdout, done.stderr), code)
+
+
+def resolved(command: Iterable[str]) -> list[str]:
+    """train.py and evaluate.py are ours, wherever the working folder is."""
+    return [str(ROOT / part) if part in ("train.py", "evaluate.py") else part for part in command]
 
 
 def checked(done: Done, code: int | None) -> Done:
@@ -83,9 +88,9 @@ def once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
 
 
 def start(*command: str, cwd: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `python COMMAND` in a process group of its own; train.py and evaluate.py are ours wherever `cwd` is."""
+    """Start `python COMMAND` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in command)],
+        [sys.executable, *resolved(command)],
         cwd=cwd,
         env={**environment(), **(variables or {})},
         stdout=subprocess.PIPE,

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
 
 import pytest
-from programs import SMALL, assert_same_run, checkpoint, metrics, once, run, start
+from programs import SMALL, assert_same_run, checkpoint, metrics, once, run, run_process, start
 
 from cotnet.engine import state as checkpoints
 
@@ -126,3 +127,49 @@ def test_what_changed_is_said(two_ranks, digits, tmp_path):
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("continuing")]
     changes = re.search(r"\((.*)\)", line)[1].split("; ")
     assert changes == ["launch.ranks was 2, now 1", "train.log_every was 2, now 3", "train.max_steps was 2, now null"]
+
+
+def test_a_preempted_job_is_requeued_and_continues(two_ranks, digits, tmp_path):
+    """A cluster's job of two ranks gets the launcher's warning: it saves, the launcher queues it again, it is the same
+    run to the last bit."""
+    overrides = [*SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=sweep"]
+    process = start("train.py", "--multirun", "hydra/launcher=submitit_local", *overrides, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (log := list(tmp_path.glob("sweep/*/metrics.jsonl"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (job,) = (path for path in (tmp_path / "sweep" / ".submitit").iterdir() if path.name.isdigit())
+    (task,) = (int(pid) for pid in os.popen(f"pgrep -P {job.name}").read().split())
+    os.kill(task, signal.SIGUSR2)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    told = "".join(path.read_text() for path in job.glob("*.out"))
+    assert "interrupted; the same command continues" in told
+    assert f"Requeued job {job.name}" in told + "".join(path.read_text() for path in job.glob("*.err"))
+    assert_same_run(two_ranks, log[0].parent)
+
+
+def test_what_slurm_is_asked_for(digits, tmp_path):
+    """The batch script that `hydra/launcher=submitit_slurm` hands to sbatch: a warning by SIGUSR2 in time, the log
+    continued, a task that starts its own ranks."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    lines = ("#!/bin/sh", "for last; do :; done", f'cp "$last" "{tmp_path}/script"', "echo Submitted batch job 42")
+    sbatch.write_text("\n".join(lines) + "\n")
+    for program in (sbatch, shutil.copy(sbatch, sbatch.with_name("srun"))):
+        program.chmod(0o755)
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=sweep", "hydra.launcher.gpus_per_node=8"]
+    command = ("train.py", "--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=60", *overrides)
+    refused = run_process(*command, cwd=tmp_path, code=1)
+    assert "SlurmLauncher gave up" in refused.stderr and "Traceback" not in refused.stderr
+    path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
+    process = start(*command, cwd=tmp_path, variables=path)
+    script, deadline = tmp_path / "script", time.monotonic() + 60
+    while not script.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()  # it waits for the job
+    _, err = process.communicate(timeout=30)
+    assert script.exists(), err
+    text = script.read_text()
+    for line in ("--signal=USR2@", "--gpus-per-node=8", "--ntasks-per-node=1", "--open-mode=append", "--time=60"):
+        assert f"#SBATCH {line}" in text, text
+    assert re.search(r"srun .*submitit\.core\._submit", text)

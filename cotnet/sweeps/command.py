@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cotnet.config import CONF, INTERRUPTED, Config, resolve, run_name
-from cotnet.errors import InputError
+from cotnet.errors import InputError, RunError
 from cotnet.nodes import typed
 from cotnet.runs import print_sweep
 from cotnet.sweeps.export import export, wandb_sweep
@@ -156,7 +156,13 @@ class Command:
         def launch(jobs: list[list[str]]) -> list[int]:
             nonlocal launched
             launched += len(jobs)
-            returns = launcher.launch(jobs, initial_job_idx=launched - len(jobs))
+            try:
+                returns = launcher.launch(jobs, initial_job_idx=launched - len(jobs))
+            except RuntimeError as error:  # no such cluster here, or a job that was lost
+                name = type(launcher).__name__
+                raise RunError(
+                    f"{name} gave up ({' '.join(str(error).split())[:200]}); the same command continues"
+                ) from None
             return [_code(job) for job in returns]
 
         return launch

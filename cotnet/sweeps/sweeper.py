@@ -1,15 +1,12 @@
-"""Hydra's sweeper interface to cotnet.sweeps; Hydra imports this file at every start, so it stays light."""
+"""Hydra's sweeper interface to cotnet.sweeps. `cotnet.config` imports this at every start, so it stays light."""
 
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="trials", node={"_target_": "hydra_plugins.cotnet_trials.Trials"}, provider="cotnet"
-)
 
 
 class Trials(Sweeper):
@@ -24,3 +21,15 @@ class Trials(Sweeper):
         from cotnet.sweeps.command import Command
 
         raise SystemExit(Command(*self.given).run(arguments))
+
+
+def register() -> None:
+    """Make Hydra know it as `hydra/sweeper: trials`.
+
+    Hydra looks a plugin up by a name that begins with hydra_plugins; the class itself may lie anywhere.
+    """
+    name = "hydra_plugins.cotnet.Trials"
+    plugins = Plugins.instance()
+    plugins.register(Trials)
+    plugins.class_name_to_class[name] = Trials
+    ConfigStore.instance().store(group="hydra/sweeper", name="trials", node={"_target_": name}, provider="cotnet")
