@@ -18,6 +18,7 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
 from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
+from cotnet.models.fusing import fuse
 from cotnet.nodes import typed
 from data.samples import read_split
 
@@ -67,7 +68,8 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     data = typed(assembly.DataSettings, config["data"], "data")
     precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
     precision.set_products()
-    model = precision.place(subject.load_model(config, subject.own_checkpoint(config)))
+    model = subject.load_model(config, subject.own_checkpoint(config))
+    model = precision.place(fuse(model) if config["fuse"] else model)
     images = read_split(data.root, "val")
     loader = assembly.evaluation_loader(config, data, images, ranks)
     started = time.perf_counter()

@@ -14,7 +14,7 @@ from cotnet.models.weights import load_weights
 from cotnet.nodes import convert
 from data.samples import ImageSet
 
-FORM = ("channels_last", "compile")  # how the model is run
+FORM = ("channels_last", "compile", "fuse")  # how the model is run
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
@@ -44,6 +44,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     backbone = dict(config.get("backbone") or trained["backbone"])
     backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
     form = {key: config[key] for key in FORM}
+    if form["fuse"] and backbone["_target_"].endswith("_model"):
+        raise InputError("fuse=true is for this project's own backbones; set fuse=false")
     if form["channels_last"] is None:
         form["channels_last"] = trained["train"].get("channels_last", False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

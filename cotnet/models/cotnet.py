@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
@@ -71,7 +72,7 @@ class CoTLayer(nn.Module):
             nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
         )
         self.bn = nn.BatchNorm2d(channels)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()  # in place it would keep a copy of its input
         if fusion == "attention":
             hidden = max(channels // 2, 32)
             self.se = nn.Sequential(
@@ -94,23 +95,37 @@ class CoTLayer(nn.Module):
 
     def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """A = [K1, Q] W_theta W_delta, K2 = V * A: local kernels, not soft-maxed, aggregate the values."""
-        query_keys = torch.cat([x, keys], 1) if self.groups == 1 else interleave(x, keys)  # (B, 2 * C, H, W)
-        weight = self.embed(query_keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
+        weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
         value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, halves, C / halves, H, W)
         context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
         y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
         return y
 
+    def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """The embedding of [keys, queries], twice (B, C, H, W) -> (B, halves * G * K * K, H, W).
+
+        The first convolution is linear, so it is applied to both and added: their concatenation, twice a map to write,
+        to read and to keep for the backward pass, never exists. With groups its channels alternate between the two, so
+        that both halves see both.
+        """
+        first = self.embed[0]
+        assert isinstance(first, nn.Conv2d)
+        if self.groups == 1:
+            of_queries, of_keys = first.weight.chunk(2, 1)
+        else:
+            of_queries, of_keys = first.weight[:, 0::2], first.weight[:, 1::2]
+        y = F.conv2d(queries, of_queries, first.bias, groups=self.groups)
+        return self.embed[1:](y.add_(F.conv2d(keys, of_keys, groups=self.groups)))
+
     def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
-        """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1."""
-        pooled = (static_context + dynamic_context).mean((2, 3), keepdim=True)
-        gates = self.se(pooled).unflatten(1, (-1, 2)).softmax(2)  # (B, C, 2, 1, 1)
-        return dynamic_context * gates[:, :, 0] + static_context * gates[:, :, 1]
+        """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1.
 
-
-def interleave(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Channel by channel, so that both halves of the groups see both: twice (B, C, H, W) -> (B, 2 * C, H, W)."""
-    return torch.stack([x, keys], 2).flatten(1, 2)
+        Their softmax is a sigmoid of the difference, so the sum is an interpolation between the two.
+        """
+        pooled = static_context.mean((2, 3), keepdim=True) + dynamic_context.mean((2, 3), keepdim=True)
+        dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
+        gate = (dynamic - static).sigmoid().to(static_context.dtype)
+        return torch.lerp(static_context, dynamic_context, gate)
 
 
 def cot(

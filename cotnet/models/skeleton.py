@@ -135,7 +135,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.drop_path(chain(self, self.branch, x))
-        y: torch.Tensor = self.act3(residual + self.downsample(x))
+        y: torch.Tensor = self.act3(residual.add_(self.downsample(x)))  # nothing before keeps its output
         return y
 
 
