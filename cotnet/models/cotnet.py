@@ -108,14 +108,17 @@ class CoTLayer(nn.Module):
         to read and to keep for the backward pass, never exists. With groups its channels alternate between the two, so
         that both halves see both.
         """
-        first = self.embed[0]
+        first, *others = self.embed
         assert isinstance(first, nn.Conv2d)
         if self.groups == 1:
             of_queries, of_keys = first.weight.chunk(2, 1)
         else:
             of_queries, of_keys = first.weight[:, 0::2], first.weight[:, 1::2]
         y = F.conv2d(queries, of_queries, first.bias, groups=self.groups)
-        return self.embed[1:](y.add_(F.conv2d(keys, of_keys, groups=self.groups)))
+        y = y.add_(F.conv2d(keys, of_keys, groups=self.groups))
+        for layer in others:
+            y = layer(y)
+        return y
 
     def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
         """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1.
