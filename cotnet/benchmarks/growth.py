@@ -52,7 +52,8 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
                 axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=3, label=label)
         axes.set(xlabel="images in a batch" if axis == "batch" else "pixels", ylabel=unit, ylim=(0, None))
         axes.set_xscale("log", base=2) if axis == "batch" else None
-        axes.legend(fontsize=6)
+        if axes.lines:
+            axes.legend(fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -16,6 +16,7 @@ def records(path):
     return json.loads(path.read_text())["records"]
 
 
+@pytest.mark.slow
 def test_throughput_of_several_runs_in_one_file(tmp_path, capsys):
     file, plot = tmp_path / "t.json", tmp_path / "t.png"
     given = [*SMALL, "--mode", "inference", "--rounds", "2", "--format", "both", "--json", str(file)]
