@@ -10,7 +10,7 @@ from cotnet.engine import records
 from cotnet.errors import InputError
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.processes import outcome
+from cotnet.sweeps.processes import outcome, shares
 from cotnet.sweeps.run import Grid
 from cotnet.sweeps.search import JOURNAL, Search, importances, observed
 from cotnet.sweeps.space import SweepSettings, Trial, read
@@ -58,6 +58,17 @@ def test_the_last_word_on_a_trial_counts(tmp_path):
     assert again.entries["a-1"].seconds == 7.0
     assert again.entries["a-2"].line == "optimizer.lr=-1 must be a positive number"
     assert [outcome(code) for code in (0, 1, 2, 75, -9, -15)] == ["finished", *["failed"] * 2, *["interrupted"] * 3]
+
+
+def test_trials_side_by_side_get_equal_shares():
+    def split(parallel, gpus, cores):
+        return [(share.gpus, sorted(share.cores)) for share in shares(parallel, gpus, cores)]
+
+    assert split(2, ["3", "5", "GPU-a", "7", "1"], [0, 1]) == [(("3", "5"), [0, 1]), (("GPU-a", "7"), [0, 1])]
+    assert split(2, [], [1, 4, 5, 6, 7]) == [((), [1, 4]), ((), [5, 6])]
+    with pytest.raises(InputError) as error:
+        shares(3, ["0", "1"], [0, 1, 2, 3])
+    assert str(error.value) == "sweep.parallel=3 but 2 GPUs are visible; use at most 2"
 
 
 def test_a_line_cut_by_a_kill_is_taken_away(tmp_path):

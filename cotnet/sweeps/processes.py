@@ -34,23 +34,21 @@ class Share:
     cores: frozenset[int]
 
 
-def shares(parallel: int) -> list[Share]:
+def shares(parallel: int, gpus: Sequence[str], cores: Sequence[int]) -> list[Share]:
     """Equal shares of the GPUs, or of the cores on a machine without.
 
     Raises InputError if there are too few.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    gpus = _gpus()
-    things, noun = (gpus, "GPUs are visible") if gpus else (cores, "cores may be used")
-    if parallel > len(things):
-        raise InputError(f"sweep.parallel={parallel} but {len(things)} {noun}; use at most {len(things)}")
-    each = len(things) // parallel
-    if gpus:
-        return [Share(gpus=tuple(gpus[i * each : (i + 1) * each]), cores=frozenset(cores)) for i in range(parallel)]
-    return [Share(gpus=(), cores=frozenset(cores[i * each : (i + 1) * each])) for i in range(parallel)]
+    count, noun = (len(gpus), "GPUs are visible") if gpus else (len(cores), "cores may be used")
+    if parallel > count:
+        raise InputError(f"sweep.parallel={parallel} but {count} {noun}; use at most {count}")
+    each = count // parallel
+    parts = [slice(i * each, (i + 1) * each) for i in range(parallel)]
+    return [Share(gpus=tuple(gpus[part]), cores=frozenset(cores if gpus else cores[part])) for part in parts]
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:count] if named else [str(index) for index in range(count)]

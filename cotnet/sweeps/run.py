@@ -1,5 +1,6 @@
 """Running a sweep: which trials are left, several at a time, what became of each."""
 
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from cotnet.engine.terminal import say
 from cotnet.errors import InputError
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.processes import Process, outcome, shares, stop_signals
+from cotnet.sweeps.processes import Process, outcome, shares, stop_signals, visible_gpus
 from cotnet.sweeps.search import Search
 from cotnet.sweeps.space import Parameter, SweepSettings, Trial, grid, name_trials, quoted
 from cotnet.sweeps.view import View
@@ -125,7 +126,7 @@ def start(plan: Plan) -> dict[str, Any]:
 
 def side_by_side(plan: Plan, ledger: Ledger, source: Source) -> bool:
     """Processes on this machine, a share of it each; whether a signal ended it before all was done."""
-    free = shares(plan.settings.parallel)
+    free = shares(plan.settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
     running: list[tuple[Trial, Process]] = []
     heard = 0
     with stop_signals() as received, View(plan.settings, ledger, source.total) as view, _ended_with(running):
