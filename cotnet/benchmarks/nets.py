@@ -86,7 +86,9 @@ class Net:
 def parser(program: str, about: str) -> argparse.ArgumentParser:
     """The options of a benchmark of nets."""
     options = argparse.ArgumentParser(prog=f"python -m cotnet.benchmarks.{program}", description=about)
-    options.add_argument("--models", nargs="+", default=["cotnet50"], help="ours, torchvision:NAME, timm:NAME")
+    options.add_argument(
+        "--models", nargs="+", default=["cotnet50"], help="ours, torchvision:NAME, timm:NAME; NAME@PIXELS"
+    )
     options.add_argument("--peer", default=PEER, help="what the others are compared with (%(default)s)")
     options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
     options.add_argument("--batch", nargs="+", type=int, default=[16])
@@ -109,7 +111,7 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
         require_compiler(device(), "--compile")
     formats = FORMATS if given.format == "both" else (given.format,)
     if given.zoo:
-        cases = [([name], size) for (name, size), known in table.TABLE.items() if known and known.top1]
+        cases = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
     else:
         cases = [(given.models, size) for size in given.size]
     for (names, size), batch in itertools.product(cases, given.batch):
@@ -119,7 +121,7 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
             Work(
                 name=name,
                 batch=batch,
-                size=224 if given.zoo and name == given.peer else size,
+                size=own,
                 mode=given.mode,
                 dtype=given.dtype,
                 memory_format=layout,
@@ -127,8 +129,16 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
                 fuse=given.fuse and ":" not in name,
             )
             for layout in formats
-            for name in dict.fromkeys([*names, given.peer])
+            for name, own in dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
         ]
+
+
+def _sized(name: str, size: int) -> tuple[str, int]:
+    """NAME@PIXELS has a size of its own."""
+    name, _, own = name.partition("@")
+    if own and not own.isdigit():
+        raise InputError(f"{name}@{own}: {own} is no number of pixels")
+    return name, int(own or size)
 
 
 def device() -> torch.device:
@@ -140,6 +150,7 @@ def compared(
     records: Sequence[dict[str, Any]], peer: str, ratio: Callable[[dict[str, Any], dict[str, Any]], float]
 ) -> list[dict[str, Any]]:
     """The records, each but the peer's with `peer` and `ratio` to the peer's in the same memory format."""
+    peer = peer.partition("@")[0]
     theirs = {record["memory_format"]: record for record in records if record["name"] == peer}
     return [
         record if record["name"] == peer else {**record, "peer": peer, "ratio": ratio(record, theirs[layout])}
