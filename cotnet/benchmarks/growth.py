@@ -26,11 +26,11 @@ def keep(given: argparse.Namespace, rows: list[Record], value: str, unit: str) -
         draw_growth(given.plot, rows, value, unit)
 
 
-def _axes(panels: int) -> tuple[Any, list[Any]]:
+def _axes(panels: int, width: float) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * panels, 4), layout="constrained")
+    figure = Figure(figsize=(width * panels, 0.6 * width + 1), layout="constrained")
     FigureCanvasAgg(figure)
     found = list(figure.subplots(1, panels, squeeze=False)[0])
     for axes in found:
@@ -41,7 +41,7 @@ def _axes(panels: int) -> tuple[Any, list[Any]]:
 
 def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
     """A panel over the batch and one over the size of the images, a line per net, memory format and mode."""
-    figure, panels = _axes(2)
+    figure, panels = _axes(2, 5)
     for axes, axis, other in zip(panels, ("batch", "size"), ("size", "batch"), strict=True):
         lines: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
         for row in rows:
@@ -60,7 +60,7 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
 
 def draw_accuracy(path: Path, rows: list[Record]) -> None:
     """Milliseconds an image against published top-1; a colour per family."""
-    figure, (axes,) = _axes(1)
+    figure, (axes,) = _axes(1, 8)
     families: dict[str, list[Record]] = defaultdict(list)
     for row in rows:
         known = table.TABLE.get((row["name"], row["size"]))
@@ -76,6 +76,10 @@ def draw_accuracy(path: Path, rows: list[Record]) -> None:
             label = row["name"] if row["size"] == 224 else f"{row['name']}@{row['size']}"
             axes.annotate(label, (time, row["top1"]), fontsize=5, xytext=(2, 2), textcoords="offset points")
     axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
+    low, high = axes.get_xlim()
+    ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 3, 5) if low < step * 10**power < high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -86,9 +86,8 @@ class Net:
 def parser(program: str, about: str) -> argparse.ArgumentParser:
     """The options of a benchmark of nets."""
     options = argparse.ArgumentParser(prog=f"python -m cotnet.benchmarks.{program}", description=about)
-    options.add_argument(
-        "--models", nargs="+", default=["cotnet50"], help="ours, torchvision:NAME, timm:NAME; NAME@PIXELS"
-    )
+    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
+    options.add_argument("--models", nargs="+", default=["cotnet50"], help=names)
     options.add_argument("--peer", default=PEER, help="what the others are compared with (%(default)s)")
     options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
     options.add_argument("--batch", nargs="+", type=int, default=[16])
