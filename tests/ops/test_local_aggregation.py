@@ -1,46 +1,122 @@
-"""The shifted sum against its definition by unfolding, and against the authors' kernel."""
+"""Every form of the operator against its definition by unfolding, and against the authors' kernel.
+
+The Triton kernels run on the GPU, and in Triton's interpreter without one.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.testing import assert_close
 
+from cotnet.benchmarks.local_aggregation import unfold_form
 from cotnet.ops import local_aggregation
+from cotnet.ops.local_aggregation_torch import Expressions
+from cotnet.ops.local_aggregation_triton import aggregate, differentiate, tile_sizes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_aggregation.npz"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+formats = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 
 
-def definition(value, weight, dilation=1):
-    """Unfold every neighbourhood, multiply, sum."""
-    batch, channels, height, width = value.shape
-    groups, taps = weight.shape[1:3]
-    kernel = round(taps**0.5)
-    patches = F.unfold(value, kernel, dilation=dilation, padding=dilation * (kernel // 2))
-    patches = patches.reshape(batch, channels // groups, groups, taps, height, width)
-    return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
+def triton(value, weight, *, dilation=1):
+    return aggregate(value, weight, dilation)
 
 
-def inputs(channels=8, groups=4, kernel=3, size=(6, 7), dtype=torch.float64):
+def inputs(batch=2, channels=8, groups=4, kernel=3, size=(6, 7), dtype=torch.float64, last=False, device="cpu"):
+    """Value, weight and upstream gradient as convolutions leave them."""
     generator = torch.Generator().manual_seed(kernel * 100 + channels)
-    value = torch.randn(2, channels, *size, dtype=torch.float64, generator=generator).to(dtype)
-    weight = torch.randn(2, groups, kernel**2, *size, dtype=torch.float64, generator=generator).to(dtype)
-    return value.requires_grad_(), weight.requires_grad_()
+    layout = torch.channels_last if last else torch.contiguous_format
+
+    def noise(planes):
+        maps = torch.randn(batch, planes, *size, dtype=torch.float64, generator=generator)
+        return maps.to(device, dtype).contiguous(memory_format=layout)
+
+    weight = noise(groups * kernel**2).unflatten(1, (groups, kernel**2))
+    return noise(channels).requires_grad_(), weight.requires_grad_(), noise(channels)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def check(form, value, weight, upstream, dilation=1):
+    """Values, gradients, dtypes and memory formats; the definition in float64."""
+    exact = [x.detach().double().cpu().contiguous().requires_grad_() for x in (value, weight)]
+    theirs = unfold_form(*exact, dilation=dilation)
+    expected = (theirs, *torch.autograd.grad(theirs, exact, upstream.double().cpu()))
+    ours = form(value, weight, dilation=dilation)
+    found = (ours, *torch.autograd.grad(ours, (value, weight), upstream))
+    tolerance = TOLERANCE[value.dtype]
+    for ours, theirs, like in zip(found, expected, (value, value, weight), strict=True):
+        assert (ours.dtype, ours.stride()) == (like.dtype, like.stride())
+        scale = max(1.0, float(theirs.detach().abs().max())) if theirs.numel() else 1.0
+        assert_close(ours.double().cpu(), theirs, rtol=0, atol=scale * tolerance)
+    return found
+
+
+CASES = [
+    {},
+    {"size": (1, 1)},
+    {"size": (1, 5), "kernel": 5},
+    {"size": (5, 1)},
+    {"batch": 0},
+    {"batch": 1, "groups": 8, "kernel": 1},
+    {"groups": 1, "kernel": 5},
+    {"batch": 1, "channels": 24, "groups": 3, "kernel": 5, "size": (7, 9)},
+    {"batch": 1, "channels": 4, "kernel": 7, "size": (9, 8)},
+]
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{key}={case[key]}" for key in case))
+
+
+@cases
+@formats
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("groups", [1, 4, 8])
-@pytest.mark.parametrize("size", [(6, 7), (1, 2)])
-def test_equals_the_definition(kernel, dilation, groups, size):
-    value, weight = inputs(groups=groups, kernel=kernel, size=size)
-    ours, theirs = local_aggregation(value, weight, dilation=dilation), definition(value, weight, dilation)
-    assert_close(ours, theirs, rtol=0, atol=1e-13)
-    upstream = torch.randn_like(ours)
-    gradients = torch.autograd.grad(ours, (value, weight), upstream)
-    assert_close(gradients, torch.autograd.grad(theirs, (value, weight), upstream), rtol=0, atol=1e-13)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_equals_the_definition(case, last, dilation, dtype):
+    check(local_aggregation, *inputs(**case, last=last, dtype=dtype), dilation)
+
+
+@formats
+@pytest.mark.parametrize("size", [(110, 111), (300, 200)])
+def test_maps_beyond_the_cache(size, last):
+    """Two samples at a time of three, and one."""
+    check(local_aggregation, *inputs(batch=3, size=size, last=last, dtype=torch.float32))
+
+
+@cases
+@formats
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_triton_equals_the_definition(case, last, dtype):
+    check(triton, *inputs(**case, last=last, dtype=dtype, device=DEVICE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@formats
+def test_triton_in_half_precision(dtype, last):
+    case = inputs(batch=1, channels=24, groups=3, size=(5, 19), last=last, dtype=dtype, device=DEVICE)
+    check(triton, *case, dilation=2)
+
+
+@pytest.mark.parametrize("form", [local_aggregation, triton])
+def test_maps_that_are_not_dense(form):
+    """Views are read as they lie; what comes back may lie otherwise."""
+    value, weight, upstream = inputs(batch=1, device=DEVICE if form is triton else "cpu")
+    value, weight, upstream = (x.detach() for x in (value, weight, upstream))
+    expected = form(value, weight)
+    wide = torch.cat([value, value], 1)[:, 4:12].roll(-4, 1)
+    channels = torch.cat([value, value], 1)[:, :8]
+    columns = torch.cat([value, value], 3)[..., :7]
+    swapped = value.transpose(2, 3).contiguous().transpose(2, 3)
+    mixed = value.contiguous(memory_format=torch.channels_last)
+    for x in (wide, channels, columns, swapped, mixed):
+        assert_close(form(x, weight), expected, rtol=0, atol=1e-13)
+    weights = (weight.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([weight, weight], 4)[..., :7])
+    for x in weights:
+        assert_close(form(value, x), expected, rtol=0, atol=1e-13)
+    value.requires_grad_()
+    (gradient,) = torch.autograd.grad(form(value, weight).sum(), value)
+    assert_close(
+        gradient, torch.autograd.grad(form(value, weight), value, torch.ones(()).expand(value.shape).to(value))[0]
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "h2_"])
@@ -56,64 +132,130 @@ def test_equals_the_authors_kernel(prefix):
     assert_close(torch.autograd.grad(ours, (value, weights), upstream), (grad_v, grad_w), rtol=0, atol=1e-13)
 
 
-def test_first_and_second_derivatives():
-    value, weight = inputs(channels=4, groups=2, size=(3, 3))
+@formats
+def test_first_and_second_derivatives(last):
+    value, weight, _ = inputs(channels=4, groups=2, size=(3, 3), last=last)
     assert torch.autograd.gradcheck(local_aggregation, (value, weight))
     assert torch.autograd.gradgradcheck(local_aggregation, (value, weight))
 
 
-def test_only_the_gradient_that_is_needed():
-    value, weight = inputs()
-    local_aggregation(value.detach(), weight).sum().backward()
-    assert value.grad is None
-    assert_close(weight.grad, torch.autograd.grad(definition(value, weight).sum(), weight)[0])
+@formats
+def test_triton_derivatives(last):
+    value, weight, _ = inputs(batch=1, channels=2, groups=1, size=(2, 3), last=last, device=DEVICE)
+    assert torch.autograd.gradcheck(triton, (value, weight))
+
+
+@pytest.mark.parametrize("form", [local_aggregation, triton])
+def test_only_the_gradient_that_is_needed(form):
+    value, weight, _ = inputs(batch=1)
+    expected = torch.autograd.grad(unfold_form(value, weight).sum(), (value, weight))
+    for x, others in ((value, (value, weight.detach())), (weight, (value.detach(), weight))):
+        form(*others).sum().backward()
+        assert_close(x.grad, expected[0 if x is value else 1], rtol=0, atol=1e-13)
+    assert [x.numel() for x in differentiate(value.detach(), value, weight, 1, False, True)] == [0, weight.numel()]
 
 
 def test_half_precision_sums_in_float32():
-    value, weight = inputs(channels=16, groups=2, kernel=7, size=(9, 9), dtype=torch.bfloat16)
-    exact = definition(value.double(), weight.double())
+    value, weight, _ = inputs(channels=16, groups=2, kernel=7, size=(9, 9), dtype=torch.bfloat16)
+    exact = unfold_form(value.double(), weight.double())
     ours = local_aggregation(value, weight.float())  # autocast hands over float32 weights
     assert ours.dtype == torch.bfloat16
     assert_close(ours, exact.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
-def test_channels_last_stays():
-    value, weight = inputs()
-    last = value.detach().to(memory_format=torch.channels_last)
-    ours = local_aggregation(last, weight)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert_close(ours, definition(value, weight), rtol=0, atol=1e-13)
+@formats
+def test_expressions_equal_the_definition(last):
+    """What is compiled, run as it stands."""
+    for dtype in (torch.float64, torch.bfloat16):
+        value, weight, upstream = inputs(last=last, dtype=dtype)
+        form = Expressions(value, weight, 2)
+        exact = [x.detach().double().requires_grad_() for x in (value, weight)]
+        theirs = unfold_form(*exact, dilation=2)
+        expected = (theirs, *torch.autograd.grad(theirs, exact, upstream.double()))
+        found = (form.forward(), form.value_gradient(upstream), form.weight_gradient(upstream))
+        for ours, theirs, like in zip(found, expected, (value, value, weight), strict=True):
+            assert (ours.dtype, ours.stride()) == (like.dtype, like.stride())
+            assert_close(ours.double(), theirs, rtol=0, atol=10 * TOLERANCE[dtype])
 
 
 @pytest.mark.slow
-def test_compiles_into_one_graph():
-    compiled = torch.compile(local_aggregation, fullgraph=True, backend="aot_eager")
+@formats
+@pytest.mark.parametrize("form", [local_aggregation, triton])
+def test_compiles_into_one_graph(form, last):
+    compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
     for size in ((6, 7), (9, 5)):
-        value, weight = inputs(size=size)
-        ours, theirs = compiled(value, weight), definition(value, weight)
-        upstream = torch.randn_like(ours)
-        assert_close(ours, theirs, rtol=0, atol=1e-13)
-        gradients = torch.autograd.grad(ours, (value, weight), upstream)
-        assert_close(gradients, torch.autograd.grad(theirs, (value, weight), upstream), rtol=0, atol=1e-13)
+        check(compiled, *inputs(batch=1, size=size, last=last, device=DEVICE if form is triton else "cpu"))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap():
-    value, weight = inputs()
-    ours = torch.vmap(local_aggregation)(value.unsqueeze(1), weight.unsqueeze(1)).squeeze(1)
-    assert_close(ours, definition(value, weight), rtol=0, atol=1e-13)
+@pytest.mark.slow
+@formats
+def test_exports_with_any_batch(last):
+    class Block(torch.nn.Module):
+        def forward(self, value, weight):
+            return local_aggregation(value, weight)
+
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Block(), inputs(last=last)[:2], dynamic_shapes=(batch, batch)).module()
+    value, weight, _ = inputs(batch=5, last=last)
+    assert_close(program(value, weight), unfold_form(value, weight), rtol=0, atol=1e-13)
+
+
+def test_triton_operator_is_well_defined():
+    """Schema, fake tensors and autograd agree with what runs."""
+    for last in (False, True):
+        case = inputs(batch=1, channels=4, groups=2, size=(2, 3), last=last, device=DEVICE)
+        torch.library.opcheck(aggregate, (*case[:2], 1))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_tiles_hold_a_power_of_two(last):
+    for groups in (1, 3, 8, 64, 3000):
+        for taps in (1, 9, 25, 121):
+            for positions in (1, 49, 3136):
+                for item_size, shared in ((2, 1), (4, 2), (8, 1)):
+                    sizes = tile_sizes(positions, groups, taps, item_size, last=last, shared=shared)
+                    assert all(size & (size - 1) == 0 and size > 0 for size in sizes)
+                    assert sizes[0] * sizes[1] * positions * groups >= 32
+                    assert sizes[0] * sizes[1] <= 128 * 16 // item_size
+    assert tile_sizes(3136, 8, 9, 2, last=True, shared=1) == (128, 8)  # 8 bfloat16 for a thread
+    assert tile_sizes(3136, 8, 9, 4, last=False, shared=2) == (64, 2)
 
 
 @pytest.mark.parametrize(
-    ("value", "weight", "message"),
+    ("value", "weight", "dilation", "message"),
     [
-        ((2, 8, 4, 4), (2, 4, 8, 4, 4), "8 taps"),
-        ((2, 8, 4, 4), (2, 4, 4, 4, 4), "4 taps"),
-        ((2, 8, 4, 4), (2, 3, 9, 4, 4), "3 weight groups"),
-        ((2, 8, 4, 4), (2, 4, 9, 4, 5), "size differ"),
-        ((2, 8, 4, 4), (1, 4, 9, 4, 4), "size differ"),
+        ((2, 8, 4, 4), (2, 4, 8, 4, 4), 1, "8 taps"),
+        ((2, 8, 4, 4), (2, 4, 4, 4, 4), 1, "4 taps"),
+        ((2, 8, 4, 4), (2, 3, 9, 4, 4), 1, "3 weight groups"),
+        ((2, 8, 4, 4), (2, 4, 9, 4, 5), 1, "batch, size or device differ"),
+        ((2, 8, 4, 4), (1, 4, 9, 4, 4), 1, "batch, size or device differ"),
+        ((2, 8, 4, 4), (2, 4, 9, 4, 4), 0, "dilation 0"),
     ],
 )
-def test_wrong_shapes_are_refused(value, weight, message):
+def test_wrong_shapes_are_refused(value, weight, dilation, message):
     with pytest.raises(ValueError, match=message):
-        local_aggregation(torch.zeros(value), torch.zeros(weight))
+        local_aggregation(torch.zeros(value), torch.zeros(weight), dilation=dilation)
+
+
+@pytest.mark.gpu
+@formats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stage", [(64, 8, 56), (128, 16, 28), (512, 64, 7), (24, 3, 57)])
+def test_on_the_gpu(stage, dtype, last):
+    """The public function: values, the same bits twice, and compiled into one graph."""
+    channels, groups, pixels = stage
+    case = inputs(4, channels, groups, 3, (pixels, pixels), dtype, last, "cuda")
+    for found, again in zip(check(local_aggregation, *case), check(local_aggregation, *case), strict=True):
+        assert torch.equal(found, again)
+    check(torch.compile(local_aggregation, fullgraph=True), *case)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert local_aggregation(case[0].bfloat16(), case[1].float()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_beyond_32_bits_on_the_gpu():
+    """A sample of more than 2^31 elements; 1 GiB of weights, 4 + 4 of values."""
+    value = torch.randn(1, 4, 23200, 23200, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(1, 1, 1, 23200, 23200, device="cuda", dtype=torch.bfloat16)
+    result = local_aggregation(value, weight)
+    assert torch.equal(result[:, 3, -1], value[:, 3, -1] * weight[:, 0, 0, -1])

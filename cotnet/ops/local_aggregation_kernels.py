@@ -1,0 +1,162 @@
+"""The Triton kernels of local aggregation: the sums, and both gradients at once.
+
+A program owns a tile of weight groups and positions and walks over the rows of channels that share these groups, so
+that every weight is read once, stays in registers, and its gradient is summed by one program: no atomics, the same bits
+every time. What taps share of the values comes from the cache. Strides are (sample, channel, position) of maps and
+(sample, group, tap, position) of weights; sums are of type SUM.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(height, width, groups, WIDE: tl.constexpr, LAST: tl.constexpr, TILE: tl.constexpr, TILE_GROUPS: tl.constexpr):
+    """This program's sample, groups (TILE_GROUPS, 1) and positions (1, TILE); neighbours in memory run side by side."""
+    index = tl.program_id(0)
+    tiles, group_tiles = tl.cdiv(height * width, TILE), tl.cdiv(groups, TILE_GROUPS)
+    if LAST:
+        group_tile, tile = index % group_tiles, index // group_tiles % tiles
+    else:
+        group_tile, tile = index // tiles % group_tiles, index % tiles
+    group = group_tile * TILE_GROUPS + tl.arange(0, TILE_GROUPS)[:, None]
+    position = tile * TILE + tl.arange(0, TILE)[None, :]
+    if WIDE:
+        group, position = group.to(tl.int64), position.to(tl.int64)
+    return (index // (tiles * group_tiles)).to(tl.int64), group, position
+
+
+@triton.jit
+def _inside(y, x, height, width):
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+@triton.jit
+def sums(
+    value,
+    weight,
+    result,
+    height,
+    width,
+    rows,
+    value_strides,
+    weight_strides,
+    result_strides,
+    GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    WIDE: tl.constexpr,
+    LAST: tl.constexpr,
+    TILE: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """result[position] = sum over taps of value[position + tap] * weight[tap, position], row by row."""
+    sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
+    y, x = position // width, position % width
+    own = (group < GROUPS) & (position < height * width)
+    value_sample, value_channel, value_position = value_strides
+    weight_sample, weight_group, weight_tap, weight_position = weight_strides
+    result_sample, result_channel, result_position = result_strides
+    value += sample * value_sample
+    weight += sample * weight_sample
+    result += sample * result_sample
+    value_at = group * value_channel + position * value_position
+    weight_at = group * weight_group + position * weight_position
+    result_at = group * result_channel + position * result_position
+    weights = ()
+    for tap in tl.static_range(KERNEL * KERNEL):
+        weights = weights + (tl.load(weight + (weight_at + tap * weight_tap), own, 0.0),)
+    for _ in range(rows):
+        total = tl.zeros([TILE_GROUPS, TILE], SUM)
+        for tap in tl.static_range(KERNEL * KERNEL):
+            dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+            there = own & _inside(y + dy, x + dx, height, width)
+            values = tl.load(value + (value_at + (dy * width + dx) * value_position), there, 0.0)
+            total += values.to(SUM) * weights[tap].to(SUM)
+        tl.store(result + result_at, total.to(result.dtype.element_ty), own)
+        value += GROUPS * value_channel
+        result += GROUPS * result_channel
+
+
+@triton.jit
+def gradients(
+    upstream,
+    value,
+    weight,
+    value_gradient,
+    weight_gradient,
+    height,
+    width,
+    rows,
+    upstream_strides,
+    value_strides,
+    weight_strides,
+    result_strides,
+    sum_strides,
+    NEED_VALUE: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    WIDE: tl.constexpr,
+    LAST: tl.constexpr,
+    TILE: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """value_gradient[position] = sum over taps of upstream[position - tap] * weight[tap, position - tap], and
+    weight_gradient[tap, position] = sum over rows of value[position + tap] * upstream[position].
+    """
+    sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
+    y, x = position // width, position % width
+    own = (group < GROUPS) & (position < height * width)
+    upstream_sample, upstream_channel, upstream_position = upstream_strides
+    value_sample, value_channel, value_position = value_strides
+    weight_sample, weight_group, weight_tap, weight_position = weight_strides
+    result_sample, result_channel, result_position = result_strides
+    sum_sample, sum_group, sum_tap, sum_position = sum_strides
+    upstream += sample * upstream_sample
+    value += sample * value_sample
+    weight += sample * weight_sample
+    value_gradient += sample * result_sample
+    weight_gradient += sample * sum_sample
+    upstream_at = group * upstream_channel + position * upstream_position
+    value_at = group * value_channel + position * value_position
+    weight_at = group * weight_group + position * weight_position
+    result_at = group * result_channel + position * result_position
+    sum_at = group * sum_group + position * sum_position
+    weights = ()
+    added = ()
+    for tap in tl.static_range(KERNEL * KERNEL):
+        dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+        if NEED_VALUE:
+            there = own & _inside(y - dy, x - dx, height, width)
+            at = weight_at + tap * weight_tap - (dy * width + dx) * weight_position
+            weights = weights + (tl.load(weight + at, there, 0.0),)
+        if NEED_WEIGHT:
+            added = added + (tl.zeros([TILE_GROUPS, TILE], SUM),)
+    for _ in range(rows):
+        total = tl.zeros([TILE_GROUPS, TILE], SUM)
+        ups = tl.load(upstream + upstream_at, own, 0.0).to(SUM)
+        before = added
+        added = ()
+        for tap in tl.static_range(KERNEL * KERNEL):
+            dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+            if NEED_VALUE:
+                there = own & _inside(y - dy, x - dx, height, width)
+                near = tl.load(upstream + (upstream_at - (dy * width + dx) * upstream_position), there, 0.0)
+                total += near.to(SUM) * weights[tap].to(SUM)
+            if NEED_WEIGHT:
+                there = own & _inside(y + dy, x + dx, height, width)
+                values = tl.load(value + (value_at + (dy * width + dx) * value_position), there, 0.0)
+                added = added + (before[tap] + values.to(SUM) * ups,)
+        if NEED_VALUE:
+            tl.store(value_gradient + result_at, total.to(value_gradient.dtype.element_ty), own)
+        upstream += GROUPS * upstream_channel
+        value += GROUPS * value_channel
+        value_gradient += GROUPS * result_channel
+    if NEED_WEIGHT:
+        for tap in tl.static_range(KERNEL * KERNEL):
+            at = weight_gradient + (sum_at + tap * sum_tap)
+            tl.store(at, added[tap].to(weight_gradient.dtype.element_ty), own)

@@ -1,0 +1,64 @@
+"""python -m cotnet.benchmarks.local_aggregation on small maps: what it records, never how fast."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from cotnet.benchmarks.local_aggregation import (
+    PEER,
+    copy_bandwidth,
+    cpu_peak,
+    main,
+    make_tensors,
+    moved_bytes,
+    peak_bytes,
+    unfold_form,
+)
+from cotnet.ops import local_aggregation
+
+
+@pytest.mark.slow
+def test_records_table_and_plot(tmp_path, capsys):
+    small = ["--stages", "16x4", "--batch", "2", "--rounds", "2", "--threads", "1"]
+    main([*small, "--json", str(tmp_path / "operator.json"), "--plot", str(tmp_path / "operator.png")])
+    records = json.loads((tmp_path / "operator.json").read_text())["records"]
+    names = [f"2x16x4x4 {name}" for name in ("contiguous", "channels_last")]
+    forms = ["eager", "compiled", PEER]
+    assert [(record["name"], record["form"]) for record in records] == [
+        (name, form) for name in names for form in forms
+    ]
+    for record in records:
+        assert (record["peer"], record["dtype"]) == (PEER, "float32")
+        assert record["peak_maps"] == record["peak_bytes"] / (2 * 16 * 4 * 4 * 4)
+        peer = next(other for other in records if other["name"] == record["name"] and other["form"] == PEER)
+        assert record["ratio"] == peer["milliseconds"] / record["milliseconds"]
+    assert "peak maps" in capsys.readouterr().out
+    with Image.open(tmp_path / "operator.png") as plot:
+        assert min(plot.size) > 100
+
+
+def test_memory_that_the_profiler_sees():
+    def work():
+        held = torch.zeros(1000)
+        torch.zeros(3000)
+        return held + torch.zeros(500).sum()
+
+    assert 16000 <= cpu_peak(work) <= 16300
+
+
+def test_the_operator_needs_less_than_a_feature_map():
+    for memory_format in ("contiguous", "channels_last"):
+        tensors = make_tensors("64x28", 16, memory_format, torch.float32, torch.device("cpu"))
+        size = tensors.value.numel() * 4
+        assert peak_bytes(local_aggregation, tensors) < size
+        assert peak_bytes(unfold_form, tensors) > 9 * size
+        assert moved_bytes(tensors) == (2 * size + size * 9 // 8, 3 * size + 2 * size * 9 // 8)
+        assert_close(local_aggregation(*tensors[:2]), unfold_form(*tensors[:2]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_copies_have_a_bandwidth():
+    assert copy_bandwidth(torch.device("cuda", 0)) > 1e10
