@@ -64,9 +64,11 @@ def sums(
     value_at = group * value_channel + position * value_position
     weight_at = group * weight_group + position * weight_position
     result_at = group * result_channel + position * result_position
+    stride = tl.full([], GROUPS, tl.int64)  # from row to row
     weights = ()
-    for tap in tl.static_range(KERNEL * KERNEL):
-        weights = weights + (tl.load(weight + (weight_at + tap * weight_tap), own, 0.0),)
+    for _ in tl.static_range(KERNEL * KERNEL):
+        weights = weights + (tl.load(weight + weight_at, own, 0.0),)
+        weight += weight_tap
     for _ in range(rows):
         total = tl.zeros([TILE_GROUPS, TILE], SUM)
         for tap in tl.static_range(KERNEL * KERNEL):
@@ -75,8 +77,8 @@ def sums(
             values = tl.load(value + (value_at + (dy * width + dx) * value_position), there, 0.0)
             total += values.to(SUM) * weights[tap].to(SUM)
         tl.store(result + result_at, total.to(result.dtype.element_ty), own)
-        value += GROUPS * value_channel
-        result += GROUPS * result_channel
+        value += stride * value_channel
+        result += stride * result_channel
 
 
 @triton.jit
@@ -126,14 +128,16 @@ def gradients(
     weight_at = group * weight_group + position * weight_position
     result_at = group * result_channel + position * result_position
     sum_at = group * sum_group + position * sum_position
+    stride = tl.full([], GROUPS, tl.int64)  # from row to row
     weights = ()
     added = ()
     for tap in tl.static_range(KERNEL * KERNEL):
         dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
         if NEED_VALUE:
             there = own & _inside(y - dy, x - dx, height, width)
-            at = weight_at + tap * weight_tap - (dy * width + dx) * weight_position
+            at = weight_at - (dy * width + dx) * weight_position
             weights = weights + (tl.load(weight + at, there, 0.0),)
+            weight += weight_tap
         if NEED_WEIGHT:
             added = added + (tl.zeros([TILE_GROUPS, TILE], SUM),)
     for _ in range(rows):
@@ -153,10 +157,10 @@ def gradients(
                 added = added + (before[tap] + values.to(SUM) * ups,)
         if NEED_VALUE:
             tl.store(value_gradient + result_at, total.to(value_gradient.dtype.element_ty), own)
-        upstream += GROUPS * upstream_channel
-        value += GROUPS * value_channel
-        value_gradient += GROUPS * result_channel
+        upstream += stride * upstream_channel
+        value += stride * value_channel
+        value_gradient += stride * result_channel
     if NEED_WEIGHT:
         for tap in tl.static_range(KERNEL * KERNEL):
-            at = weight_gradient + (sum_at + tap * sum_tap)
-            tl.store(at, added[tap].to(weight_gradient.dtype.element_ty), own)
+            tl.store(weight_gradient + sum_at, added[tap].to(weight_gradient.dtype.element_ty), own)
+            weight_gradient += sum_tap
