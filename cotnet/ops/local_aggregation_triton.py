@@ -83,10 +83,10 @@ def _strides(*tensors: torch.Tensor) -> list[tuple[int, ...]]:
 @torch.library.custom_op("cotnet::local_aggregation", mutates_args=())
 def aggregate(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
     """The aggregated values, of value's dtype, which weight must have too, and memory format."""
+    value, weight = _even(value), _even(weight)
     result = torch.empty_like(value)
     if not result.numel():
         return result
-    value, weight = _even(value), _even(weight)
     programs, constants = _launch(value, weight, dilation, [result], shared=1)
     rows = value.shape[1] // weight.shape[1]
     with torch.cuda.device_of(value):
@@ -106,10 +106,10 @@ def differentiate(  # noqa: PLR0917
     need_weight: bool,  # noqa: FBT001
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of value and weight; an empty tensor for one that is not needed."""
+    upstream, value, weight = _even(upstream), _even(value), _even(weight)
     results = _gradients_like(upstream, value, weight, dilation, need_value, need_weight)
     if not value.numel():
         return results
-    upstream, value, weight = _even(upstream), _even(value), _even(weight)
     like = (results[0] if need_value else value, results[1] if need_weight else weight)
     shared = int(need_value) + int(need_weight)
     programs, constants = _launch(value, weight, dilation, [upstream, *like], shared=max(shared, 1))
@@ -132,7 +132,7 @@ def differentiate(  # noqa: PLR0917
 
 @aggregate.register_fake
 def _aggregate_fake(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:  # noqa: ARG001
-    return torch.empty_like(value)
+    return torch.empty_like(_even(value))
 
 
 @differentiate.register_fake
@@ -145,8 +145,8 @@ def _gradients_like(  # noqa: PLR0917
     need_weight: bool,  # noqa: FBT001
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return (
-        torch.empty_like(value) if need_value else value.new_empty(0),
-        torch.empty_like(weight) if need_weight else weight.new_empty(0),
+        torch.empty_like(_even(value)) if need_value else value.new_empty(0),
+        torch.empty_like(_even(weight)) if need_weight else weight.new_empty(0),
     )
 
 

@@ -98,25 +98,26 @@ def test_triton_in_half_precision(dtype, last):
 
 @pytest.mark.parametrize("form", [local_aggregation, triton])
 def test_maps_that_are_not_dense(form):
-    """Views are read as they lie; what comes back may lie otherwise."""
-    value, weight, upstream = inputs(batch=1, device=DEVICE if form is triton else "cpu")
-    value, weight, upstream = (x.detach() for x in (value, weight, upstream))
-    expected = form(value, weight)
-    wide = torch.cat([value, value], 1)[:, 4:12].roll(-4, 1)
-    channels = torch.cat([value, value], 1)[:, :8]
-    columns = torch.cat([value, value], 3)[..., :7]
-    swapped = value.transpose(2, 3).contiguous().transpose(2, 3)
-    mixed = value.contiguous(memory_format=torch.channels_last)
-    for x in (wide, channels, columns, swapped, mixed):
-        assert_close(form(x, weight), expected, rtol=0, atol=1e-13)
-    weights = (weight.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([weight, weight], 4)[..., :7])
-    for x in weights:
-        assert_close(form(value, x), expected, rtol=0, atol=1e-13)
-    value.requires_grad_()
-    (gradient,) = torch.autograd.grad(form(value, weight).sum(), value)
-    assert_close(
-        gradient, torch.autograd.grad(form(value, weight), value, torch.ones(()).expand(value.shape).to(value))[0]
-    )
+    """Views and mixed memory formats."""
+    value, weight, upstream = (x.detach() for x in inputs(batch=1, device=DEVICE if form is triton else "cpu"))
+    leaves = value.clone().requires_grad_(), weight.clone().requires_grad_()
+    expected = form(*leaves)
+    gradients = torch.autograd.grad(expected, leaves, upstream)
+    views = {
+        "channels": (torch.cat([value, value], 1)[:, :8], weight),
+        "columns": (torch.cat([value, value], 3)[..., :7], torch.cat([weight, weight], 4)[..., :7]),
+        "turned": (value.mT.contiguous().mT, weight.mT.contiguous().mT),
+        "mixed": (value.contiguous(memory_format=torch.channels_last), weight),
+        "taps first": (value, weight.transpose(1, 2).contiguous().transpose(1, 2)),
+    }
+    for name, pair in views.items():
+        pair = tuple(x.detach().requires_grad_() for x in pair)
+        result = form(*pair)
+        assert_close(result, expected, rtol=0, atol=1e-13, msg=name)
+        for back in (upstream, upstream.mT.contiguous().mT, upstream.contiguous(memory_format=torch.channels_last)):
+            assert_close(torch.autograd.grad(result, pair, back, retain_graph=True), gradients, rtol=0, atol=1e-13)
+    ones = torch.autograd.grad(form(*leaves).sum(), leaves)  # comes back expanded, without memory of its own
+    assert_close(ones, torch.autograd.grad(form(*leaves), leaves, torch.ones_like(value)), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("prefix", ["", "h2_"])
