@@ -110,8 +110,8 @@ def test_maps_that_are_not_dense(form):
         "mixed": (value.contiguous(memory_format=torch.channels_last), weight),
         "taps first": (value, weight.transpose(1, 2).contiguous().transpose(1, 2)),
     }
-    for name, pair in views.items():
-        pair = tuple(x.detach().requires_grad_() for x in pair)
+    for name, view in views.items():
+        pair = tuple(x.detach().requires_grad_() for x in view)
         result = form(*pair)
         assert_close(result, expected, rtol=0, atol=1e-13, msg=name)
         for back in (upstream, upstream.mT.contiguous().mT, upstream.contiguous(memory_format=torch.channels_last)):
