@@ -84,28 +84,29 @@ def test_maps_beyond_the_cache(size, last):
 
 @cases
 @formats
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_triton_equals_the_definition(case, last, dtype):
-    check(triton, *inputs(**case, last=last, dtype=dtype, device=DEVICE))
+def test_triton_equals_the_definition(case, last):
+    check(triton, *inputs(**case, last=last, device=DEVICE))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @formats
-def test_triton_in_half_precision(dtype, last):
-    case = inputs(batch=1, channels=24, groups=3, size=(5, 19), last=last, dtype=dtype, device=DEVICE)
+def test_triton_sums_in_float32(dtype, last):
+    case = inputs(batch=1, channels=6, groups=3, size=(3, 5), last=last, dtype=dtype, device=DEVICE)
     check(triton, *case, dilation=2)
 
 
 @pytest.mark.parametrize("form", [local_aggregation, triton])
 def test_maps_that_are_not_dense(form):
     """Views and mixed memory formats."""
-    value, weight, upstream = (x.detach() for x in inputs(batch=1, device=DEVICE if form is triton else "cpu"))
+    value, weight, upstream = (
+        x.detach() for x in inputs(1, 4, 2, 3, (2, 3), device=DEVICE if form is triton else "cpu")
+    )
     leaves = value.clone().requires_grad_(), weight.clone().requires_grad_()
     expected = form(*leaves)
     gradients = torch.autograd.grad(expected, leaves, upstream)
     views = {
-        "channels": (torch.cat([value, value], 1)[:, :8], weight),
-        "columns": (torch.cat([value, value], 3)[..., :7], torch.cat([weight, weight], 4)[..., :7]),
+        "channels": (torch.cat([value, value], 1)[:, :4], weight),
+        "columns": (torch.cat([value, value], 3)[..., :3], torch.cat([weight, weight], 4)[..., :3]),
         "turned": (value.mT.contiguous().mT, weight.mT.contiguous().mT),
         "mixed": (value.contiguous(memory_format=torch.channels_last), weight),
         "taps first": (value, weight.transpose(1, 2).contiguous().transpose(1, 2)),
@@ -143,7 +144,7 @@ def test_first_and_second_derivatives(last):
 @formats
 def test_triton_derivatives(last):
     value, weight, _ = inputs(batch=1, channels=2, groups=1, size=(2, 3), last=last, device=DEVICE)
-    assert torch.autograd.gradcheck(triton, (value, weight))
+    assert torch.autograd.gradcheck(triton, (value, weight), fast_mode=True)
 
 
 @pytest.mark.parametrize("form", [local_aggregation, triton])
@@ -185,7 +186,7 @@ def test_expressions_equal_the_definition(last):
 def test_compiles_into_one_graph(form, last):
     compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
     for size in ((6, 7), (9, 5)):
-        check(compiled, *inputs(batch=1, size=size, last=last, device=DEVICE if form is triton else "cpu"))
+        check(compiled, *inputs(size=size, last=last, device=DEVICE if form is triton else "cpu"))
 
 
 @pytest.mark.slow
@@ -216,7 +217,6 @@ def test_tiles_hold_a_power_of_two(last):
                 for item_size, shared in ((2, 1), (4, 2), (8, 1)):
                     sizes = tile_sizes(positions, groups, taps, item_size, last=last, shared=shared)
                     assert all(size & (size - 1) == 0 and size > 0 for size in sizes)
-                    assert sizes[0] * sizes[1] * positions * groups >= 32
                     assert sizes[0] * sizes[1] <= 128 * 16 // item_size
     assert tile_sizes(3136, 8, 9, 2, last=True, shared=1) == (128, 8)  # 8 bfloat16 for a thread
     assert tile_sizes(3136, 8, 9, 4, last=False, shared=2) == (64, 2)
