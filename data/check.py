@@ -1,8 +1,10 @@
 """Look at every image of a set: `python -m data.check ROOT`.
 
 Decodes everything in parallel, names what is damaged, unsupported, wrongly named or there twice, and writes
-ROOT/manifest.json, from which training takes the set without the damaged and unsupported files. `--full` writes nothing
-and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2 no such set.
+ROOT/manifest.json, from which training takes the set without the damaged and unsupported files. Wrongly named and
+duplicate files are named and stay: both loaders read them, and which copy is too many is for a person to say. `--full`
+writes nothing and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2 no such
+set.
 """
 
 import argparse
