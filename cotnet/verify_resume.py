@@ -118,7 +118,7 @@ def cut_all_the_way(command: list[str], folder: Path, cuts: int, steps: int, cha
         RunError: it was too fast to be cut so often.
     """
     table = Table("cut", "signal", "at step", "exit code", "seconds to end", box=box.SIMPLE_HEAD)
-    for index, wanted in enumerate(sorted(chance.choices(range(steps), k=cuts))):
+    for index, wanted in enumerate(sorted(chance.choices(range(steps * 9 // 10), k=cuts))):
         number = (signal.SIGTERM, signal.SIGKILL)[index % 2]
         code, seconds = cut(command, folder, number, wanted, chance.uniform(0, 0.2))
         if code == 0:

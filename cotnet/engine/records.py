@@ -36,8 +36,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)]
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drops the records after `step` and an unfinished last line, so that a run continues where its checkpoint stands.
+def cut_back(path: Path, step: int, *, evaluated: bool) -> None:
+    """Drops the records after `step` and an unfinished last line, so that a run continues where its checkpoint stands;
+    and the validation at `step` unless the checkpoint was `evaluated` there: a kill before it could be saved, after a
+    stop in the middle of an evaluation, would leave it twice.
 
     The file is replaced in one move. What is kept stays byte for byte; with nothing to drop the file is not touched.
     Raises InputError if the file is missing though steps were done, or damaged before its last line.
@@ -46,7 +48,11 @@ def cut_back(path: Path, step: int) -> None:
         if step == 0:
             return
         raise InputError(f"{path} is missing, but the checkpoint stands at step {step}; put it back or start a new run")
-    kept = b"".join(line for line, record in _lines(path) if record["step"] <= step)
+    kept = b"".join(
+        line
+        for line, record in _lines(path)
+        if record["step"] < step or (record["step"] == step and (evaluated or not _is_validation(record)))
+    )
     if len(kept) != path.stat().st_size:
         write_atomic(path, kept)
 
@@ -102,6 +108,10 @@ def flush(file: BinaryIO) -> None:
     """Waits until what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def _is_validation(record: dict[str, Any]) -> bool:
+    return any(key.startswith("val/") for key in record)
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

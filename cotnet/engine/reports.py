@@ -53,7 +53,7 @@ class RunReports:
         self.folder, self.logger = folder, logger
         self.metrics = folder / "metrics.jsonl"
         self.classes = config["data"]["num_classes"]
-        self._cut_back(state.step)
+        self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
         state.run_id = logger.start(folder, config | {"environment": environment}, state.run_id or None, folder.name)
         self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
@@ -84,7 +84,7 @@ class RunReports:
 
     def rolled_back(self, state: State, line: str) -> None:
         """The records after the state's step are gone, and a line says why."""
-        self._cut_back(state.step)
+        self._cut_back(state)
         self.progress.note(line)
 
     def status(self, status: str, state: State) -> None:
@@ -107,6 +107,6 @@ class RunReports:
         if warning := self.watch.see(record):
             self.progress.note(warning)
 
-    def _cut_back(self, step: int) -> None:
-        records.cut_back(self.metrics, step)
+    def _cut_back(self, state: State) -> None:
+        records.cut_back(self.metrics, state.step, evaluated=state.evaluated == state.step)
         self.watch = Watch(self.classes, records.read(self.metrics) if self.metrics.exists() else ())

@@ -66,13 +66,13 @@ def test_a_torn_last_line_is_dropped(metrics, tail):
     whole = metrics.read_bytes()
     metrics.write_bytes(whole + tail)
     assert steps_in(metrics) == [1, 2]
-    records.cut_back(metrics, 5)
+    records.cut_back(metrics, 5, evaluated=True)
     assert metrics.read_bytes() == whole
 
 
 def test_damage_before_the_last_line_is_an_error_that_names_the_line(metrics):
     metrics.write_bytes(b'{"step": 1}\n{"step": 2\n{"step": 3}\n')
-    for call in (lambda: records.read(metrics), lambda: records.cut_back(metrics, 3)):
+    for call in (lambda: records.read(metrics), lambda: records.cut_back(metrics, 3, evaluated=True)):
         with pytest.raises(InputError, match=r"metrics\.jsonl, line 2"):
             call()
     assert metrics.read_bytes().count(b"\n") == 3
@@ -81,27 +81,38 @@ def test_damage_before_the_last_line_is_an_error_that_names_the_line(metrics):
 def test_cut_back_keeps_the_records_up_to_the_step(metrics):
     write_steps(metrics, 10, 20, 20, 30, 40)
     lines = metrics.read_bytes().splitlines(keepends=True)
-    records.cut_back(metrics, 20)
+    records.cut_back(metrics, 20, evaluated=True)
     assert metrics.read_bytes() == b"".join(lines[:3])
-    records.cut_back(metrics, 0)
+    records.cut_back(metrics, 0, evaluated=True)
     assert metrics.read_bytes() == b""
     assert list(metrics.parent.iterdir()) == [metrics]
+
+
+def test_a_validation_that_no_checkpoint_knows_of_is_dropped(metrics):
+    """A stop in the middle of an evaluation saves its step; a kill after the evaluation, before the next save."""
+    rows = [{"step": 4, "val/top1": 10.0}, {"step": 8, "train/loss": 2.0}, {"step": 8, "val/top1": 20.0}]
+    for row in rows:
+        records.append(metrics, row)
+    records.cut_back(metrics, 8, evaluated=True)
+    assert records.read(metrics) == rows
+    records.cut_back(metrics, 8, evaluated=False)
+    assert records.read(metrics) == rows[:2]
 
 
 def test_cut_back_leaves_a_file_alone_that_has_nothing_to_drop(metrics):
     write_steps(metrics, 10, 20)
     before = metrics.stat()
-    records.cut_back(metrics, 20)
+    records.cut_back(metrics, 20, evaluated=True)
     after = metrics.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 def test_a_missing_file_is_fine_only_where_no_step_was_done(metrics):
-    records.cut_back(metrics, 0)
+    records.cut_back(metrics, 0, evaluated=True)
     records.sync(metrics)
     assert not metrics.exists()
     with pytest.raises(InputError, match=r"metrics\.jsonl is missing, but the checkpoint stands at step 7"):
-        records.cut_back(metrics, 7)
+        records.cut_back(metrics, 7, evaluated=True)
     with pytest.raises(FileNotFoundError):
         records.read(metrics)
 
