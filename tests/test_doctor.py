@@ -1,9 +1,13 @@
 import re
 
+import pytest
 import torch
 from programs import make_digits, run_process
 
 from data.check import check
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_one_page_about_the_machine_and_a_run(tmp_path):

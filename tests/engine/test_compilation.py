@@ -17,6 +17,7 @@ def small():
     return nn.Sequential(*layers, nn.Dropout(0.5), nn.Linear(8, 2))
 
 
+@pytest.mark.slow
 def test_one_graph_per_image_size_and_the_model_itself_stays_eager():
     model, twin = small(), small()
     keys = list(model.state_dict())

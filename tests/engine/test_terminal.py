@@ -67,6 +67,7 @@ def visible(written: str) -> list[str]:
     return [line.rstrip() for line in text.split("\n") if line.strip()]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_growing_table_over_a_bar():
     written = on_a_terminal(RUN, "bar", "0.5")  # drawn four times a second
     lines = visible(written)

@@ -82,6 +82,7 @@ def test_maps_beyond_the_cache(size, last):
     check(local_aggregation, *inputs(batch=3, size=size, last=last, dtype=torch.float32))
 
 
+@pytest.mark.slow
 @cases
 @formats
 def test_triton_equals_the_definition(case, last):
