@@ -6,7 +6,6 @@ from programs import make_digits, run_process
 
 from data.check import check
 
-
 pytestmark = pytest.mark.slow
 
 
