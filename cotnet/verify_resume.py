@@ -7,6 +7,7 @@ optimizer, progress and every logged figure but those of the clock must be the s
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -92,7 +93,7 @@ def cut(command: Sequence[str], folder: Path, number: signal.Signals, step: int,
     log, errors = folder / "metrics.jsonl", folder.with_suffix(".err")
     before = log.stat().st_mtime if log.exists() else 0.0
     with errors.open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
     while process.poll() is None and not (log.exists() and log.stat().st_mtime > before and last_step(log) >= step):
         time.sleep(0.02)
     time.sleep(delay)
@@ -100,9 +101,22 @@ def cut(command: Sequence[str], folder: Path, number: signal.Signals, step: int,
     if process.poll() is None:
         process.send_signal(number)
     code = process.wait()
+    deadline = time.monotonic() + 30
+    while (
+        _group_lives(process.pid) and time.monotonic() < deadline
+    ):  # the ranks of a parent that was killed finish their step and save
+        time.sleep(0.02)
     if code not in (0, 75, -signal.SIGKILL):
         raise RunError(f"the run ended with code {code}: {errors.read_text().strip().splitlines()[-1:]}")
     return code, time.monotonic() - sent
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def last_step(log: Path) -> int:
