@@ -20,6 +20,7 @@ from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
 from cotnet.models.fusing import fuse
 from cotnet.nodes import typed
+from cotnet.sections import DataSettings, LaunchSettings, check_keys
 from data.samples import read_split
 
 KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "backbone", "data", "loader", "launch"}
@@ -28,16 +29,16 @@ KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "back
 @entry("evaluate", outputs="outputs/evaluation")
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
-    assembly.check_keys(config, KEYS)
+    check_keys(config, KEYS)
     if config["weights"] not in ("ema", "raw"):
         raise InputError(f"weights={config['weights']} is unknown; valid: ema, raw")
     checkpoint = subject.own_checkpoint(config)
     config = subject.completed(config, checkpoint)
     if config["compile"]:
         require_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "compile")
-    ranks = count_ranks(typed(assembly.LaunchSettings, config["launch"], "launch").ranks)
+    ranks = count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
     assembly.check_loader(config)
-    data = typed(assembly.DataSettings, config["data"], "data")
+    data = typed(DataSettings, config["data"], "data")
     subject.load_model(config, checkpoint)
     subject.check_classes(config, read_split(data.root, "val"))
     folder = Path(config["output_dir"])
@@ -65,7 +66,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
 
 def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     """Top-1, top-5, loss, image count and speed over the val split; collective."""
-    data = typed(assembly.DataSettings, config["data"], "data")
+    data = typed(DataSettings, config["data"], "data")
     precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
     precision.set_products()
     model = subject.load_model(config, subject.own_checkpoint(config))

@@ -19,53 +19,14 @@ from cotnet.config import Config
 from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
 from cotnet.engine.launch import HANGING
 from cotnet.engine.precision import Precision
-from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.nodes import about, bind, build, check, nearest, typed
+from cotnet.nodes import about, bind, build, check, typed
+from cotnet.sections import DataSettings, LaunchSettings, Settings, read_settings
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
 from data.progressive import ProgressiveLoader, ramp
 from data.samples import DataError, ImageSet, read_splits
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """`data` of the configuration. `image_size` is the training crop, `eval_size` the evaluation's; `crop_ratio` is
-    the crop's share of the resized shorter side; `eval_flip` averages the logits of an image and its mirror image;
-    `mean`, `std` are per channel, of images in [0, 1]."""
-
-    root: Path
-    num_classes: int
-    image_size: int
-    eval_size: int
-    eval_batch_size: int
-    crop_ratio: float
-    eval_interpolation: str
-    eval_flip: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        for name in ("num_classes", "image_size", "eval_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"crop_ratio={self.crop_ratio:g} must be above 0 and at most 1")
-        if min(self.std) <= 0:
-            raise ValueError(f"std={list(self.std)} must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchSettings:
-    """`launch` of the configuration; `ranks` null: one per visible GPU, one without a GPU."""
-
-    ranks: int | None
-    timeout_minutes: float
-
-    def __post_init__(self) -> None:
-        if self.timeout_minutes <= 0:
-            raise ValueError(f"timeout_minutes={self.timeout_minutes:g} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +38,6 @@ class Pretrained:
     head: Literal["keep", "reset"] = "keep"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The typed sections of a training configuration."""
-
-    seed: int
-    train: TrainSettings
-    data: DataSettings
-    launch: LaunchSettings
-    checkpoint: CheckpointSettings
-
-
-SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
-CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
@@ -110,27 +58,6 @@ def settings_of(config: Config) -> Settings:
     schedule_of(config)
     build(config["logger"], "logger")
     return settings
-
-
-def read_settings(config: Config) -> Settings:
-    """The typed sections of a training configuration, whose groups are not looked into; InputError as settings_of."""
-    check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
-    for key in CHOICES:
-        if not isinstance(config.get(key), Mapping):
-            raise InputError(f"{key} is required; choose one with {key}=NAME")
-    sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise InputError(f"seed={config['seed']} must be a whole number from 0")
-    if not isinstance(config["explain"], bool):
-        raise InputError(f"explain={config['explain']} must be true or false")
-    return Settings(seed=config["seed"], **sections)
-
-
-def check_keys(config: Config, known: set[str]) -> None:
-    """Raise InputError for a key that no program of ours reads."""
-    for key in config:
-        if key not in known:
-            raise InputError(f"{key} is not a setting; {nearest(key, known)}")
 
 
 def check_loader(config: Config) -> None:

@@ -22,6 +22,7 @@ from cotnet.engine.terminal import say
 from cotnet.errors import InputError
 from cotnet.lints import differences, lints, plan_of
 from cotnet.nodes import build
+from cotnet.sections import Settings, read_settings
 from data.augment import Augmentation
 from data.samples import DataError, ImageSet, class_words, read_splits
 
@@ -36,7 +37,7 @@ def explain(config: Config) -> int:
         return 0
     missing = config["data"]["root"] is None
     config["data"]["root"] = config["data"]["root"] or "data.root"
-    settings = assembly.read_settings(config)
+    settings = read_settings(config)
     wanted = settings.launch.ranks
     ranks = wanted if wanted and wanted > 0 else count_ranks(wanted)  # may be more than this machine has GPUs
     folder = Path(config["output_dir"]) / "explain"
@@ -72,7 +73,7 @@ def _nothing(_: object) -> Lines:
     return iter(())
 
 
-def image_set(settings: assembly.Settings, *, missing: bool) -> tuple[str, ImageSet | None]:
+def image_set(settings: Settings, *, missing: bool) -> tuple[str, ImageSet | None]:
     """Why there are no images, or an empty string and the training set."""
     if missing:
         return "data.root is not given", None
@@ -82,7 +83,7 @@ def image_set(settings: assembly.Settings, *, missing: bool) -> tuple[str, Image
         return str(error), None
 
 
-def budget(config: Config, settings: assembly.Settings, ranks: int, images: int | None, absent: str) -> Lines:
+def budget(config: Config, settings: Settings, ranks: int, images: int | None, absent: str) -> Lines:
     """Images, batch, steps."""
     train, data = settings.train, settings.data
     published = f"{images:,} to train on, ImageNet-1k's published number: {absent}" if images else f"unknown: {absent}"
@@ -102,7 +103,7 @@ def budget(config: Config, settings: assembly.Settings, ranks: int, images: int 
         yield "", f"{repeats} crops of an image in a row, so an epoch shows 1/{repeats} of the images"
 
 
-def fit(settings: assembly.Settings, ranks: int, images: int | None, train: ImageSet | None) -> Lines:
+def fit(settings: Settings, ranks: int, images: int | None, train: ImageSet | None) -> Lines:
     """Whether batch, ranks and classes fit the images; says nothing if they do."""
     settings.train.check_batch(ranks, images or settings.train.batch_size)
     if train is not None:
@@ -110,7 +111,7 @@ def fit(settings: assembly.Settings, ranks: int, images: int | None, train: Imag
     yield from ()
 
 
-def rate(config: Config, settings: assembly.Settings, folder: Path) -> Lines:
+def rate(config: Config, settings: Settings, folder: Path) -> Lines:
     """The learning rate that is used, and its plot."""
     optimizer = config["optimizer"]
     schedule = assembly.schedule_of(config)
@@ -135,7 +136,7 @@ def rate(config: Config, settings: assembly.Settings, folder: Path) -> Lines:
         yield "image size", f"{sizes[0]} px at first, {sizes[-1]} px in the last epoch"
 
 
-def model(config: Config, settings: assembly.Settings) -> Lines:
+def model(config: Config, settings: Settings) -> Lines:
     """The backbone's parameters and how the optimizer groups them."""
     assembly.check_backbone(config["backbone"])
     with torch.device("meta"):  # shapes without memory
@@ -152,7 +153,7 @@ def model(config: Config, settings: assembly.Settings) -> Lines:
         yield f"group {number}", f"{held}: weight decay {group.get('weight_decay', 0.0):g}, learning rate x {scale:.4g}"
 
 
-def evaluation(settings: assembly.Settings) -> Lines:
+def evaluation(settings: Settings) -> Lines:
     """How accuracy is measured."""
     data = settings.data
     shorter = round(data.eval_size / data.crop_ratio)
@@ -160,7 +161,7 @@ def evaluation(settings: assembly.Settings) -> Lines:
     yield "evaluation", f"{how}: crop ratio {data.crop_ratio:g}"
 
 
-def pictures(config: Config, settings: assembly.Settings, train: ImageSet | None, folder: Path) -> Lines:
+def pictures(config: Config, settings: Settings, train: ImageSet | None, folder: Path) -> Lines:
     """A contact sheet of the first images of the run, as its loader gives them and after each part of its recipe."""
     from data.browse import after_each_part, contact_sheet
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from cotnet import assembly
 from cotnet.config import Config, compose, flatten
 from cotnet.nodes import build
+from cotnet.sections import Settings, read_settings
 from data.augment import Augmentation
 from data.policies import LARGEST, parse
 
@@ -32,7 +32,7 @@ class Plan:
     """
 
     config: Config
-    settings: assembly.Settings
+    settings: Settings
     augmentation: Augmentation
     steps_per_epoch: int | None
     steps: int | None
@@ -41,7 +41,7 @@ class Plan:
 
 def plan_of(config: Config, *, images: int | None, recipe: str | None) -> Plan:
     """The plan of a configuration whose parts can be built: `images` to train on, the recipe it was composed from."""
-    settings = assembly.read_settings(config)
+    settings = read_settings(config)
     train, per_epoch, steps = settings.train, None, None
     if images is not None:
         per_epoch = images // train.batch_size

@@ -20,13 +20,15 @@ from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
+from cotnet.engine.step import Run, wrap
 from cotnet.engine.terminal import say
-from cotnet.engine.training import Run, fit, wrap
+from cotnet.engine.training import fit
 from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.explain import explain
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.nodes import build
+from cotnet.sections import Settings
 
 
 def run(config: Config) -> int:
@@ -68,7 +70,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
     return 0
 
 
-def new_state(config: Config, settings: assembly.Settings, precision: Precision) -> State:
+def new_state(config: Config, settings: Settings, precision: Precision) -> State:
     """A run before its first step: the same on every rank."""
     torch.manual_seed(settings.seed)
     model = precision.place(assembly.build_backbone(config["backbone"]))

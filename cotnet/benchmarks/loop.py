@@ -33,7 +33,8 @@ from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
 from cotnet.engine.state import State
-from cotnet.engine.training import Reports, Run, clip_gradients, train_one_epoch, wrap
+from cotnet.engine.step import Reports, Run, clip_gradients, wrap
+from cotnet.engine.training import train_one_epoch
 from cotnet.environment import start_of
 from cotnet.errors import InputError
 from cotnet.nodes import build

@@ -1,145 +1,22 @@
-"""The training loop: one optimizer step, one epoch, a whole run."""
+"""The training loop: an epoch of steps, its end, a whole run."""
 
-import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cotnet.engine import state as checkpoints
-from cotnet.engine.distributed import Agreement, Ranks, average_buffers
-from cotnet.engine.evaluation import Interrupted, Loader
-from cotnet.engine.guard import NotFinite, Step, Watch
-from cotnet.engine.losses import Criterion
-from cotnet.engine.precision import Precision
-from cotnet.engine.saving import Background, job
-from cotnet.engine.schedule import set_lr
-from cotnet.engine.settings import CheckpointSettings, TrainSettings
+from cotnet.engine.distributed import Agreement, average_buffers
+from cotnet.engine.evaluation import Interrupted
+from cotnet.engine.guard import NotFinite, Watch
+from cotnet.engine.saving import job
+from cotnet.engine.settings import TrainSettings
 from cotnet.engine.state import State
+from cotnet.engine.step import Run, learning_rate, optimize
 from cotnet.engine.window import Window
 from cotnet.errors import RunError
-
-
-class Reports(Protocol):
-    """Where figures go, on rank 0; on the others nothing happens."""
-
-    def epoch(self, state: State) -> None: ...
-    def train(self, record: dict[str, float]) -> None: ...
-    def validation(self, record: dict[str, float], state: State) -> None: ...
-    def step(self) -> None: ...
-    def before_save(self) -> None: ...
-    def rolled_back(self, state: State, line: str) -> None: ...
-    def status(self, status: str, state: State) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The constant parts of a training run on one rank."""
-
-    ranks: Ranks
-    settings: TrainSettings
-    saving: CheckpointSettings
-    precision: Precision
-    seed: int
-    replica: nn.Module  # the model, wrapped when there are several ranks
-    train_loader: Loader
-    steps_per_epoch: int
-    transform: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-    criterion: Criterion
-    schedule: Callable[[float], float]
-    evaluate: Callable[[], dict[str, dict[str, float]]]
-    reports: Reports
-    stop: Callable[[], bool]
-    folder: Path
-    config: dict[str, Any]
-    files: Sequence[str]  # of the training set, by sample index
-    background: Background = field(default_factory=Background)
-
-
-def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The replica whose backward pass averages gradients over ranks; the model itself on one rank."""
-    if ranks.world_size == 1:
-        return model
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # The name that replaces broadcast_buffers would copy rank 0's buffers to the others at the start: a run that
-        # continues in mid-epoch has other BatchNorm statistics on each rank.
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and drop path of a step are a function of (seed, step, rank): a resumed run needs no generator state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
-
-
-def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> Step:
-    """One optimizer step over this rank's share of the batch; its mean loss, the norm of the gradient before clipping
-    and the share of hits go into the state's window, on the device."""
-    seed_step(run.seed, state.step, run.ranks.rank)
-    parts = run.settings.accumulation
-    total, hits = torch.zeros(2, dtype=torch.float64, device=run.ranks.device)
-    micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
-    for part, micro_batch in enumerate(micro_batches):
-        inputs, wanted = run.transform(*micro_batch, state.epoch)
-        with _gradients_kept(run.replica, keep=part < parts - 1):
-            with run.precision.autocast():
-                logits = run.replica(inputs.to(memory_format=run.precision.layout))
-            loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
-            state.scaler.scale(loss / parts).backward()
-        total += loss.detach() / parts
-        hits += _hits(logits.detach(), wanted) / parts
-    rate = learning_rate(run, state)
-    set_lr(state.optimizer, rate)
-    state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(state.model, run.settings)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update()
-    if state.scaler.is_enabled():  # which leaves out a step whose gradients overflow, and lowers its scale
-        norm = norm.nan_to_num(nan=0.0, posinf=0.0)
-    state.count(loss=total, accuracy=hits, grad_norm=norm)
-    state.window_steps += 1
-    state.step += 1
-    state.batch += 1
-    return Step(state.step, state.epoch, state.batch - 1, rate, indices, total, norm)
-
-
-def learning_rate(run: Run, state: State) -> float:
-    """The rate of the step that begins at this state."""
-    return run.schedule(state.epoch + state.batch / run.steps_per_epoch) * state.lr_factor
-
-
-def _hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Percent of the images whose largest logit is that of their class, of their heaviest one where they are mixed."""
-    classes = targets.argmax(1) if targets.is_floating_point() else targets
-    return 100 * (logits.argmax(1) == classes).double().mean()
-
-
-def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
-    """Clip as the settings say; the gradient's norm over all parameters before that."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if settings.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-    if settings.clip_value is not None:
-        nn.utils.clip_grad_value_(parameters, settings.clip_value)
-    return norm.double()
-
-
-def _gradients_kept(replica: nn.Module, *, keep: bool) -> contextlib.AbstractContextManager[None]:
-    """No reduction over ranks before an optimizer step's last micro-batch."""
-    if keep and isinstance(replica, DistributedDataParallel):
-        return replica.no_sync()
-    return contextlib.nullcontext()
 
 
 def log(run: Run, state: State, window: Window, rate: float) -> None:

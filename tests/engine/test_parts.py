@@ -14,7 +14,7 @@ from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.schedule import set_lr
-from cotnet.engine.training import seed_step
+from cotnet.engine.step import seed_step
 from cotnet.errors import InputError
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

@@ -3,7 +3,7 @@ import time
 import torch
 
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.training import _hits
+from cotnet.engine.step import _hits
 from cotnet.engine.window import Window, memory
 
 TWO = Ranks(rank=0, world_size=2, device=torch.device("cpu"))
