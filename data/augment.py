@@ -27,6 +27,7 @@ _CHOICES: Final = {
     "mix_by": ("batch", "pair", "element"),
     "erasing_fill": ("const", "rand", "pixel"),
 }
+JITTER: Final = ("brightness", "contrast", "color", "hue")
 _NOISE: Final = 1 << 20  # entries of the noise table; each erased image reads a window at its own drawn offset
 
 
@@ -161,16 +162,8 @@ class Transform:
         return images.index_copy(0, rows, images.index_select(0, rows).flip(2))
 
     def _jitter(self, images: torch.Tensor, samples: np.ndarray, epoch: int) -> torch.Tensor:
-        names = ("brightness", "contrast", "color", "hue")
-        uniform = uniforms(self._seed, epoch, Stream.JITTER, samples, 2 * len(names))
-        order = uniform[:, : len(names)].argsort(axis=1)
-        values = 2 * uniform[:, len(names) :] - 1
-        values[:, :3] = 1 + self._augmentation.color_jitter * values[:, :3]
-        values[:, 3] *= self._augmentation.hue
-        parameters = np.zeros((*order.shape, 3))
-        parameters[..., 0] = np.take_along_axis(values, order, axis=1)
-        off = order == 3 if not self._augmentation.hue else (order < 3) & (not self._augmentation.color_jitter)
-        return apply_drawn(images, names, np.where(off, -1, order), parameters, self._canvas)
+        order, parameters = jitter_draws(self._augmentation, samples, seed=self._seed, epoch=epoch)
+        return apply_drawn(images, JITTER, order, parameters, self._canvas)
 
     def _apply_policy(self, images: torch.Tensor, policy: Policy, samples: np.ndarray, epoch: int) -> torch.Tensor:
         height, width = images.shape[-2:]
@@ -192,24 +185,50 @@ class Transform:
     def _mix(
         self, images: torch.Tensor, targets: torch.Tensor, samples: np.ndarray, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        given = self._augmentation
-        place = np.arange(len(samples))
-        pair = np.minimum(place, place[::-1])
-        keys = samples[{"batch": np.zeros_like(place), "pair": pair, "element": place}[given.mix_by]]
-        uniform = uniforms(self._seed, epoch, Stream.MIX, keys, 3 + BETA_DRAWS)
-        by_cutmix = np.full(len(keys), bool(given.cutmix)) & (not given.mixup or uniform[:, 0] < given.switch)
-        kept = np.ones(len(keys))
-        for alpha, chosen in ((given.cutmix, by_cutmix), (given.mixup, ~by_cutmix)):
-            if chosen.any():
-                kept[chosen] = beta(alpha, uniform[chosen, 3:])
-        boxes, left = cutmix_boxes(kept, images.shape[-2], images.shape[-1], uniform[:, 1:3])
-        boxes[~by_cutmix] = 0
+        height, width = images.shape[-2:]
+        drawn = mix_draws(self._augmentation, samples, seed=self._seed, epoch=epoch, height=height, width=width)
+        by_cutmix, kept, boxes, left = drawn
         shares = np.stack([np.where(by_cutmix, 1, kept), np.where(by_cutmix, left, kept)])
         mixed_up, own = to_device(shares, images.device).to(self._dtype)
         mixed = images if by_cutmix.all() else mixup(images, mixed_up)
         if by_cutmix.any():
             mixed = cutmix(mixed, to_device(boxes, images.device), images)
         return mixed, mix_targets(targets, own, self._num_classes)
+
+
+def jitter_draws(
+    augmentation: Augmentation, samples: np.ndarray, *, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For n samples: (n, 4) indices into JITTER in drawn order, -1 where that part is off, and (n, 4, 3) parameters."""
+    uniform = uniforms(seed, epoch, Stream.JITTER, samples, 2 * len(JITTER))
+    order = uniform[:, : len(JITTER)].argsort(axis=1)
+    values = 2 * uniform[:, len(JITTER) :] - 1
+    values[:, :3] = 1 + augmentation.color_jitter * values[:, :3]
+    values[:, 3] *= augmentation.hue
+    parameters = np.zeros((*order.shape, 3))
+    parameters[..., 0] = np.take_along_axis(values, order, axis=1)
+    off = order == 3 if not augmentation.hue else (order < 3) & (not augmentation.color_jitter)
+    return np.where(off, -1, order), parameters
+
+
+def mix_draws(
+    augmentation: Augmentation, samples: np.ndarray, *, seed: int, epoch: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For a batch of n samples of height x width pixels: which are mixed by cutmix (n,), lambda (n,), cutmix's boxes
+    (n, 4), empty where it is mixup's turn, and the shares (n,) that are left outside them."""
+    place = np.arange(len(samples))
+    pair = np.minimum(place, place[::-1])
+    keys = samples[{"batch": np.zeros_like(place), "pair": pair, "element": place}[augmentation.mix_by]]
+    uniform = uniforms(seed, epoch, Stream.MIX, keys, 3 + BETA_DRAWS)
+    by_cutmix = np.full(len(keys), bool(augmentation.cutmix))
+    by_cutmix &= not augmentation.mixup or uniform[:, 0] < augmentation.switch
+    kept = np.ones(len(keys))
+    for alpha, chosen in ((augmentation.cutmix, by_cutmix), (augmentation.mixup, ~by_cutmix)):
+        if chosen.any():
+            kept[chosen] = beta(alpha, uniform[chosen, 3:])
+    boxes, left = cutmix_boxes(kept, height, width, uniform[:, 1:3])
+    boxes[~by_cutmix] = 0
+    return by_cutmix, kept, boxes, left
 
 
 def apply_drawn(

@@ -90,18 +90,6 @@ def test_mixed_images_and_targets_tell_the_same_share(which, mix_by):
     assert len(set(shares)) > 10
 
 
-def test_switch_chooses_between_mixup_and_cutmix():
-    images, targets, _ = batch()
-    pixels = normalize(images, MEAN, STD, torch.float32)
-    for switch, low, high in ((0.0, 0, 0), (1.0, 200, 200), (0.3, 40, 80)):
-        both = transform(replace(NONE, mixup=1.0, cutmix=1.0, switch=switch))
-        cut = 0
-        for first in range(200):
-            mixed, _ = both(images, targets, torch.arange(first, first + 6), 0)
-            cut += bool(((mixed == pixels) | (mixed == pixels.flip(0))).all())
-        assert low <= cut <= high
-
-
 @pytest.mark.parametrize("fill", ["const", "rand", "pixel"])
 def test_erasing_fills(fill):
     images, targets, indices = batch(side=64)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from data.draws import Stream, uniforms
 from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
@@ -38,24 +37,6 @@ def test_erase_by_hand():
     erased = erase(images, torch.tensor([[1, 1, 2, 2], [0, 0, 0, 0]]), values)
     assert erased[0, 0].tolist() == [[0, 0, 0, 0], [0, 5, 5, 0], [0, 5, 5, 0]]
     assert not erased[1].any()
-
-
-def test_erasing_boxes_follow_the_definition():
-    uniform = uniforms(0, 0, Stream.ERASING, np.arange(20_000), ERASING_DRAWS)
-    boxes = erasing_boxes(224, 200, 0.25, uniform)
-    erased = boxes[boxes[:, 2] > 0]
-    assert len(erased) / len(boxes) == pytest.approx(0.25, abs=0.01)
-    top, left, height, width = erased.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + height <= 224).all()
-    assert (left + width <= 200).all()
-    mild = (height < 150) & (width < 150)  # nothing of the draw is cut off there
-    assert (height * width / (224 * 200))[mild].min() == pytest.approx(0.02, abs=0.001)
-    assert stats.kstest(height * width / (224 * 200), stats.uniform(0.02, 1 / 3 - 0.02).cdf).statistic < 0.05
-    log_ratio = np.log(height / width)
-    assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), 2 * np.log(1 / 0.3)).cdf).statistic < 0.05
-    assert stats.kstest((top / (224 - height + 1))[mild], "uniform").statistic < 0.03
 
 
 def test_nothing_is_erased_at_probability_zero():

@@ -135,32 +135,6 @@ def test_training_without_a_random_crop_sees_the_evaluations_geometry():
         assert (mine == expected).all()
 
 
-@pytest.mark.parametrize(
-    ("size", "scale", "ratio"),
-    [
-        ((375, 500), (0.08, 1.0), (3 / 4, 4 / 3)),
-        ((60, 400), (0.3, 1.0), (3 / 4, 4 / 3)),  # often falls back
-        ((64, 64), (0.6, 1.0), (0.5, 2.0)),
-    ],
-)
-def test_crop_boxes_are_distributed_as_torchvisions(size, scale, ratio):
-    n = 5000
-    ours = random_crop_boxes(np.tile(size, (n, 1)), scale, ratio, uniforms(0, 0, Stream.CROP, np.arange(n), 22))
-    torch.manual_seed(0)
-    image = torch.zeros(1, *size)
-    transform = v2.RandomResizedCrop(8, scale=scale, ratio=ratio)
-    draws = [transform.make_params([image]) for _ in range(n)]
-    theirs = np.array([[draw[key] for key in ("top", "left", "height", "width")] for draw in draws])
-    for mine, other in (
-        *zip(ours.T, theirs.T, strict=True),
-        (ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]),
-        (ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2]),
-    ):
-        assert stats.ks_2samp(mine, other).pvalue > 1e-3
-    assert (ours[:, :2] >= 0).all()
-    assert (ours[:, :2] + ours[:, 2:] <= size).all()
-
-
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (77, 200), (200, 77), (1, 1)])
 def test_box_where_no_candidate_fits_is_torchvisions(size):
     ratio = (1.0, 1.0) if size == (1, 1) else (3 / 4, 4 / 3)

@@ -64,12 +64,17 @@ def test_operations_are_drawn_alike_often_and_in_any_order(name, operations, fir
         assert stats.chisquare(counts).pvalue > 1e-3
     again = drawn(name)
     assert (again[0] == names).all()
-    assert (drawn(name, epoch=1)[0] == names).mean() < 0.5
+    for other in (drawn(name, epoch=1)[0], drawn(name, seed=1)[0]):
+        table = np.zeros((operations + 1, operations + 1))
+        kinds = np.unique(names)
+        np.add.at(table, (np.searchsorted(kinds, names[:, 0]), np.searchsorted(kinds, other[:, 0])), 1)
+        table = table[: len(kinds), : len(kinds)]
+        assert stats.chi2_contingency(table).pvalue > 1e-3, "another epoch or seed repeats something"
 
 
 def values_of(name, **settings):
     """{operation: the distinct values it was drawn with}."""
-    names, values, _ = drawn(name, samples=3000, **settings)
+    names, values, _ = drawn(name, **settings)
     return {operation: np.unique(values[names == operation].round(9)) for operation in np.unique(names) if operation}
 
 
@@ -89,15 +94,49 @@ def test_timm_strengths_are_timms(magnitude, increasing):
     assert sorted(TIMM_NAMES) == sorted(found)
 
 
-def test_timm_magnitude_is_normal_and_cut_at_ten():
-    names, values, _ = drawn("rand-timm-m9-n2-mstd0.5")
+@pytest.mark.parametrize("mean", [0, 5, 9, 10])
+@pytest.mark.parametrize("variant", ["", "-inc1"])
+def test_timm_magnitude_is_normal_and_cut_at_its_ends(mean, variant):
+    names, values, _ = drawn(f"rand-timm-m{mean}-n2-mstd0.5{variant}")
+    rotation, contrast = (values[names == operation] for operation in ("rotate", "contrast"))
+    if variant:
+        contrast = np.abs(contrast[contrast > 0.1 + 1e-9] - 1)  # below 1 at magnitude 10 it is cut off at 0.1
+        assert (contrast <= 0.9 + 1e-9).all()
+    for magnitude in (np.abs(rotation) / 3, contrast / 0.09 if variant else (contrast - 0.1) / 0.18):
+        middle = magnitude[(magnitude > 1e-9) & (magnitude < 10 - 1e-9)]
+        low, high = stats.norm.cdf(np.array([-mean, 10 - mean]) / 0.5)
+        inside = stats.truncnorm(-mean / 0.5, (10 - mean) / 0.5, mean, 0.5)
+        assert stats.kstest(middle, inside.cdf).pvalue > 1e-3
+        if not (variant and mean == 10):
+            assert len(middle) / len(magnitude) == pytest.approx(high - low, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "name", ["rand-cot-m15-n2-mstd0.5", "rand-timm-m9-n2-mstd0.5", "rand-torchvision-m9-n2", "trivial-wide"]
+)
+def test_signs_are_even(name):
+    names, values, _ = drawn(name)
+    for operation in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
+        found = values[(names == operation) & (values != 0)]
+        assert stats.binomtest(int((found > 0).sum()), len(found)).pvalue > 1e-3, operation
+
+
+def test_trivial_magnitudes_are_drawn_alike_often():
+    names, values, _ = drawn("trivial-wide")
+    bins, counts = np.unique(np.abs(values[names == "rotate"]).round(6), return_counts=True)
+    np.testing.assert_allclose(bins, np.arange(31) * 135 / 30, atol=1e-5)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_cot_magnitude_is_the_lower_half_of_a_normal_one():
+    names, values, _ = drawn("rand-cot-m15-n2-mstd0.5")
     magnitude = np.abs(values[names == "rotate"]) / 3
-    assert magnitude.max() == pytest.approx(10)
-    assert (magnitude > 10 - 1e-9).mean() == pytest.approx(1 - stats.norm.cdf(2), abs=0.02)
-    below = magnitude[magnitude < 9.9]
-    assert stats.kstest(below, lambda x: stats.norm.cdf((x - 9) / 0.5) / stats.norm.cdf(1.8)).pvalue > 1e-3
-    sign = np.sign(values[names == "rotate"])
-    assert sign.mean() == pytest.approx(0, abs=0.1)
+    below = magnitude[magnitude < 15 - 1e-9]
+    assert stats.kstest(below, lambda x: 2 * stats.norm.cdf((x - 15) / 0.5)).pvalue > 1e-3
+    for operation, strongest in (("cutout", 60), ("solarize_add", 165), ("color", 2.8), ("translate_x", 150)):
+        found = np.abs(values[names == operation])
+        assert (found > strongest - 1e-9).mean() == pytest.approx(0.5, abs=0.06), operation
+        assert found.max() == pytest.approx(strongest), operation
 
 
 def test_cot_strengths_at_the_published_magnitude():
