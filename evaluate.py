@@ -12,10 +12,11 @@ from cotnet import assembly, runs, subject
 from cotnet.config import INTERRUPTED, Config, entry
 from cotnet.engine import records
 from cotnet.engine.compilation import compiled, require_compiler
-from cotnet.engine.distributed import Ranks, StopRequest
+from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
+from cotnet.engine.signals import StopRequest
 from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import InputError
 from cotnet.models.fusing import fuse

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from cotnet.config import Config
-from cotnet.engine.distributed import Ranks, StopRequest, join_ranks
+from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING
 from cotnet.engine.precision import Precision
+from cotnet.engine.signals import StopRequest, stop_request
 from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
 from cotnet.nodes import about, bind, build, check, typed
@@ -225,7 +226,11 @@ def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[
 def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
     """This process as one rank of a run, and what tells it to stop."""
     minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
-    with StopRequest() as stop, plain_errors(config["output_dir"]), join_ranks(store, timeout_minutes=minutes) as ranks:
+    with (
+        stop_request() as stop,
+        plain_errors(config["output_dir"]),
+        join_ranks(store, timeout_minutes=minutes) as ranks,
+    ):
         yield ranks, stop
 
 

@@ -12,13 +12,14 @@ from cotnet import assembly, runs
 from cotnet.config import INTERRUPTED, Config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
-from cotnet.engine.distributed import Ranks, StopRequest, synchronised
+from cotnet.engine.distributed import Ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports, Silent
+from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State
 from cotnet.engine.step import Run, wrap
 from cotnet.engine.terminal import say

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from cotnet import assembly
-from cotnet.benchmarks import report
+from cotnet.benchmarks import meters, report
 from cotnet.config import Config, compose, one_line
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
@@ -66,16 +66,10 @@ class Bench:
         """Images per second of steps that give their number of images; the first two steps are not timed."""
         for _ in range(2):
             next(steps)
-        self._wait()
-        images, started = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < self.seconds or not images:
+        images, started = 0, meters.now(self.device)
+        while (elapsed := meters.now(self.device) - started) < self.seconds or not images:
             images += next(steps)
-            self._wait()
         return images / elapsed
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def loader(self, *, augmented: bool, name: str | None = None, threads: int | None = None) -> float:
         """The loader's rate, with what the augmentation does on the device or without."""
@@ -237,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rates = bench.measure(_progress)
         _progress("")
     rows = rows_of(rates)
-    report.print_table(rows, {"name": "", "setting": "", "images_per_second": ",.0f"})
+    report.print_table(rows)
     where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
     if given.json:

@@ -24,17 +24,6 @@ from cotnet.engine import records
 from cotnet.errors import InputError
 
 TOP1 = "val/top1_ema"
-FORMATS = {
-    "name": "",
-    "runs": "d",
-    "epochs": "g",
-    "top1": ".2f",
-    "±": ".2f",
-    "difference": "+.2f",
-    "± of it": ".2f",
-    "over": "",
-    "minutes": ".1f",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    report.print_table(table(groups), FORMATS)
+    report.print_table(table(groups))
     if given.plot:
         draw(given.plot, groups)
     return 0

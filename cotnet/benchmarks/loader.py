@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cotnet.benchmarks import report
+from cotnet.benchmarks import meters, report
 from cotnet.benchmarks.peers import MEAN, PEERS, STD, Peer, Work
 from cotnet.config import one_line
 from data.augment import Augmentation, Transform, normalize
@@ -33,16 +33,6 @@ from data.samples import DataError, ImageSet, read_split
 
 WORKS: Final = ("plain", "randaug", "val")
 OURS: Final = "DALI loader (ours)"
-_COLUMNS: Final = {
-    "name": "",
-    "peer": "",
-    "images_per_second": ",.0f",
-    "cpu_ms_per_image": ".2f",
-    "peer_images_per_second": ",.0f",
-    "peer_cpu_ms_per_image": ".2f",
-    "ratio": ".2f",
-    "ratio_of": "",
-}
 
 
 class Figures(NamedTuple):
@@ -156,9 +146,7 @@ def timed_epoch(loader: Peer | OurLoader, epoch: int, device: torch.device) -> F
     images, cpu, started = 0, cpu_seconds(), time.perf_counter()
     for batch in loader.epoch(epoch):
         images += len(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
+    seconds = meters.now(device) - started
     return Figures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
 
 
@@ -260,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += compare(root, work, given.rounds)
         if "start" in given.only:
             rows.append(compare_start(Path(folder) / "many", given.entries))
-    report.print_table(rows, _COLUMNS | {"seconds": ".2f", "peer_seconds": ".2f"})
+    report.print_table(rows)
     if given.json:
         report.write_json(given.json, rows)
         sys.stdout.write(f"{given.json}\n")

@@ -7,12 +7,8 @@ that must be moved in a second, as a share of what a copy in the same run moves.
 """
 
 import argparse
-import json
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
@@ -20,7 +16,7 @@ from typing import Final, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from cotnet.benchmarks import report
+from cotnet.benchmarks import meters, report
 from cotnet.ops import local_aggregation
 
 Form = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -28,19 +24,6 @@ STAGES: Final = ("64x56", "128x28", "256x14", "512x7")  # channels x pixels
 SHARE: Final = 8  # channels that share a weight group, in every stage
 PEER: Final = "unfold form"
 FORMATS: Final = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-_COLUMNS: Final = {
-    "name": "",
-    "form": "",
-    "peer": "",
-    "dtype": "",
-    "forward_ms": ".2f",
-    "backward_ms": ".2f",
-    "milliseconds": ".2f",
-    "ratio": ".1f",
-    "peak_maps": ".2f",
-    "forward_bandwidth": ".0%",
-    "backward_bandwidth": ".0%",
-}
 
 
 def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
@@ -88,58 +71,29 @@ def make_tensors(stage: str, batch: int, memory_format: str, dtype: torch.dtype,
 def turn(form: Form, tensors: Tensors) -> Times:
     """Forward and backward once, timed."""
     value, weight, upstream = tensors
-    started = _now(value.device)
+    started = meters.now(value.device)
     result = form(value, weight)
-    between = _now(value.device)
+    between = meters.now(value.device)
     torch.autograd.grad(result, (value, weight), upstream)
-    return Times(1000 * (between - started), 1000 * (_now(value.device) - between))
+    return Times(1000 * (between - started), 1000 * (meters.now(value.device) - between))
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def peak_bytes(form: Form, tensors: Tensors) -> int:
+def extra_bytes(form: Form, tensors: Tensors) -> int:
     """The most that forward and backward hold at a time beyond inputs, result and gradients."""
     value, weight, upstream = tensors
-    outputs = 2 * _bytes(value) + _bytes(weight)
+    outputs = 2 * meters.size(value) + meters.size(weight)
 
     def once() -> None:
         result = form(value, weight)
         gradients = torch.autograd.grad(result, (value, weight), upstream)
         del result, gradients
 
-    return max(0, (_cuda_peak(value.device, once) if value.is_cuda else cpu_peak(once)) - outputs)
-
-
-def cpu_peak(work: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator has given out for `work` at a time, from the profiler's record."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    found = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    return max(accumulate((size for _, size in found), initial=0))
-
-
-def _cuda_peak(device: torch.device, work: Callable[[], object]) -> int:
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    work()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _bytes(x: torch.Tensor) -> int:
-    return x.numel() * x.element_size()
+    return max(0, meters.peak_bytes(value.device, once) - outputs)
 
 
 def moved_bytes(tensors: Tensors) -> tuple[int, int]:
     """What forward and backward must at least read and write."""
-    maps, weights = _bytes(tensors.value), _bytes(tensors.weight)
+    maps, weights = meters.size(tensors.value), meters.size(tensors.weight)
     return 2 * maps + weights, 3 * maps + 2 * weights
 
 
@@ -149,9 +103,9 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     seconds = []
     for _ in range(10):
-        started = _now(device)
+        started = meters.now(device)
         target.copy_(source)
-        seconds.append(_now(device) - started)
+        seconds.append(meters.now(device) - started)
     return 2 * source.numel() / median(seconds)
 
 
@@ -168,13 +122,13 @@ def compare(
     theirs = median(times.both for times in found[PEER])
     records: list[report.Row] = []
     for form, turns in found.items():
-        peak, ours = peak_bytes(forms[form], tensors), median(times.both for times in turns)
+        peak, ours = extra_bytes(forms[form], tensors), median(times.both for times in turns)
         times = Times(median(times.forward for times in turns), median(times.backward for times in turns))
         measured = {"milliseconds": ours, "ratio": theirs / ours, "peak_bytes": peak}
         record = {"name": name, "form": form, "peer": PEER} | measured
         record |= {"forward_ms": times.forward, "backward_ms": times.backward}
         record |= {"device": str(tensors.value.device), "dtype": str(tensors.value.dtype).removeprefix("torch.")}
-        record["peak_maps"] = peak / _bytes(tensors.value)
+        record["peak_maps"] = peak / meters.size(tensors.value)
         if bandwidth is not None and form != PEER:
             forward, backward = moved_bytes(tensors)
             record["forward_bandwidth"] = 1000 * forward / times.forward / bandwidth
@@ -216,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tensors = make_tensors(stage, given.batch, memory_format, getattr(torch, given.dtype), device)
             name = f"{given.batch}x{stage}x{stage.partition('x')[2]} {memory_format}"
             rows += compare(forms, tensors, name, given.rounds, bandwidth)
-    report.print_table(rows, _COLUMNS)
+    report.print_table(rows)
     if given.json:
         report.write_json(given.json, rows)
         sys.stdout.write(f"{given.json}\n")

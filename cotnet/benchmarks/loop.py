@@ -24,7 +24,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cotnet import assembly
-from cotnet.benchmarks import report
+from cotnet.benchmarks import meters, report
 from cotnet.config import Config, compose, one_line
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import launch
@@ -41,7 +41,6 @@ from cotnet.nodes import build
 
 SIZES = ("backbone=resnet50", "data.root=memory", "data.image_size=128", "train.batch_size=32")
 WAIT = 10  # minutes
-FORMATS = {"name": "", "of": "", "milliseconds": ",.1f", "images_per_second": ",.1f", "ratio": ".3f", "target": ".2f"}
 
 
 class Memory:
@@ -101,9 +100,8 @@ class Bench:
         run = dataclasses.replace(self.run, reports=reports)
         started = time.perf_counter()
         train_one_epoch(run, self.state)
-        self._wait()
         self.state.batch = 0
-        return time.perf_counter() - started
+        return meters.now(self.ranks.device) - started
 
     def bare(self) -> float:
         """A turn of forward, loss, backward and step, and nothing else."""
@@ -116,30 +114,24 @@ class Bench:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        self._wait()
-        return time.perf_counter() - started
+        return meters.now(self.ranks.device) - started
 
     def parts(self) -> dict[str, float]:
-        """Seconds of one update of the averaged weights, and of one norm of the gradient."""
+        """Milliseconds of one update of the averaged weights, and of one norm of the gradient."""
         for parameter in self.state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         tasks: dict[str, Callable[[], object]] = {
             "averaged weights": self.state.ema.update,
             "gradient norm": lambda: clip_gradients(self.state.model, self.run.settings),
         }
-        seconds = {name: statistics.median(self._timed(task) for _ in range(10)) for name, task in tasks.items()}
+        times = {name: 1000 * statistics.median(self._timed(task) for _ in range(10)) for name, task in tasks.items()}
         self.state.optimizer.zero_grad(set_to_none=True)
-        return seconds
+        return times
 
     def _timed(self, task: Callable[[], object]) -> float:
         started = time.perf_counter()
         task()
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize()
+        return meters.now(self.ranks.device) - started
 
 
 def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -156,27 +148,28 @@ def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[st
         }
         for way in ways.values():
             way()
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(rounds):
             progress(f"round {turn + 1} of {rounds}")
             names = list(ways)[turn % 3 :] + list(ways)[: turn % 3]
             for name in names:
-                seconds[name].append(ways[name]() / bench.steps)
+                times[name].append(1000 * ways[name]() / bench.steps)
         parts = bench.parts()
         logger.finish(0)
-    bare, ours = statistics.median(seconds["bare"]), statistics.median(seconds["ours"])
+    bare, ours, logging = (statistics.median(times[name]) for name in ways)
     images = bench.run.settings.batch_size
-    rows = [{"name": "loop/bare", "of": "forward, loss, backward, step", "seconds": bare}]
-    rows.append({"name": "loop/ours", "of": "bare", "seconds": ours, **_ratio(seconds, "ours", "bare"), "target": 1.03})
-    logged = {"seconds": statistics.median(seconds["logging"]), **_ratio(seconds, "logging", "ours"), "target": 1.01}
-    rows.append({"name": "loop/logging", "of": "ours", **logged})
-    rows += [{"name": f"loop/{name}", "of": "bare", "seconds": s, "ratio": s / bare} for name, s in parts.items()]
+    rows = [{"name": "loop/bare", "of": "forward, loss, backward, step", "milliseconds": bare}]
+    measured = {"milliseconds": ours, **_ratio(times, "ours", "bare"), "target": 1.03}
+    rows.append({"name": "loop/ours", "of": "bare", **measured})
+    measured = {"milliseconds": logging, **_ratio(times, "logging", "ours"), "target": 1.01}
+    rows.append({"name": "loop/logging", "of": "ours", **measured})
+    rows += [{"name": f"loop/{name}", "of": "bare", "milliseconds": t, "ratio": t / bare} for name, t in parts.items()]
     return [row | {"images": images} for row in rows]
 
 
-def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, Any]:
+def _ratio(times: dict[str, list[float]], one: str, other: str) -> dict[str, Any]:
     """The median of the rounds' ratios, and all of them."""
-    ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+    ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
     return {"ratio": statistics.median(ratios), "ratios": ratios}
 
 
@@ -225,9 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             rows += measure_ranks(config, given.steps, given.rounds, _progress)
         _progress("")
-    for row in rows:
-        row["milliseconds"] = row["seconds"] * 1000 if "seconds" in row else None
-    report.print_table(rows, FORMATS)
+    report.print_table(rows)
     if given.json:
         report.write_json(given.json, rows)
 

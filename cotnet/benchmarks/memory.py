@@ -5,26 +5,13 @@ included; `ratio` is ours over the peer's, below 1 is less.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from cotnet.benchmarks import growth, nets, report
-from cotnet.benchmarks.peak import peak_bytes
+from cotnet.benchmarks import growth, meters, nets, report
 from cotnet.config import one_line
-
-COLUMNS: Final = {
-    "name": "",
-    "peer": "",
-    "mode": "",
-    "dtype": "",
-    "memory_format": "",
-    "batch": "d",
-    "size": "d",
-    "peak_mib": ".0f",
-    "ratio": ".2f",
-}
 
 
 def measure(work: nets.Work, device: torch.device) -> dict[str, Any]:
@@ -32,12 +19,8 @@ def measure(work: nets.Work, device: torch.device) -> dict[str, Any]:
     net = nets.Net(work, device)
     net.step()
     state = [value for values in net.optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    held = _bytes([*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets])
-    return {**work.record(device), "peak_bytes": held + peak_bytes(device, net.step)}
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    held = meters.size(*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
+    return {**work.record(device), "peak_bytes": held + meters.peak_bytes(device, net.step)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += nets.compared(found, given.peer, lambda ours, theirs: ours["peak_bytes"] / theirs["peak_bytes"])
             sys.stderr.write(f"{works[0].name}, batch {works[0].batch}, {works[0].size} px\n")
     rows = [{**row, "peak_mib": row["peak_bytes"] / 2**20} for row in rows]
-    report.print_table(rows, COLUMNS)
+    report.print_table(rows)
     growth.keep(given, rows, "peak_mib", "MiB")
 
 

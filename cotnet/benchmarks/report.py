@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,24 @@ from rich.table import Table
 from cotnet.environment import machine
 
 Row = Mapping[str, Any]
+FORMATS: Final = {  # what a table can show, in this order, and how
+    **dict.fromkeys(("name", "setting", "of", "form", "peer", "mode", "dtype", "memory_format"), ""),
+    **dict.fromkeys(("batch", "size", "runs"), "d"),
+    "epochs": "g",
+    **dict.fromkeys(("top1", "±"), ".2f"),
+    "difference": "+.2f",
+    "± of it": ".2f",
+    "over": "",
+    "minutes": ".1f",
+    **dict.fromkeys(("forward_ms", "backward_ms", "milliseconds", "seconds", "peer_seconds"), ",.2f"),
+    **dict.fromkeys(("images_per_second", "peer_images_per_second"), ",.1f"),
+    **dict.fromkeys(("cpu_ms_per_image", "peer_cpu_ms_per_image", "peak_maps"), ".2f"),
+    "peak_mib": ",.0f",
+    "ratio": ".3f",
+    "ratio_of": "",
+    "target": ".2f",
+    **dict.fromkeys(("forward_bandwidth", "backward_bandwidth"), ".0%"),
+}
 
 
 def machine_line() -> str:
@@ -23,14 +41,11 @@ def machine_line() -> str:
     return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']:.0f} GiB{gpus}; {names}"
 
 
-def print_table(rows: Sequence[Row], formats: Mapping[str, str]) -> None:
-    """The machine, then the rows' columns in the order of `formats`, {column: format of its numbers}; None: a dash.
-
-    A column that no row has is left out.
-    """
+def print_table(rows: Sequence[Row]) -> None:
+    """The machine, then the rows' columns that FORMATS knows; None: a dash. A column that no row has is left out."""
     sys.stdout.write(machine_line() + "\n")
     table = Table(box=box.SIMPLE_HEAD)
-    present = {column: form for column, form in formats.items() if any(row.get(column) is not None for row in rows)}
+    present = {column: form for column, form in FORMATS.items() if any(row.get(column) is not None for row in rows)}
     for column, form in present.items():
         table.add_column(column.replace("_", " "), justify="right" if form else "left", no_wrap=not form)
     for row in rows:

@@ -6,29 +6,15 @@ On a GPU: --dtype bf16 --format channels_last --compile.
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from cotnet.benchmarks import growth, nets, report
+from cotnet.benchmarks import growth, meters, nets, report
 from cotnet.config import one_line
 from cotnet.errors import InputError
-
-COLUMNS: Final = {
-    "name": "",
-    "peer": "",
-    "mode": "",
-    "dtype": "",
-    "memory_format": "",
-    "batch": "d",
-    "size": "d",
-    "milliseconds": ".1f",
-    "images_per_second": ".2f",
-    "ratio": ".2f",
-}
 
 
 def measure(works: Sequence[nets.Work], rounds: int, device: torch.device) -> list[dict[str, Any]]:
@@ -37,10 +23,10 @@ def measure(works: Sequence[nets.Work], rounds: int, device: torch.device) -> li
     seconds: list[list[float]] = [[] for _ in works]
     for turn in range(rounds + 1):
         for net, times in zip(all_nets, seconds, strict=True):
-            started = _now(device)
+            started = meters.now(device)
             net.step()
             if turn:
-                times.append(_now(device) - started)
+                times.append(meters.now(device) - started)
     return [
         {
             **work.record(device),
@@ -49,12 +35,6 @@ def measure(works: Sequence[nets.Work], rounds: int, device: torch.device) -> li
         }
         for work, times in zip(works, seconds, strict=True)
     ]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found, given.peer, lambda ours, theirs: ours["images_per_second"] / theirs["images_per_second"]
             )
             sys.stderr.write(f"{works[0].name}, batch {works[0].batch}, {works[0].size} px\n")
-    report.print_table(rows, COLUMNS)
+    report.print_table(rows)
     growth.keep(given, rows, "images_per_second", "images/s")
 
 

@@ -3,10 +3,8 @@
 import contextlib
 import datetime
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -14,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cotnet.errors import InputError
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,44 +108,6 @@ def synchronised(model: nn.Module) -> nn.Module:
             raise InputError(f"train.sync_bn=true does not know {name}, a {type(module).__name__}; set it to false")
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return converted
-
-
-class StopRequest:
-    """STOP_SIGNALS set a flag that the loop reads between steps; a SIGINT after that raises as usual.
-
-    Who handled a signal before us (a cluster's launcher, which requeues the job) gets it at the end if `hand_on` is
-    set: when the run is saved.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self.hand_on = False
-        self._number: int | None = None
-
-    def __enter__(self) -> "StopRequest":
-        heard = [s for s in STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-        self._previous = {s: signal.signal(s, self._receive) for s in heard}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self.hand_on:
-            hand_on(self._number)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received, self._number = True, number
-
-
-def hand_on(number: int | None) -> None:
-    """Call the handler that a stop signal has now, if somebody else's program set one."""
-    if number is None:
-        return
-    handler = signal.getsignal(number)
-    if callable(handler) and handler is not signal.default_int_handler:
-        handler(number, None)
 
 
 class Agreement:

@@ -1,6 +1,6 @@
 """One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
 
-import contextlib
+import functools
 import inspect
 import logging
 import multiprocessing
@@ -10,16 +10,15 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
-from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from cotnet.engine.distributed import STOP_SIGNALS, hand_on
+from cotnet.engine.signals import hand_on, stop_signals
 from cotnet.errors import InputError, RunError
 
 INTERRUPTED = 75
@@ -89,7 +88,7 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     work = inspect.getsourcefile(worker), worker.__name__, config
     context = start_processes(_rank, (work, ranks, store.port, outcomes), nprocs=ranks, join=False)
-    with _forwarded_signals(context) as stopped:
+    with stop_signals(functools.partial(_end_ranks, context)) as stopped:
         try:
             while not context.join(grace_period=3):
                 pass
@@ -97,7 +96,7 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
             return _failure(error, outcomes, stopped)
     code = max(outcomes.get()[1] for _ in range(ranks))
     if code == INTERRUPTED:
-        hand_on(stopped[0] if stopped else None)
+        hand_on(stopped)
     return code
 
 
@@ -136,22 +135,9 @@ def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: O
     raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
 
 
-@contextlib.contextmanager
-def _forwarded_signals(context: ProcessContext) -> Iterator[list[int]]:
-    """Hand stop signals on to the ranks; a second Ctrl-C kills them (the last checkpoint stands)."""
-    received: list[int] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        again = received.count(signal.SIGINT) > 1
-        for process in context.processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
-
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heard}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _end_ranks(context: ProcessContext, received: list[int]) -> None:
+    """Hand a stop signal on to the ranks; a second Ctrl-C kills them (the last checkpoint stands)."""
+    again = received.count(signal.SIGINT) > 1
+    for process in context.processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)

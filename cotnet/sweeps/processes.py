@@ -1,19 +1,16 @@
 """Trials as processes of their own, side by side, each on its share of the machine."""
 
-import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 
-from cotnet.engine.distributed import STOP_SIGNALS
 from cotnet.engine.launch import INTERRUPTED
 from cotnet.errors import InputError
 from cotnet.sweeps.ledger import State, in_use
@@ -115,20 +112,3 @@ def _wait_until_free(folder: Path) -> None:
     deadline = time.monotonic() + HELD_SECONDS
     while in_use(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """The stop signals that arrived meanwhile, instead of what they do."""
-    received: list[int] = []
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, receive) for number in heard}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from cotnet import runs
 from cotnet.config import names_run
 from cotnet.engine.launch import INTERRUPTED, started_outside
+from cotnet.engine.signals import stop_signals
 from cotnet.engine.terminal import say
 from cotnet.errors import InputError
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.processes import Process, outcome, shares, stop_signals, visible_gpus
+from cotnet.sweeps.processes import Process, outcome, shares, visible_gpus
 from cotnet.sweeps.search import Search
 from cotnet.sweeps.space import Parameter, SweepSettings, Trial, grid, name_trials, quoted
 from cotnet.sweeps.view import View

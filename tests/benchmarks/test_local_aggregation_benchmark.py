@@ -10,11 +10,10 @@ from torch.testing import assert_close
 from cotnet.benchmarks.local_aggregation import (
     PEER,
     copy_bandwidth,
-    cpu_peak,
+    extra_bytes,
     main,
     make_tensors,
     moved_bytes,
-    peak_bytes,
     unfold_form,
 )
 from cotnet.ops import local_aggregation
@@ -38,21 +37,12 @@ def test_records_table_and_plot(tmp_path, capsys):
         assert min(plot.size) > 100
 
 
-def test_memory_that_the_profiler_sees():
-    def work():
-        held = torch.zeros(1000)
-        torch.zeros(3000)
-        return held + torch.zeros(500).sum()
-
-    assert 16000 <= cpu_peak(work) <= 16300
-
-
 def test_the_operator_needs_less_than_a_feature_map():
     for memory_format in ("contiguous", "channels_last"):
         tensors = make_tensors("64x28", 16, memory_format, torch.float32, torch.device("cpu"))
         size = tensors.value.numel() * 4
-        assert peak_bytes(local_aggregation, tensors) < size
-        assert peak_bytes(unfold_form, tensors) > 9 * size
+        assert extra_bytes(local_aggregation, tensors) < size
+        assert extra_bytes(unfold_form, tensors) > 9 * size
         assert moved_bytes(tensors) == (2 * size + size * 9 // 8, 3 * size + 2 * size * 9 // 8)
         assert_close(local_aggregation(*tensors[:2]), unfold_form(*tensors[:2]), rtol=0, atol=1e-5)
 

@@ -27,8 +27,8 @@ def test_the_bare_loop_takes_the_same_steps(tmp_path):
 def test_rows(tmp_path):
     config = compose("train", [*loop.SIZES, *TINY, "train.log_every=1"]) | {"output_dir": str(tmp_path)}
     rows = {row["name"]: row for row in loop.measure_loop(config, 2, 1, lambda _line: None)}
-    assert rows["loop/ours"]["ratio"] == rows["loop/ours"]["seconds"] / rows["loop/bare"]["seconds"]
-    assert rows["loop/logging"]["ratio"] == rows["loop/logging"]["seconds"] / rows["loop/ours"]["seconds"]
+    assert rows["loop/ours"]["ratio"] == rows["loop/ours"]["milliseconds"] / rows["loop/bare"]["milliseconds"]
+    assert rows["loop/logging"]["ratio"] == rows["loop/logging"]["milliseconds"] / rows["loop/ours"]["milliseconds"]
     assert {"loop/averaged weights", "loop/gradient norm"} < set(rows)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4  # the turn that warms up is logged as well
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cotnet.benchmarks import memory, throughput
-from cotnet.benchmarks.peak import peak_bytes
+from cotnet.benchmarks.meters import peak_bytes
 
 PEER = "torchvision:squeezenet1_1"
 SMALL = ["--models", "cotnet_small", "--peer", PEER, "--size", "32"]

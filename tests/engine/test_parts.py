@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from cotnet.engine.distributed import Ranks, StopRequest
+from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.schedule import set_lr
+from cotnet.engine.signals import stop_request
 from cotnet.engine.step import seed_step
 from cotnet.errors import InputError
 
@@ -139,7 +140,7 @@ def test_evaluation_stops_when_asked():
 def test_stop_request_sets_a_flag_and_gives_the_handlers_back():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts deaf to it
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
+    with stop_request() as stop:
         assert not stop.received
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.received
@@ -154,7 +155,7 @@ def test_stop_request_hands_a_signal_on_once_the_run_is_saved(interrupted):
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda number, _frame: heard.append(number))
     try:
-        with StopRequest() as stop:
+        with stop_request() as stop:
             os.kill(os.getpid(), signal.SIGUSR2)
             assert stop.received and heard == []
             stop.hand_on = interrupted

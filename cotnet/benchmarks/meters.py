@@ -1,12 +1,30 @@
-"""The most memory that something holds at a time, on either device."""
+"""The time and the memory that something takes, on either device."""
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 import torch
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done what it was given."""
+    wait(device)
+    return time.perf_counter()
+
+
+def size(*tensors: torch.Tensor) -> int:
+    """Their bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
@@ -16,11 +34,11 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
     such as scratch space of a convolution, is not in it.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        wait(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        torch.cuda.synchronize(device)
+        wait(device)
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()

@@ -1,0 +1,64 @@
+"""Stop signals: heard while a run or a sweep lasts, handed on when it is saved."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def stop_signals(react: Callable[[list[int]], None] = lambda _received: None) -> Iterator[list[int]]:
+    """The stop signals that arrived meanwhile, instead of what they do; at each `react` is called with them."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        react(received)
+
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
+    previous = {number: signal.signal(number, receive) for number in heard}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class StopRequest:
+    """What the loop reads between steps; `hand_on` is set when the run is saved."""
+
+    signals: list[int]
+    hand_on: bool = False
+
+    @property
+    def received(self) -> bool:
+        return bool(self.signals)
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """A request that any stop signal makes; a SIGINT after that raises as usual. Who handled a signal before us (a
+    cluster's launcher, which requeues the job) gets it at the end if `hand_on` is set."""
+
+    def insist(received: list[int]) -> None:
+        if received[1:] and received[-1] == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    stop = StopRequest([])
+    try:
+        with stop_signals(insist) as stop.signals:
+            yield stop
+    finally:
+        if stop.hand_on:
+            hand_on(stop.signals)
+
+
+def hand_on(received: list[int]) -> None:
+    """Call the handler that the first of the signals has now, if somebody else's program set one."""
+    handler = signal.getsignal(received[0]) if received else None
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(received[0], None)
