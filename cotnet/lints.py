@@ -91,7 +91,7 @@ def average(plan: Plan) -> Iterator[str]:
         fitting = max(0.0, 1 - 10 / plan.steps)
         yield (
             f"train.ema_decay={decay:g} averages over the last {1 / (1 - decay):,.0f} steps, but the run has "
-            f"{plan.steps:,}; use {fitting:.2g} or less, or train longer"
+            f"{plan.steps:,}; use at most {fitting:.6g}, or train longer"
         )
 
 

@@ -41,6 +41,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:
         raise InputError("data.root is required; set data.root=DIR")
+    loader = {key: value for key, value in config["loader"].items() if value is not None}
     backbone = dict(config.get("backbone") or trained["backbone"])
     backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
     form = {key: config[key] for key in FORM}
@@ -53,7 +54,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         **config,
         "data": data,
         "backbone": backbone,
-        "loader": config.get("loader") or trained["loader"],
+        "loader": loader if "_target_" in loader else {**trained["loader"], **loader},
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
         **{key: convert(value, bool, key) for key, value in form.items()},
     }

@@ -168,6 +168,18 @@ def test_learning_rate_follows_the_batch_unless_given():
     assert compose("train", ["data=digits", "optimizer.lr=0.3"])["optimizer"]["lr"] == 0.3
 
 
+def test_an_evaluation_has_the_checkpoints_loader_but_for_what_is_given():
+    checkpoint = {"config": json.dumps(compose("train", ["data=digits", "loader=torchvision", "loader.threads=7"]))}
+    theirs = {"_target_": "data.torchvision.TorchvisionLoader", "threads": 7, "prefetch": 2}
+    ours = {"_target_": "data.dali.DaliLoader", "threads": 1, "prefetch": 2}
+    for given, expected in (
+        ((), theirs),
+        (("loader.threads=1",), {**theirs, "threads": 1}),
+        (("loader=dali", "loader.threads=1"), ours),
+    ):
+        assert completed(compose("evaluate", ["checkpoint=x", *given]), checkpoint)["loader"] == expected
+
+
 def test_checkpoints_from_before_a_setting_evaluate_as_they_did():
     trained = compose("train", ["data=digits"])
     del trained["data"]["eval_flip"]

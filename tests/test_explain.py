@@ -40,7 +40,7 @@ def test_explains_a_run_without_starting_or_touching_it(digits, tmp_path):
     assert said["group 1"][0].endswith("weight decay 0.0001, learning rate x 1")
     assert said["group 2"][0].endswith("weight decay 0, learning rate x 1")
     assert said["LINT"] == [
-        "train.ema_decay=0.99 averages over the last 100 steps, but the run has 6; use 0 or less, or train longer"
+        "train.ema_decay=0.99 averages over the last 100 steps, but the run has 6; use at most 0, or train longer"
     ]
     assert "REFUSED" not in said
     assert "train.batch_size=10 (64)" in said["not the recipe"]
@@ -113,7 +113,7 @@ def remarks(*overrides: str) -> list[str]:
         (
             ["train.epochs=6", "train.batch_size=2048"],
             "train.ema_decay=0.9999 averages over the last 10,000",
-            "use 1 or",
+            "use at most 0.997333, or",
         ),
         (["train.max_steps=30000"], "train.max_steps=30000 ends the run at epoch 6 of 100", "set train.epochs=6"),
         (["train.max_steps=12000"], "schedule.warmup_epochs=5: train.max_steps=12000 ends", "within the warm-up"),

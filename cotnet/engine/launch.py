@@ -112,7 +112,7 @@ def _rank(index: int, work: tuple[str, str, dict[str, Any]], ranks: int, port: i
         code = 2 if isinstance(error, InputError) else 1
         outcomes.put((index, code, str(error)))
         sys.exit(code)
-    except Exception:
+    except Exception:  # a bug, of whatever class: the parent reports its traceback
         outcomes.put((index, 1, traceback.format_exc()[-8000:]))
         sys.exit(1)
 

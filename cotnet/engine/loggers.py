@@ -142,7 +142,9 @@ class WandbLogger:
         if mode == "online":
             try:
                 return self._begin(mode)
-            except Exception as error:  # see _mirror
+            except (
+                Exception
+            ) as error:  # see _mirror: whatever kept it from going online does not keep it from going offline
                 reason = f"{settings.base_url}: {_first_line(error)}"
                 _tear_down()  # the id stays taken until wandb's process is gone
                 _set_up()
@@ -194,7 +196,7 @@ def login_state() -> str:
         return (
             "logged in" if _logged_in(settings) else "not logged in: runs are kept offline (wandb login changes that)"
         )
-    except Exception as error:
+    except Exception as error:  # see WandbLogger._mirror
         return f"cannot be used ({_first_line(error)})"
     finally:
         _tear_down()

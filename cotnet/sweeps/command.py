@@ -172,6 +172,6 @@ def _code(job: JobReturn) -> int:
     """The exit code of a launcher's job; one that raised is a bug, and none of the other jobs' business."""
     try:
         return int(job.return_value)
-    except Exception:
+    except Exception:  # what the job raised, of whatever class: Hydra raises it here
         traceback.print_exc()
         return 1

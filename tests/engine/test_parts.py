@@ -50,6 +50,15 @@ def test_moving_average_of_weights_and_statistics():
     assert not average.module.weight.requires_grad
 
 
+def test_no_averaging_is_said_by_a_decay_of_0():
+    net = nn.Linear(3, 2)
+    average = MovingAverage(net, decay=0.0)
+    for _ in range(2):
+        nn.init.normal_(net.weight)
+        average.update()
+        assert torch.equal(average.module.weight, net.weight)
+
+
 def test_dropout_of_a_step_depends_on_seed_step_and_rank_alone():
     draws = {}
     for key in itertools.product((0, 1), (0, 1, 500), (0, 1)):
