@@ -5,27 +5,28 @@ class each validation image has and what the synsets mean. Every class folder ap
 killed run continues where it was.
 """
 
+import gzip
 import io
 import json
 import shutil
-import sys
 import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from PIL import Image
-from rich.progress import track
 
+from data.commands import in_processes
 from data.samples import WORDS, DataError, list_folders
 
 TRAIN: Final = "ILSVRC2012_img_train.tar"
 VAL: Final = "ILSVRC2012_img_val.tar"
 DEVKIT: Final = "ILSVRC2012_devkit_t12.tar.gz"
-IMAGENET: Final = {"train": 1_281_167, "val": 50_000}
+IMAGENET: Final = {"classes": 1000, "train": 1_281_167, "val": 50_000}
+_SETTINGS: Final = ".encoding"  # in the set's folder: how its images are stored, so that none is stored otherwise
 
 
 class Encoding(NamedTuple):
@@ -49,33 +50,53 @@ def imagenet(
 ) -> str:
     """Write the set and out/words.json; returns a line for people.
 
-    expected: images per split, ImageNet's own where None. Raises DataError for missing or damaged archives and for
-    other counts.
+    expected: classes and images per split, ImageNet's own where None. Raises DataError for missing or damaged archives,
+    for other counts, and for a folder that was begun with another encoding.
     """
+    expected = expected or IMAGENET
     for name in (TRAIN, VAL, DEVKIT):
         if not (archives / name).is_file():
             raise DataError(f"{archives / name}: no such file; the three archives come from image-net.org's downloads")
-    try:
+    with _reading(archives / DEVKIT):
         synsets, words = _devkit(archives / DEVKIT)
-        folders = [*_train_folders(archives / TRAIN, out, encoding)]
-        folders += _val_folders(archives / VAL, out, synsets, encoding)
-    except (tarfile.TarError, EOFError, KeyError) as error:
-        raise DataError(f"{archives}: damaged or foreign archives ({error}); download them again") from error
-    missing = [folder for folder in folders if not folder.target.exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        for _ in track(
-            pool.map(_write_folder, missing),
-            "extracting",
-            total=len(missing),
-            disable=not sys.stdout.isatty(),
-            transient=True,
-        ):
-            pass
+    with _reading(archives / TRAIN):
+        train = [*_train_folders(archives / TRAIN, out, words, encoding)]
+    with _reading(archives / VAL):
+        val = _val_folders(archives / VAL, out, synsets, encoding)
+    there = {"classes": len(train), "val": sum(len(folder.members) for folder in val)}
+    if wrong := {name: count for name, count in there.items() if count != expected[name]}:
+        raise DataError(f"{archives}: the archives hold {wrong}, not {expected}; download them again")
+    _settle(out, encoding)
+    missing = [folder for folder in (*train, *val) if not folder.target.exists()]
+    for _ in in_processes(_write_folder, missing, workers=workers, title="extracting"):
+        pass
     (out / WORDS).write_text(json.dumps(words, indent=0, ensure_ascii=False))
-    counts = {split: sum(map(len, list_folders(out, split).values())) for split in IMAGENET}
-    if counts != (expected or IMAGENET):
-        raise DataError(f"{out}: holds {counts}, not {expected or IMAGENET} images; remove it and check the archives")
+    folders = {split: list_folders(out, split).values() for split in ("train", "val")}
+    counts = {"classes": len(folders["train"])} | {split: sum(map(len, found)) for split, found in folders.items()}
+    if counts != expected:
+        raise DataError(f"{out}: holds {counts}, not {expected}; remove it and check the archives")
     return f"{out}: {counts['train']} training and {counts['val']} validation images of {len(words)} classes"
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """DataError, naming the archive, for whatever a damaged or foreign one makes of its reader."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, KeyError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{archive}: damaged, or another archive ({reason}); download it again") from error
+
+
+def _settle(out: Path, encoding: Encoding | None) -> None:
+    """Write down how images are stored in `out`; DataError where some are stored in another way already."""
+    wanted = f"--resize {encoding.side} --quality {encoding.quality}" if encoding else "images as they are"
+    path = out / _SETTINGS
+    present = path.read_text() if path.is_file() else "images as they are" if (out / "train").exists() else wanted
+    if present != wanted:
+        raise DataError(f"{out}: was begun with {present}, not {wanted}; use the same again, or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(wanted)
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], dict[str, str]]:
@@ -100,11 +121,14 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
     return io.BytesIO(found.read())
 
 
-def _train_folders(path: Path, out: Path, encoding: Encoding | None) -> Iterator[_Folder]:
+def _train_folders(path: Path, out: Path, words: dict[str, str], encoding: Encoding | None) -> Iterator[_Folder]:
     with tarfile.open(path) as archive:
         for member in archive:
+            synset = Path(member.name).name.removesuffix(".tar")
+            if synset not in words:
+                raise ValueError(f"{member.name} is no class of the development kit")
             place = (member.name, member.offset_data, member.size)
-            yield _Folder(path, out / "train" / Path(member.name).stem, (place,), encoding)
+            yield _Folder(path, out / "train" / synset, (place,), encoding)
 
 
 def _val_folders(path: Path, out: Path, synsets: dict[int, str], encoding: Encoding | None) -> Iterable[_Folder]:
@@ -121,7 +145,7 @@ def _write_folder(folder: _Folder) -> None:
     partial = folder.target.with_name(f".{folder.target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with folder.archive.open("rb") as archive:
+    with _reading(folder.archive), folder.archive.open("rb") as archive:
         for name, offset, size in folder.members:
             archive.seek(offset)
             content = archive.read(size)

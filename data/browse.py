@@ -19,9 +19,10 @@ from cotnet import assembly
 from cotnet.config import compose, one_line
 from cotnet.nodes import build
 from data.augment import Augmentation, Transform
+from data.commands import positive
 from data.dali import DaliLoader
 from data.order import Batch, TrainPlan
-from data.samples import ImageSet, class_words, read_splits
+from data.samples import DataError, ImageSet, class_words
 from data.torchvision import TorchvisionLoader
 
 _HEAD = 16  # pixels above each picture for its words
@@ -119,23 +120,32 @@ def contact_sheet(found: dict[str, torch.Tensor], captions: Sequence[str]) -> Im
     return sheet
 
 
+def write(sheet: Image.Image, out: Path) -> None:
+    """Save the sheet in the format of `out`'s ending; DataError where that does not go."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no format
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"--out {out}: {reason}; give a file that can be written and ends in .png") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write one sheet; exits with 2 and one line for wrong settings or images."""
     parser = argparse.ArgumentParser(prog="python -m data.browse", description="A contact sheet of what training sees.")
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=NAME, data.root=DIR, ...")
     parser.add_argument("--out", type=Path, default=Path("outputs/browse.png"), help="file to write (%(default)s)")
-    parser.add_argument("--images", type=int, default=8, help="rows (%(default)s)")
+    parser.add_argument("--images", type=positive, default=8, help="rows (%(default)s)")
     parser.add_argument("--epoch", type=int, default=0, help="whose draws to show (%(default)s)")
     given = parser.parse_args(arguments)
     with one_line(keep=False):
         config = compose("train", given.overrides)
         settings = assembly.settings_of(config)
-        train, _ = read_splits(settings.data.root)
+        train, _ = assembly.read_data(settings.data)
+        words = class_words(settings.data.root, train.classes)
         augmentation: Augmentation = build(config["augmentation"], "augmentation")
         found, labels = columns(augmentation, settings, train, given.images, given.epoch)
-    words = class_words(settings.data.root, train.classes)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(found, [words[label] for label in labels]).save(given.out)
+        write(contact_sheet(found, [words[label] for label in labels]), given.out)
     sys.stdout.write(f"{given.out}: {given.images} images, {len(found)} columns\n")
 
 

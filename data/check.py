@@ -3,25 +3,23 @@
 Decodes everything in parallel, names what is damaged, unsupported, wrongly named or there twice, and writes
 ROOT/manifest.json, from which training takes the set without the damaged and unsupported files. Wrongly named and
 duplicate files are named and stay: both loaders read them, and which copy is too many is for a person to say. `--full`
-writes nothing and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2 no such
-set.
+writes nothing and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2
+something a person has to change, 75 Ctrl-C.
 """
 
 import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from PIL import Image
-from rich.progress import track
 
+from data.commands import exit_code, in_processes, positive
 from data.manifest import NAME, load_manifest, write_manifest
 from data.samples import DataError, damaged_reason, list_folders, require_same_classes, some
 
@@ -73,26 +71,20 @@ def examine(path: str) -> Finding:
     return Finding(height, width, digest, None, remark)
 
 
-def examine_all(paths: Sequence[str], workers: int) -> Iterator[Finding]:
-    """The findings for all files in order, from `workers` processes, with a progress bar on a terminal."""
-    # Forked from a clean server: the caller may have threads, whose locks a fork would copy.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        findings = pool.map(examine, paths, chunksize=16)
-        yield from track(findings, "decoding", total=len(paths), disable=not sys.stdout.isatty(), transient=True)
-
-
 def check(root: Path, workers: int) -> list[str]:
     """Examine every file, write the manifest, and return the lines for people."""
     names = {split: list_folders(root, split) for split in SPLITS}
     require_same_classes(root, tuple(names["train"]), tuple(names["val"]))
     classes = tuple(names["train"])
     files = [f"{split}/{name}/{file}" for split in SPLITS for name in names[split] for file in names[split][name]]
-    findings = dict(zip(files, examine_all([str(root / file) for file in files], workers), strict=True))
+    found = in_processes(examine, [str(root / file) for file in files], workers=workers, title="decoding", chunk=16)
+    findings = dict(zip(files, found, strict=True))
     splits = {split: _columns(split, names[split], classes, findings) for split in SPLITS}
     for split in SPLITS:
         if bare := [classes[label] for label in sorted(set(range(len(classes))) - set(splits[split]["labels"]))]:
             raise DataError(
-                f"{root / split}: class folders without a usable image: {some(bare)}; add some or remove them"
+                f"{root / split}: class folders without a usable image: {some(bare)}{_why(splits[split], bare[0])}; "
+                "add some or remove them"
             )
     write_manifest(root, classes, splits)
     lines = [f"{root / file}: {found.excluded} (excluded)" for file, found in findings.items() if found.excluded]
@@ -120,6 +112,12 @@ def _columns(
             for key, value in zip(("files", "labels", "heights", "widths", "digests"), row, strict=True):
                 columns[key].append(value)
     return columns
+
+
+def _why(columns: dict[str, Any], name: str) -> str:
+    """What is wrong with the first file of a class that has only excluded ones."""
+    excluded = ((file, reason) for file, reason in columns["excluded"].items() if file.startswith(f"{name}/"))
+    return next((f" ({file}: {reason})" for file, reason in excluded), "")
 
 
 def _duplicates(root: Path, findings: dict[str, Finding]) -> Iterable[str]:
@@ -155,18 +153,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.check", description="Look at every image of a set.")
     parser.add_argument("root", type=Path, help="the folder that holds train/ and val/")
     parser.add_argument("--full", action="store_true", help=f"compare every file with {NAME}, write nothing")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        lines = compare(given.root) if given.full else check(given.root, given.workers)
-    except (DataError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    return exit_code(lambda: _run(given), given.root)
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.root.is_file():
+        raise DataError(f"{given.root}: a file; give the folder that holds train/ and val/ (for a list, of its images)")
+    lines = compare(given.root) if given.full else check(given.root, given.workers)
+    changed = bool(given.full and lines)
     if given.full:
-        sys.stdout.write("\n".join([*lines, f"{given.root}: {len(lines)} differences from {NAME}"]) + "\n")
-        return 1 if lines else 0
+        lines = [*lines, f"{given.root}: {len(lines)} differences from {NAME}"]
     sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    return int(changed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A list needs no copies: a subset of a set is a list of some of its files.
 """
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from data.draws import Stream, hashes
-from data.samples import EXTENSIONS, DataError, ImageSet, fingerprint, read_splits, some
+from data.samples import EXTENSIONS, WORDS, DataError, ImageSet, class_words, fingerprint, read_splits, some
 
 _HEADER: Final = ["split", "path", "class"]
 
@@ -67,6 +68,10 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
                 writer.writerow([split, path, image_set.classes[image_set.labels[index]]])
                 written[split] += 1
     partial.replace(out)
+    words = dict(zip(train.classes, class_words(root, train.classes), strict=True))
+    if any(name != word for name, word in words.items()):
+        chosen = {name: words[name] for name in classes or train.classes}
+        out.with_suffix(f".{WORDS}").write_text(json.dumps(chosen, indent=0, ensure_ascii=False))
     count = len(classes) if classes else len(train.classes)
     return f"{out}: {written['train']} training and {written['val']} validation images of {count} classes"
 

@@ -29,8 +29,12 @@ def write_manifest(root: Path, classes: tuple[str, ...], splits: dict[str, dict[
         digest = fingerprint(classes, columns["files"], np.array(columns["labels"], dtype=np.int64))
         written[split] = {**columns, "fingerprint": digest, "folders": folders}
     partial = root / f"{NAME}.partial"
-    partial.write_text(json.dumps({"version": _VERSION, "classes": classes, "splits": written}))
-    partial.replace(root / NAME)
+    try:
+        partial.write_text(json.dumps({"version": _VERSION, "classes": classes, "splits": written}))
+        partial.replace(root / NAME)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_manifest(root: Path) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@
 - imagenet: from the three official archives;
 - subset: some classes, or a share, of a set as a CSV list without copies.
 
-Exit codes: 0 done or already there; 2 something a person has to change, on one line.
+Exit codes: 0 done or already there; 2 something a person has to change, on one line; 75 Ctrl-C, after
+which the same command goes on.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
+from data.commands import exit_code, positive
 from data.draws import Stream, hashes
 from data.lists import subset
 from data.samples import DataError, read_splits
@@ -128,6 +130,19 @@ def _idx(source: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
+def _quality(text: str) -> int:
+    if positive(text) > 95:  # above it a JPEG only grows
+        raise argparse.ArgumentTypeError(f"{text} is above 95")
+    return int(text)
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("no name in it")
+    return names
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Make an image set.")
     sets = parser.add_subparsers(dest="set", required=True)
@@ -139,41 +154,39 @@ def _arguments() -> argparse.ArgumentParser:
     command = sets.add_parser("imagenet", help="from the three official archives")
     command.add_argument("--archives", type=Path, required=True, help=f"folder of {TRAIN}, {VAL} and {DEVKIT}")
     command.add_argument("--out", type=Path, required=True, help="folder to write; a killed run is continued")
-    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
     command.add_argument(
-        "--resize", type=int, nargs="?", const=500, help="store larger images with this shorter side (%(const)s)"
+        "--resize", type=positive, nargs="?", const=500, help="store larger images with this shorter side (%(const)s)"
     )
-    command.add_argument("--quality", type=int, default=90, help="JPEG quality of resized images (%(default)s)")
+    command.add_argument("--quality", type=_quality, default=90, help="JPEG quality of resized images (%(default)s)")
     command = sets.add_parser("subset", help="a CSV list of a part of a set, without copies")
     command.add_argument("--root", type=Path, required=True, help="the set: a folder or a list")
     command.add_argument("--out", type=Path, required=True, help="the CSV file to write; give it as data.root")
     part = command.add_mutually_exclusive_group(required=True)
-    part.add_argument("--classes", type=lambda names: names.split(","), help="names, separated by commas")
+    part.add_argument("--classes", type=_names, help="names, separated by commas")
     part.add_argument("--share", type=float, help="share of each class's training images, e.g. 0.1")
     return parser
 
 
-def _run(given: argparse.Namespace) -> str:
+def _run(given: argparse.Namespace) -> int:
     match given.set:
         case "digits":
-            return digits(given.out)
+            line = digits(given.out)
         case "fashion_mnist":
-            return fashion_mnist(given.source, given.out)
+            line = fashion_mnist(given.source, given.out)
         case "imagenet":
             encoding = Encoding(given.resize, given.quality) if given.resize else None
-            return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
-    return subset(given.root, given.out, classes=given.classes, share=given.share)
+            line = imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
+        case _:
+            line = subset(given.root, given.out, classes=given.classes, share=given.share)
+    sys.stdout.write(f"{line}\n")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     given = _arguments().parse_args(arguments)
-    try:
-        sys.stdout.write(f"{_run(given)}\n")
-    except (DataError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return exit_code(lambda: _run(given), given.out)
 
 
 if __name__ == "__main__":

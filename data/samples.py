@@ -154,11 +154,14 @@ def require_images(folder: Path, names: dict[str, list[str]]) -> dict[str, list[
 
 
 def class_words(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    """What people call the classes: root/words.json ({class: words}) where there is one, torchvision's names for
-    ImageNet's thousand synsets, the classes' own names otherwise."""
-    path = root / WORDS
+    """What people call the classes: {class: words} of root/words.json, or of LIST.words.json beside LIST.csv, where
+    there is one, torchvision's names for ImageNet's thousand synsets, the classes' own names otherwise."""
+    path = root.with_suffix(f".{WORDS}") if root.is_file() else root / WORDS
     if path.is_file():
-        words = json.loads(path.read_bytes())
+        try:
+            words = {str(name): str(word) for name, word in json.loads(path.read_bytes()).items()}
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path}: not a JSON object of class: words; mend or remove it") from error
         return tuple(words.get(name, name) for name in classes)
     if len(classes) == 1000 and classes[0] == "n01440764" and classes[-1] == "n15075141":
         from torchvision.models import ResNet50_Weights

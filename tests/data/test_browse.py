@@ -1,9 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from photographs import make_imagenet
 from PIL import Image
 
-from data.browse import main
+from data.browse import main, write
+from data.samples import DataError
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return make_imagenet(tmp_path_factory.mktemp("few"), classes=3, train=1, val=1)
 
 
 def test_a_contact_sheet_of_a_recipe(tmp_path, capsys):
@@ -22,9 +30,29 @@ def test_a_contact_sheet_of_a_recipe(tmp_path, capsys):
         assert (before != after).any()
 
 
-@pytest.mark.parametrize("overrides", [["experiment=digitz"], ["data.root=/nowhere"]])
-def test_wrong_settings_are_one_line(overrides, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=digitz"], "experiment=digitz is unknown"),
+        (["data.root=/nowhere"], "/nowhere: no such folder"),
+        (["data.num_classes=2"], "has 3 classes but data.num_classes is 2"),
+        (["--images", "4"], "batch_size 4 is larger than the training set; use at most 3"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, message, few, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(overrides)
+        main(["data=imagenet", f"data.root={few}", "data.num_classes=3", "data.image_size=48", *arguments])
     assert caught.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("/proc/no/sheet.png", "No such file or directory"), ("sheet.xyz", "unknown file extension: .xyz")],
+)
+def test_a_sheet_that_cannot_be_written(out, reason):
+    with pytest.raises(DataError) as caught:
+        write(Image.new("RGB", (3, 3)), Path(out))
+    assert str(caught.value) == f"--out {out}: {reason}; give a file that can be written and ends in .png"

@@ -45,6 +45,7 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     (folder / "notes.txt").write_text("no image")
     photograph.save(folder / "animation.gif")
     photograph.save(folder / "disguised.JPEG", format="GIF")
+    photograph.save(folder / "modern.avif")
     photograph.save(folder / "wrong.JPEG", format="PNG")
     Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)).save(folder / "deep.png")
     twin = sorted((root / "train" / "n01443537").iterdir())[0]
@@ -56,13 +57,14 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     assert f"{folder / 'empty.JPEG'}: damaged image (not an image) (excluded)" in text
     assert f"{folder / 'notes.txt'}: damaged image (not an image) (excluded)" in text
     assert f"{folder / 'animation.gif'}: unsupported format GIF (excluded)" in text
+    assert f"{folder / 'modern.avif'}: unsupported format AVIF (excluded)" in text
     assert f"{folder / 'disguised.JPEG'}: unsupported format GIF (excluded)" in text
     assert f"{folder / 'deep.png'}: unsupported: more than 8 bits a channel (I;16) (excluded)" in text
     assert f"{folder / 'wrong.JPEG'}: wrongly named: a PNG file" in text
     assert f"twin.JPEG: the same file as {twin}, in the other split" in text
-    assert lines[-1].endswith("2 classes, 8 train images (6 excluded), 5 val images (0 excluded)")
+    assert lines[-1].endswith("2 classes, 8 train images (7 excluded), 5 val images (0 excluded)")
     train = read_split(root, "train")
-    assert train.excluded == 6
+    assert train.excluded == 7
     assert len(train.left_out) == 4, "those with the ending of an image"
     images = sorted(path for path in (root / "train").glob("*/*") if path.suffix in (".JPEG", ".png"))
     left = [str(path.relative_to(root / "train")) for i, path in enumerate(images) if i not in train.left_out]
@@ -101,6 +103,11 @@ def test_full_comparison_finds_changed_content(root, capsys):
 
 def test_what_cannot_be_checked_or_used(root, capsys):
     assert check(capsys, root / "nowhere")[0] == 2
+    (root.parent / "list.csv").touch()
+    assert "list.csv: a file; give the folder that holds train/ and val/" in check(capsys, root.parent / "list.csv")[2]
+    with pytest.raises(SystemExit):
+        main([str(root), "--workers", "0"])
+    assert "'0' is not a whole number above 0" in capsys.readouterr().err
     (root / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: not a manifest of this version; run python -m data\.check"):
         read_split(root, "train")
@@ -112,5 +119,7 @@ def test_what_cannot_be_checked_or_used(root, capsys):
         path.write_bytes(b"")
     code, _, error = check(capsys, root)
     assert code == 2
-    assert error == f"{root}/val: class folders without a usable image: n01440764; add some or remove them\n"
+    victim = sorted((root / "val" / "n01440764").iterdir())[0].name
+    reason = f"(n01440764/{victim}: damaged image (not an image))"
+    assert error == f"{root}/val: class folders without a usable image: n01440764 {reason}; add some or remove them\n"
     assert not (root / "manifest.json").exists()

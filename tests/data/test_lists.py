@@ -3,7 +3,7 @@ import pytest
 from photographs import make_imagenet
 
 from data.prepare import main
-from data.samples import DataError, read_split, read_splits
+from data.samples import DataError, class_words, read_split, read_splits
 
 
 @pytest.fixture
@@ -42,6 +42,16 @@ def test_chosen_classes(root, tmp_path, capsys):
         file.startswith(f"set/train/{train.classes[label]}/")
         for file, label in zip(train.files, train.labels, strict=True)
     )
+    assert class_words(out, train.classes) == train.classes
+    (root / "words.json").write_text(
+        '{"n01440764": "tench", "n01484850": "great white shark", "n01443537": "goldfish"}'
+    )
+    subset(capsys, root, out, "--classes", "n01484850,n01440764")
+    assert class_words(out, train.classes) == ("tench", "great white shark")
+    (root / "words.json").write_text("[]")
+    with pytest.raises(DataError, match=r"words\.json: not a JSON object of class: words; mend or remove it"):
+        class_words(root, train.classes)
+    (root / "words.json").unlink()
     again = tmp_path / "of-a-list.csv"
     assert subset(capsys, out, again, "--classes", "n01484850")[0] == 0
     assert read_split(again, "train").classes == ("n01484850",)
