@@ -1,13 +1,14 @@
 """What every test shares: one thread per process (tests run side by side), no GPU tests without a GPU."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from programs import make_digits, once
+from programs import SMALL, make_digits, once, run
 
 
 def pytest_configure() -> None:
@@ -34,3 +35,14 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits(shared):
     return once(shared, "some-digits", lambda folder: make_digits(folder, train=9, val=5))
+
+
+@pytest.fixture(scope="session")
+def uncut(shared, digits):
+    """Runs never interrupted, by their number of ranks."""
+
+    def folder(ranks: int) -> Path:
+        given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "logger=wandb", "output_dir=run"]
+        return once(shared, f"uncut-{ranks}", lambda folder: run("train.py", *given, cwd=folder)) / "run"
+
+    return folder

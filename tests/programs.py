@@ -30,6 +30,7 @@ SMALL = (  # a run of seconds: cotnet_small on a few digits
     "schedule.warmup_epochs=1",
     "loader.threads=1",
 )
+STEPS = 4  # optimizer steps in an epoch of it on the `digits` of conftest.py
 
 
 class Done(NamedTuple):

@@ -9,11 +9,9 @@ import socket
 import time
 
 import pytest
-from programs import SMALL, assert_same_run, checkpoint, metrics, once, run, run_process, start
+from programs import SMALL, STEPS, assert_same_run, checkpoint, metrics, run, run_process, start
 
 from cotnet.engine import state as checkpoints
-
-STEPS = 4
 
 pytestmark = pytest.mark.slow
 
@@ -58,23 +56,13 @@ def test_rollbacks_end(digits, tmp_path):
     assert checkpoint(tmp_path / "run")["progress"]["step"] == 0
 
 
-@pytest.fixture(scope="session")
-def two_ranks(shared, digits):
-    """A run on two ranks that one command started."""
-
-    def train(folder):
-        run("train.py", *SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=run", cwd=folder)
-
-    return once(shared, "two-ranks", train) / "run"
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def test_two_torchrun_agents(two_ranks, digits, tmp_path):
+def test_two_torchrun_agents(uncut, digits, tmp_path):
     """Two nodes: an agent each, which meet by c10d; the same run as that of one command."""
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1")
     agent = ("-m", "torch.distributed.run", *nodes, f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py")
@@ -83,10 +71,10 @@ def test_two_torchrun_agents(two_ranks, digits, tmp_path):
     outputs = [process.communicate(timeout=200) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], outputs
     assert sum("best top-1" in out for out, _ in outputs) == 1  # one rank speaks
-    assert_same_run(two_ranks, tmp_path / "run")
+    assert_same_run(uncut(2), tmp_path / "run")
 
 
-def test_tasks_of_one_srun(two_ranks, digits, tmp_path):
+def test_tasks_of_one_srun(uncut, digits, tmp_path):
     """What srun sets for its tasks is enough for them to find each other."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2"}
     step |= {"SLURM_JOB_ID": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
@@ -97,7 +85,7 @@ def test_tasks_of_one_srun(two_ranks, digits, tmp_path):
         tasks.append(start("train.py", *overrides, cwd=tmp_path, variables=own))
     outputs = [process.communicate(timeout=200) for process in tasks]
     assert [process.returncode for process in tasks] == [0, 0], outputs
-    assert_same_run(two_ranks, tmp_path / "run")
+    assert_same_run(uncut(2), tmp_path / "run")
 
 
 def test_a_hanging_rank_ends_the_run(digits, tmp_path):
@@ -116,7 +104,7 @@ def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     assert "Traceback" not in err
 
 
-def test_what_changed_is_said(two_ranks, digits, tmp_path):
+def test_what_changed_is_said(digits, tmp_path):
     """Another rank count and more epochs are allowed, and named; the rest is refused, with what would be allowed."""
     overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
     run("train.py", *overrides, "launch.ranks=2", "train.max_steps=2", cwd=tmp_path)
@@ -129,7 +117,7 @@ def test_what_changed_is_said(two_ranks, digits, tmp_path):
     assert changes == ["launch.ranks was 2, now 1", "train.log_every was 2, now 3", "train.max_steps was 2, now null"]
 
 
-def test_a_preempted_job_is_requeued_and_continues(two_ranks, digits, tmp_path):
+def test_a_preempted_job_is_requeued_and_continues(uncut, digits, tmp_path):
     """A cluster's job of two ranks gets the launcher's warning: it saves, the launcher queues it again, it is the same
     run to the last bit."""
     overrides = [*SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=sweep"]
@@ -145,7 +133,7 @@ def test_a_preempted_job_is_requeued_and_continues(two_ranks, digits, tmp_path):
     told = "".join(path.read_text() for path in job.glob("*.out"))
     assert "interrupted; the same command continues" in told
     assert f"Requeued job {job.name}" in told + "".join(path.read_text() for path in job.glob("*.err"))
-    assert_same_run(two_ranks, log[0].parent)
+    assert_same_run(uncut(2), log[0].parent)
 
 
 def test_what_slurm_is_asked_for(digits, tmp_path):

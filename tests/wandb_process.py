@@ -1,0 +1,51 @@
+"""wandb's mirror in a process of its own, as a run has it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROLOGUE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from cotnet.engine import loggers, records
+from cotnet.engine.loggers import WandbLogger
+ready, loggers.READY_SECONDS = loggers.READY_SECONDS, 30.0  # a busy machine may need more than a run would wait
+folder = Path(sys.argv[1])
+logger = WandbLogger(project="cotnet", entity=None, group="g", tags=("a", "b"), mode=sys.argv[2])
+
+def write(record):
+    records.append(folder / "metrics.jsonl", record)
+    logger.log(record)
+
+def core():
+    return int(subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True).stdout)
+"""
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    """Nobody logged in, no setting of this machine's user."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "NETRC"))}
+    return kept | {"HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)} | more
+
+
+def start(
+    code: str, folder: Path, environment: dict[str, str], mode: str = "auto", *arguments: str
+) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", PROLOGUE + code, str(folder), mode, *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def run(*arguments, code: int = 0, **more) -> str:
+    """What the process printed; it must end with `code`, printing no error."""
+    process = start(*arguments, **more)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, "")
+    return out
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "wandb").glob("*run-*/run-*.wandb"))
