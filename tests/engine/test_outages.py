@@ -70,6 +70,7 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path):
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed again: nobody listens there
     code = """
 loggers.READY_SECONDS = ready
+loggers.WANDB_SETTINGS |= {"init_timeout": 4.0}
 began = time.monotonic()
 run_id = logger.start(folder, {}, None, "r")
 print(time.monotonic() - began)
@@ -83,7 +84,7 @@ print(run_id, time.monotonic() - began)
     waited, line, end = run(code, tmp_path / "run", logged_in, "auto").splitlines()
     run_id, seconds = end.split()
     assert float(waited) < 4
-    assert float(seconds) < 25
+    assert float(seconds) < 15
     assert line.startswith(f"W&B: offline ({address}: ")
     (file,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
     assert history(file) == records.read(tmp_path / "run" / "metrics.jsonl")
@@ -133,6 +134,8 @@ def test_a_full_disk_under_wandbs_folder_costs_training_nothing(tmp_path):
     """The limit on the size of files stands in for it: wandb's process meets it after 64 KiB."""
     code = """
 import resource
+loggers.FINISH_SECONDS = 6.0
+loggers.WANDB_SETTINGS |= {"finish_timeout": 3.0}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 logger.start(folder, {}, None, "r")
@@ -148,5 +151,5 @@ print("times", logged - began, time.monotonic() - logged)
     assert process.returncode == 0
     logged, ended = map(float, out.splitlines()[-1].split()[1:])
     assert logged < 5
-    assert ended < 40
+    assert ended < 12
     assert 0 < files(tmp_path / "run")[0].stat().st_size <= 65536
