@@ -8,31 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import ROOT, SMALL, Done, checkpoint, make_digits, run, run_process
+from programs import ROOT, SMALL, Done, checkpoint, make_digits, once, run, run_process
 
 RESNET18 = ("backbone=torchvision", "backbone.model_name=resnet18")
 NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return make_digits(tmp_path_factory.mktemp("bad") / "digits", train=4, val=2)
+def digits(shared):
+    return once(shared, "four-of-each", lambda folder: make_digits(folder, train=4, val=2))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits):
+def trained(shared, digits):
     """A finished run of a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    run(
-        "train.py",
-        *SMALL,
-        f"data.root={digits}",
-        "train.epochs=1",
-        "schedule.warmup_epochs=0",
-        "output_dir=run",
-        cwd=folder,
-    )
-    return folder / "run"
+    given = [*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "output_dir=run"]
+    return once(shared, "trained", lambda folder: run("train.py", *given, cwd=folder)) / "run"
 
 
 def error_line(program: str, *overrides: str, cwd: Path, code: int = 2) -> str:

@@ -12,9 +12,8 @@ from cotnet.lints import differences, lints, plan_of
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp().parent
-    return once(base, "digits-recipes", lambda folder: make_digits(folder, train=3, val=1))
+def digits(shared):
+    return once(shared, "three-of-each", lambda folder: make_digits(folder, train=3, val=1))
 
 
 def page(done) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from programs import SMALL, make_digits, once, run
+from programs import SMALL, run
 
 from cotnet import assembly
 from cotnet.config import CONF, compose, flatten
@@ -138,12 +138,6 @@ def test_ablations_are_multiruns_of_models_that_differ():
         assert sizes[-1] == 22_222_416  # the last one is CoTNet-50 itself
     rows = [cells(line)[0] for line in text.partition("| backbone.fusion |")[2].splitlines()[2:6]]
     assert ",".join(rows) == commands[0][2]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp().parent
-    return once(base, "digits-recipes", lambda folder: make_digits(folder, train=3, val=1))
 
 
 def one_step(*overrides: str, size: int = 32) -> tuple[torch.nn.Module, float]:
