@@ -48,7 +48,8 @@ class TorchvisionLoader:
                 worker_init_fn=_start_worker,
                 multiprocessing_context="fork" if threads else None,  # a spawned rank would spawn: seconds per worker
             )
-            gc.collect()
+            if threads:
+                gc.collect()  # before the fork; see _start_worker
             self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch, which starts the workers
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:

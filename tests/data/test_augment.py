@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from photographs import photographs
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from data.augment import Augmentation, Transform, normalize
@@ -209,6 +209,10 @@ def test_vertical_flip_turns_the_share_it_says_upside_down():
     upside_down = (found == plain.flip(2)).flatten(1).all(1)
     assert (upside_down ^ (found == plain).flatten(1).all(1)).all()
     assert upside_down.float().mean() == pytest.approx(0.3, abs=0.03)
+    images, targets, indices = batch()
+    found, _ = transform(replace(NONE, vertical_flip=1.0))(images, targets, indices, 0)
+    by_pil = [functional.pil_to_tensor(ImageOps.flip(image.resize((32, 32)))) for image in photographs()[:6]]
+    assert torch.equal(found, normalize(torch.stack(by_pil), MEAN, STD, torch.float32))
 
 
 def test_hue_is_drawn_evenly_and_alone():

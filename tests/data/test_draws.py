@@ -28,7 +28,7 @@ def test_known_values():
 
 
 def test_hashes_have_no_collision():
-    assert len(np.unique(hashes(0, 0, Stream.ORDER, np.arange(1_000_000)))) == 1_000_000
+    assert len(np.unique(hashes(0, 0, Stream.ORDER, np.arange(300_000)))) == 300_000
 
 
 @pytest.mark.parametrize("other", [(1, 0, Stream.CROP), (0, 1, Stream.CROP), (0, 0, Stream.FLIP)])
