@@ -58,6 +58,7 @@ def test_a_run_with_growing_and_repeated_images_resumes_exactly(digits, tmp_path
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_another_set_is_refused_and_an_excluded_file_is_not(digits, tmp_path):
     root = Path(shutil.copytree(digits, tmp_path / "set"))
     given = [*SMALL, f"data.root={root}", "output_dir=run"]
