@@ -69,7 +69,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     """Top-1, top-5, loss, image count and speed over the val split; collective."""
     data = typed(DataSettings, config["data"], "data")
     precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
-    precision.set_products()
+    precision.set_up_process()
     model = subject.load_model(config, subject.own_checkpoint(config))
     model = precision.place(fuse(model) if config["fuse"] else model)
     images = read_split(data.root, "val")

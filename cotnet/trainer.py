@@ -95,7 +95,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision = Precision(
         name=settings.train.precision, device=ranks.device, channels_last=settings.train.channels_last
     )
-    precision.set_products()
+    precision.set_up_process()
     train_set, val_set = assembly.read_data(settings.data)
     state = new_state(config, settings, precision)
     state.image_set = train_set.whole

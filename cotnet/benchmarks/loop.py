@@ -60,7 +60,7 @@ class Bench:
         settings = assembly.settings_of(config)
         self.ranks, self.steps = ranks, steps
         precision = Precision(name=choose_precision(settings.train.precision, ranks.device), device=ranks.device)
-        precision.set_products()
+        precision.set_up_process()
         torch.manual_seed(0)
         model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
         groups = parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))

@@ -64,7 +64,7 @@ class Net:
         self.work, self.training = work, work.mode == "train"
         torch.manual_seed(0)
         self.precision = Precision(name=work.dtype, device=device, channels_last=work.memory_format == "channels_last")
-        self.precision.set_products()
+        self.precision.set_up_process()
         model = build(work.name, work.size)
         self.model = self.precision.place(fuse(model) if work.fuse else model).train(self.training)
         self.run = compiled(self.model) if work.compile else self.model

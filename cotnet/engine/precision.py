@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cotnet.engine.allocator import keep_freed_memory
 from cotnet.errors import InputError
 
 DTYPES = {
@@ -49,8 +50,11 @@ class Precision:
         mixed = self.name in ("bf16", "fp16")
         return torch.autocast(self.device.type, self.compute if mixed else torch.bfloat16, enabled=mixed)
 
-    def set_products(self) -> None:
-        """Let the GPU's float32 products be what the name says; under bf16 and fp16 they stay as torch has them."""
+    def set_up_process(self) -> None:
+        """Let the GPU's float32 products be what the name says (under bf16 and fp16 they stay as torch has them), and
+        the CPU's allocator keep what it got.
+        """
+        keep_freed_memory(self.device)
         if self.device.type == "cuda" and self.name in ("tf32", "fp32"):
             torch.backends.cuda.matmul.allow_tf32 = self.name == "tf32"
             torch.backends.cudnn.allow_tf32 = self.name == "tf32"

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch.nn import functional as F
 
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
 CACHED: Final = 120_000  # values that are worked on at a time; with weights and sums 1.5 MB, which caches hold
 
 
@@ -29,12 +30,9 @@ class LocalAggregation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, weight = ctx.saved_tensors
+        of_value, of_weight, _ = ctx.needs_input_grad
         form = _form()(value, weight, ctx.dilation)
-        return (
-            form.value_gradient(upstream) if ctx.needs_input_grad[0] else None,
-            form.weight_gradient(upstream) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+        return *form.gradients(upstream, of_value=of_value, of_weight=of_weight), None
 
 
 class Strips:
@@ -83,6 +81,10 @@ class Strips:
         """(B, C, H, W) as (B, C / G, G, H, W): channel c = r * G + g."""
         return x.unflatten(1, (self.rows, self.groups))
 
+    def window(self, strip: torch.Tensor, start: int) -> torch.Tensor:
+        """What a tap sees of a strip."""
+        return strip[:, start : start + self.length]
+
     def forward(self) -> torch.Tensor:
         """For every tap: sums += window of the values * weights."""
         values, value_maps = self.strip(self.rows, self.margin)
@@ -92,42 +94,42 @@ class Strips:
         for part in self.parts():
             value_maps.copy_(self.maps(self.value[part]))
             weight_maps.copy_(self.weight[part].transpose(1, 2))
-            sums.zero_()
-            for weight, shift in zip(weights, self.shifts, strict=True):
-                sums.addcmul_(values[:, shift : shift + self.length], weight)
+            _sum(sums, ((self.window(values, shift), weights[tap]) for tap, shift in enumerate(self.shifts)))
             self.maps(result[part]).copy_(sum_maps)
         return result
 
-    def value_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
-        """For every tap: window of the sums += upstream * weights, since what a position took goes back there."""
-        ups, up_maps = self.strip(self.rows, 0)
-        weights, weight_maps = self.strip(self.taps, 0)
-        sums, sum_maps = self.strip(self.rows, self.margin)
-        result = torch.empty_like(self.value)
-        for part in self.parts():
-            up_maps.copy_(self.maps(upstream[part]))
-            weight_maps.copy_(self.weight[part].transpose(1, 2))
-            sums.zero_()
-            for weight, shift in zip(weights, self.shifts, strict=True):
-                sums[:, shift : shift + self.length].addcmul_(ups, weight)
-            self.maps(result[part]).copy_(sum_maps)
-        return result
-
-    def weight_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
-        """For every row: sums of all taps += all windows of the values * upstream."""
-        ups, up_maps = self.strip(self.rows, 0)
+    def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
+        """Of the values, for every tap: sums += window of upstream * that window of the weights, since what a position took
+        goes back there. Of the weights, for every row: sums of all taps += all windows of the values * upstream.
+        """
+        ups, up_maps = self.strip(self.rows, self.margin)
         values, value_maps = self.strip(self.rows, self.margin)
-        sums, sum_maps = self.strip(self.taps, 0)
-        sums_ = sums.view(self.kernel, self.kernel, self.length)
-        result = torch.empty_like(self.weight)
+        weights, weight_maps = self.strip(self.taps, self.margin)
+        sums, sum_maps = self.strip(self.rows, 0)
+        tap_sums, tap_maps = self.strip(self.taps, 0)
+        all_taps = tap_sums.view(self.kernel, self.kernel, self.length)
+        to_value = torch.empty_like(self.value) if of_value else None
+        to_weight = torch.empty_like(self.weight) if of_weight else None
+        back = [2 * self.margin - shift for shift in self.shifts]
         for part in self.parts():
             up_maps.copy_(self.maps(upstream[part]))
-            value_maps.copy_(self.maps(self.value[part]))
-            sums.zero_()
-            for up, value in zip(ups, values, strict=True):
-                sums_.addcmul_(value.as_strided(sums_.shape, (*self.steps, 1)), up)
-            result[part].transpose(1, 2).copy_(sum_maps)
-        return result
+            if to_value is not None:
+                weight_maps.copy_(self.weight[part].transpose(1, 2))
+                windows = ((self.window(ups, at), weights[tap, at : at + self.length]) for tap, at in enumerate(back))
+                _sum(sums, windows)
+                self.maps(to_value[part]).copy_(sum_maps)
+            if to_weight is not None:
+                value_maps.copy_(self.maps(self.value[part]))
+                seen = (value.as_strided(all_taps.shape, (*self.steps, 1)) for value in values)
+                _sum(all_taps, zip(seen, self.window(ups, self.margin), strict=True))
+                to_weight[part].transpose(1, 2).copy_(tap_maps)
+        return to_value, to_weight
+
+
+def _sum(sums: torch.Tensor, products: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    torch.mul(*next(products), out=sums)
+    for pair in products:
+        sums.addcmul_(*pair)
 
 
 class Expressions:
@@ -177,6 +179,13 @@ class Expressions:
         weights = self.weights().split(1, self.rows_axis)
         windows = self.windows(self.pad(self.maps(self.value)))
         return self._sum(zip(windows, weights, strict=True))
+
+    def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
+        """Of the values and of the weights."""
+        return (
+            self.value_gradient(upstream) if of_value else None,
+            self.weight_gradient(upstream) if of_weight else None,
+        )
 
     def value_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """What a position gave to a neighbour comes back from there: the same sum, the offsets mirrored."""

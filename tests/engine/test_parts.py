@@ -196,7 +196,7 @@ def test_tf32_is_a_gpus_and_fp32_is_without():
     try:
         for name, expected in (("tf32", True), ("bf16", True), ("fp32", False), ("fp16", False)):
             precision = Precision(name=name, device=torch.device("cuda"))
-            precision.set_products()
+            precision.set_up_process()
             assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (expected, expected)
             assert precision.parameters == torch.float32
     finally:
