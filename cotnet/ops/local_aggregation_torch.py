@@ -99,8 +99,8 @@ class Strips:
         return result
 
     def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
-        """Of the values, for every tap: sums += window of upstream * that window of the weights, since what a position took
-        goes back there. Of the weights, for every row: sums of all taps += all windows of the values * upstream.
+        """Of the values, for every tap: sums += window of upstream * that window of the weights, since what a position
+        took goes back there. Of the weights, for every row: sums of all taps += all windows of the values * upstream.
         """
         ups, up_maps = self.strip(self.rows, self.margin)
         values, value_maps = self.strip(self.rows, self.margin)
