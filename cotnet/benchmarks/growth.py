@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,18 @@ from typing import Any, Final
 from cotnet.benchmarks import report
 from cotnet.models import table
 
-SAME: Final = ("name", "device", "mode", "dtype", "memory_format", "compiled", "fused", "batch", "size")
+SAME: Final = (
+    "name",
+    "device",
+    "mode",
+    "dtype",
+    "memory_format",
+    "compiled",
+    "fused",
+    "checkpointing",
+    "batch",
+    "size",
+)
 Record = dict[str, Any]
 
 
@@ -17,13 +29,17 @@ def keep(given: argparse.Namespace, rows: list[Record], value: str, unit: str) -
     """Write the records beside what the file holds of other settings, and draw all of them."""
     if given.json:
         kept = json.loads(given.json.read_text())["records"] if given.json.exists() else []
-        new = {tuple(row[key] for key in SAME) for row in rows}
-        rows = [row for row in kept if tuple(row[key] for key in SAME) not in new] + rows
+        new = [_settings(row) for row in rows]
+        rows = [row for row in kept if _settings(row) not in new] + rows
         report.write_json(given.json, rows)
     if given.plot and given.zoo:
         draw_accuracy(given.plot, rows)
     elif given.plot:
         draw_growth(given.plot, rows, value, unit)
+
+
+def _settings(row: Record) -> list[Any]:
+    return [row[key] for key in SAME]
 
 
 def _axes(panels: int, width: float) -> tuple[Any, list[Any]]:
@@ -40,22 +56,33 @@ def _axes(panels: int, width: float) -> tuple[Any, list[Any]]:
 
 
 def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
-    """A panel over the batch and one over the size of the images, a line per net, memory format and mode."""
-    figure, panels = _axes(2, 5)
-    for axes, axis, other in zip(panels, ("batch", "size"), ("size", "batch"), strict=True):
+    """Panels over the batch, the size of the images and the depth; a line per net or family, mode and memory format."""
+    labels = {"batch": "images in a batch", "size": "pixels", "depth": "layers (the number in the name)"}
+    figure, panels = _axes(len(labels), 4.5)
+    rows = [{**row, **_depth(row["name"])} for row in rows]
+    for axes, axis in zip(panels, labels, strict=True):
+        net = "family" if axis == "depth" else "name"
+        held = [key for key in (net, "mode", "memory_format", "batch", "size") if key != axis]
         lines: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
         for row in rows:
-            lines[row["name"], row["mode"], row["memory_format"], row[other]][row[axis]] = row[value]
-        for (name, mode, layout, fixed), points in sorted(lines.items()):
+            if row[axis]:
+                lines[tuple(row[key] for key in held)][row[axis]] = row[value]
+        for values, points in sorted(lines.items()):
             if len(points) > 1:
-                label = f"{name}, {mode}, {layout}, {other} {fixed}"
-                axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=3, label=label)
-        axes.set(xlabel="images in a batch" if axis == "batch" else "pixels", ylabel=unit, ylim=(0, None))
+                fixed = [f"{key} {of}" if key in labels else of for key, of in zip(held, values, strict=True)]
+                axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join(fixed))
+        axes.set(xlabel=labels[axis], ylabel=unit, ylim=(0, None))
         axes.set_xscale("log", base=2) if axis == "batch" else None
         if axes.lines:
             axes.legend(fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def _depth(name: str) -> dict[str, Any]:
+    """cotnet50 is a `family` cotnet of `depth` 50."""
+    digits = re.search(r"\d{2,}", name)
+    return {"family": name.replace(digits[0], "") if digits else name, "depth": int(digits[0]) if digits else None}
 
 
 def draw_accuracy(path: Path, rows: list[Record]) -> None:

@@ -17,6 +17,7 @@ from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
 from cotnet.errors import InputError
 from cotnet.models import table
+from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.models.fusing import fuse
 
 EXTERNAL: Final = {"torchvision": models.torchvision_model, "timm": models.timm_model}
@@ -36,11 +37,12 @@ class Work:
     memory_format: str
     compile: bool
     fuse: bool
+    checkpointing: tuple[int, ...] = ()
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What every record says of it."""
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        flags = {"compiled": self.compile, "fused": self.fuse}
+        flags = {"compiled": self.compile, "fused": self.fuse, "checkpointing": list(self.checkpointing)}
         shape = {"batch": self.batch, "size": self.size, "mode": self.mode, "dtype": self.dtype}
         return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags}
 
@@ -66,6 +68,8 @@ class Net:
         self.precision = Precision(name=work.dtype, device=device, channels_last=work.memory_format == "channels_last")
         self.precision.set_up_process()
         model = build(work.name, work.size)
+        if work.checkpointing:
+            checkpoint_stages(model, work.checkpointing)
         self.model = self.precision.place(fuse(model) if work.fuse else model).train(self.training)
         self.run = compiled(self.model) if work.compile else self.model
         images = torch.randn(work.batch, 3, work.size, work.size, device=device, dtype=self.precision.parameters)
@@ -97,6 +101,8 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
     options.add_argument("--format", choices=(*FORMATS, "both"), default="contiguous", help="memory format")
     options.add_argument("--compile", action="store_true")
     options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
+    stages = "training: stages whose activations are computed again (ours only)"
+    options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
     options.add_argument("--json", type=Path, help="file for the records; what it holds of other settings is kept")
     options.add_argument("--plot", type=Path, help="PNG of all records in the file")
     return options
@@ -106,6 +112,8 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
     """The works that take turns: the models and their peer, of one size, batch and memory format."""
     if given.fuse and given.mode == "train":
         raise InputError("--fuse is for --mode inference")
+    if given.checkpointing and given.mode != "train":
+        raise InputError("--checkpointing is for --mode train")
     if given.compile:
         require_compiler(device(), "--compile")
     formats = FORMATS if given.format == "both" else (given.format,)
@@ -126,6 +134,7 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
                 memory_format=layout,
                 compile=given.compile,
                 fuse=given.fuse and ":" not in name,
+                checkpointing=() if ":" in name else tuple(given.checkpointing),
             )
             for layout in formats
             for name, own in dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
