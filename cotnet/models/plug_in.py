@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 
-from cotnet.models.cotnet import CoTLayer
+from cotnet.models.contextual import CoTLayer
 from cotnet.models.skeleton import Bottleneck, initialize
 
 BLOCKS = (Bottleneck, torchvision_resnet.Bottleneck, torchvision_resnet.BasicBlock)

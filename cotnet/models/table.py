@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotnet import models
-from cotnet.models.cotnet import CoTLayer
+from cotnet.models.contextual import CoTLayer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from reference import GOLDEN, fill, fill_sha256, image, noise, read, uniform
 from torch.nn import functional as F
 
 from cotnet import models
-from cotnet.models.cotnet import CoTLayer
+from cotnet.models.contextual import CoTLayer
 
 NAMES = [name for name in read("models.json.gz") if hasattr(models, name)]
 QUICK = ("cotnet50", "pvt_tiny")

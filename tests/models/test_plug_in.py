@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cotnet import models
-from cotnet.models.cotnet import CoTLayer
+from cotnet.models.contextual import CoTLayer
 from cotnet.models.plug_in import CoTAttention, plug_in
 
 

@@ -185,12 +185,12 @@ def test_small_twins_differ_in_the_operator_alone():
 
 def test_fusions_by_definition():
     torch.manual_seed(0)
-    layer = models.cotnet.CoTLayer(32).eval()
+    layer = models.contextual.CoTLayer(32).eval()
     x = torch.randn(2, 32, 6, 5)
     static = layer.key_embed(x)
     dynamic = layer.attend(x, static)
     for fusion, expected in (("static", static), ("dynamic", dynamic), ("linear", static + dynamic)):
-        other = models.cotnet.CoTLayer(32, fusion=fusion).eval()
+        other = models.contextual.CoTLayer(32, fusion=fusion).eval()
         other.load_state_dict({key: value for key, value in layer.state_dict().items() if key in other.state_dict()})
         assert_close(other(x), expected, rtol=0, atol=0)
     gates = layer.se((static + dynamic).mean((2, 3), keepdim=True)).reshape(2, 32, 2).softmax(2)
@@ -209,7 +209,7 @@ def test_fusions_by_definition():
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        models.cotnet.CoTLayer(**settings)
+        models.contextual.CoTLayer(**settings)
 
 
 def test_wrong_stages_are_refused():

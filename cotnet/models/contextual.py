@@ -1,0 +1,130 @@
+"""The Contextual Transformer block.
+
+Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3. State-dict keys are those of the
+authors' release.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cotnet.ops import local_aggregation
+
+Fusion = Literal["static", "dynamic", "linear", "attention"]
+FUSIONS = ("static", "dynamic", "linear", "attention")
+SHARE = 8  # channels that share one local kernel (the paper's C_h heads are C / SHARE)
+
+
+class CoTLayer(nn.Module):
+    """The Contextual Transformer block: (B, C, H, W) -> (B, C, H, W), any H and W.
+
+    `fusion` is what leaves the block (the ablation of section 4): the static context, the dynamic one, their sum
+    ("linear"), or their sum weighted by attention. `groups` splits the 1x1 convolutions and the local kernels in halves
+    (2 in CoTNeXt); `key_groups` are those of the key embedding. Raises ValueError if the channels cannot be divided so,
+    for an even kernel size or an unknown fusion.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        *,
+        groups: int = 1,
+        key_groups: int = 4,
+        fusion: Fusion = "attention",
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_layer(channels, kernel_size, groups, key_groups, fusion)
+        self.groups, self.taps, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
+        padding = dilation * (kernel_size // 2)
+        self.key_embed = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size, 1, padding, dilation, groups=key_groups, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        if fusion == "static":
+            return
+        kernels = channels // SHARE
+        self.embed = nn.Sequential(
+            nn.Conv2d(2 * channels, channels // 2, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // 2, self.taps * kernels, 1, groups=groups),
+            nn.GroupNorm(kernels, self.taps * kernels),
+        )
+        self.conv1x1 = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.bn = nn.BatchNorm2d(channels)
+        self.act = nn.SiLU()  # in place it would keep a copy of its input
+        if fusion == "attention":
+            hidden = max(channels // 2, 32)
+            self.se = nn.Sequential(
+                nn.Conv2d(channels, hidden, 1),
+                nn.BatchNorm2d(hidden),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, 2 * channels, 1),
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        static_context: torch.Tensor = self.key_embed(x)  # K1: the keys in their neighbourhood
+        if self.fusion == "static":
+            return static_context
+        dynamic_context = self.attend(x, static_context)  # K2
+        if self.fusion == "dynamic":
+            return dynamic_context
+        if self.fusion == "linear":
+            return static_context + dynamic_context
+        return self.fuse(static_context, dynamic_context)
+
+    def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """A = [K1, Q] W_theta W_delta, K2 = V * A: local kernels, not soft-maxed, aggregate the values."""
+        weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
+        value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, halves, C / halves, H, W)
+        context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
+        y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
+        return y
+
+    def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """The embedding of [keys, queries], twice (B, C, H, W) -> (B, halves * G * K * K, H, W).
+
+        The first convolution is linear, so it is applied to both and added: their concatenation, twice a map to write,
+        to read and to keep for the backward pass, never exists. With groups its channels alternate between the two, so
+        that both halves see both.
+        """
+        first, *others = self.embed
+        assert isinstance(first, nn.Conv2d)
+        if self.groups == 1:
+            of_queries, of_keys = first.weight.chunk(2, 1)
+        else:
+            of_queries, of_keys = first.weight[:, 0::2], first.weight[:, 1::2]
+        y = F.conv2d(queries, of_queries, first.bias, groups=self.groups)
+        y = y.add_(F.conv2d(keys, of_keys, groups=self.groups))
+        for layer in others:
+            y = layer(y)
+        return y
+
+    def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
+        """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1.
+
+        Their softmax is a sigmoid of the difference, so the sum is an interpolation between the two.
+        """
+        # Sums, divided when they are small: the gradient of `mean` divides whole maps.
+        pooled = static_context.sum((2, 3), keepdim=True) + dynamic_context.sum((2, 3), keepdim=True)
+        pooled = pooled / static_context[0, 0].numel()
+        dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
+        gate = (dynamic - static).sigmoid().to(static_context.dtype)
+        return torch.lerp(static_context, dynamic_context, gate)
+
+
+def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, fusion: str) -> None:
+    if channels % (SHARE * groups) or channels % key_groups:
+        divisors = f"{SHARE * groups} and {key_groups}"
+        raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
