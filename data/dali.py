@@ -1,12 +1,12 @@
-"""The DALI loader: DALI reads and decodes the region that the plan has drawn, on the CPU or the GPU.
+"""The DALI loader: DALI reads and decodes, on the CPU the region that the plan has drawn, on the GPU the whole image.
 
 On the CPU data.resize makes the region smaller: bit for bit torchvision's pixels for tensors; its bounds against PIL
-stand there. On the GPU DALI resizes, too. Those pixels equal the torchvision loader's within one grey level (bilinear)
-or eight (bicubic: PIL cuts off between its two passes), decoding apart. Only the outermost row and column (bicubic:
-two) of a region that is made smaller differ more, up to 16: an eighth of the filter's weight lies beyond the region
-there; DALI repeats the outermost pixel for it, PIL averages over what there is. Evaluation does not see them where the
-resized image is at least two pixels larger than the crop (bicubic: four), which it is at crop ratios up to 0.98 at
-224 px.
+stand there. On the GPU DALI cuts out and resizes, too. Those pixels equal the torchvision loader's within one grey
+level (bilinear) or eight (bicubic: PIL cuts off between its two passes), decoding apart. Only the outermost row and
+column (bicubic: two) of a region that is made smaller differ more, up to 16: an eighth of the filter's weight lies
+beyond the region there; DALI repeats the outermost pixel for it, PIL averages over what there is. Evaluation does not
+see them where the resized image is at least two pixels larger than the crop (bicubic: four), which it is at crop ratios
+up to 0.98 at 224 px.
 """
 
 import os
@@ -42,32 +42,30 @@ def _inputs(source: Callable[[], list[Any]], count: int) -> Any:
     return fn.external_source(source, num_outputs=count, batch=True, dtype=list(dtypes), ndim=list(ndims))
 
 
-def _decode(path: Any, start: Any, shape: Any, device: str) -> Any:
-    return fn.decoders.image_slice(
-        fn.io.file.read(path),
-        start=start,
-        shape=shape,
-        axes=(0, 1),
-        device=device,
-        output_type=types.RGB,
-        adjust_orientation=False,  # nobody else rotates ImageNet's 139 images with an EXIF orientation
-        jpeg_fancy_upsampling=True,  # as libjpeg does on the CPU
-    )
+_DECODING: Final[dict[str, Any]] = {
+    "output_type": types.RGB,
+    "adjust_orientation": False,  # nobody else rotates ImageNet's 139 images with an EXIF orientation
+    "jpeg_fancy_upsampling": True,  # as libjpeg does on the CPU
+    "affine": False,  # of GPUs on one socket each would tie its ranks' threads to the same first cores
+}
 
 
 @pipeline_def(exec_dynamic=True)
 def _regions(source: Callable[[], list[Any]]) -> Any:
     """The CPU's graph: the decoded regions, (height, width, 3) uint8 each."""
     path, start, shape = _inputs(source, 3)
-    return _decode(path, start, shape, "cpu")
+    return fn.decoders.image_slice(fn.io.file.read(path), start=start, shape=shape, axes=(0, 1), **_DECODING)
 
 
 @pipeline_def(exec_dynamic=True)
 def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, side: int) -> Any:
     """The GPU's graph, finished images (n, 3, side, side) uint8. device: mixed, which is the GPU; cpu in tests."""
     path, start, shape, size, top, left, mirror = _inputs(source, len(_INPUTS))
+    # Whole images: decoding regions is reported to crash or fail with nvImageCodec 0.9.0, which DALI 2.4 asks for
+    # (github.com/NVIDIA/nvImageCodec/issues/55).
+    whole = fn.decoders.image(fn.io.file.read(path), device=device, **_DECODING)
     images = fn.resize(
-        _decode(path, start, shape, device),
+        fn.slice(whole, start=start, shape=shape, axes=(0, 1)),
         size=size,
         interp_type=_INTERPOLATIONS[interpolation],
         antialias=True,
@@ -88,7 +86,7 @@ def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, sid
 @pipeline_def(exec_dynamic=True, batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def _whole_image(source: Any, device: str) -> Any:
     path = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(fn.io.file.read(path), device=device, output_type=types.RGB)
+    return fn.decoders.image(fn.io.file.read(path), device=device, **_DECODING)
 
 
 _T = TypeVar("_T")

@@ -92,6 +92,7 @@ def test_the_gpus_graph_can_be_put_together():
     ):
         graph = pipeline.serialize()
         assert b"mixed" in graph
+        assert b"ImageSlice" not in graph  # see _crops
         assert [device for _, device, *_ in pipeline._generate_build_args()] == ["gpu"]
 
 
