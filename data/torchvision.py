@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -102,6 +102,8 @@ class _Batches(Dataset[Batch | DataError]):
         indices = self._plan.indices(epoch, batch)
         side = self._plan.image_size
         pixels = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
+        if get_worker_info():
+            pixels.share_memory_()  # before it is filled: copied when sent, a heap of old batches grows in the worker
         for row, index in enumerate(indices):
             path = self._root / os.fsdecode(self._files[index % len(self._files)])
             try:
