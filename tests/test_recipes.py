@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.explain import IMAGENET
 from cotnet.lints import lints, plan_of
+from cotnet.sweeps.space import read
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -118,26 +120,34 @@ def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     assert ours
 
 
-def test_ablations_are_multiruns_of_models_that_differ():
-    text = DOCS.read_text().partition("## Ablations")[2]
-    commands = re.findall(
-        r"^python train\.py --multirun experiment=(\w+) '?(backbone\.\w+)=(\S+?)'? data", text, flags=re.M
-    )
-    assert [(recipe, setting) for recipe, setting, _ in commands] == [
-        ("cotnet50_default", "backbone.fusion"),
-        ("cotnet50_default", "backbone.stages"),
-    ]
-    for recipe, setting, values in commands:
-        sizes = []
-        for value in re.findall(r"\[[\d,]*\]|\w+", values):
-            config = compose("train", ["data.root=x", f"experiment={recipe}", f"{setting}={value}"])
-            with torch.device("meta"):
-                model = assembly.build_backbone(config["backbone"])
-            sizes.append(sum(parameter.numel() for parameter in model.parameters()))
-        assert len(sizes) == values.count(",") + 1 - sum(part.count(",") for part in re.findall(r"\[.*?\]", values))
-        assert sizes[-1] == 22_222_416  # the last one is CoTNet-50 itself
-    rows = [cells(line)[0] for line in text.partition("| backbone.fusion |")[2].splitlines()[2:6]]
-    assert ",".join(rows) == commands[0][2]
+ABLATIONS = re.findall(
+    r"^python train\.py --multirun (.+)\n```\n\n\| (\S+) \| params \| published top-1 \|\n\|[-|]+\|\n((?:\| .+\n)+)",
+    DOCS.read_text().partition("## Ablations")[2],
+    flags=re.M,
+)
+
+
+def test_every_ablation_has_a_table():
+    assert len(ABLATIONS) == DOCS.read_text().count("--multirun ")
+
+
+@pytest.mark.parametrize(("command", "key", "table"), ABLATIONS, ids=[command for command, _, _ in ABLATIONS])
+def test_ablation_is_a_multirun_of_its_table(command, key, table):
+    """One setting varies over the table's rows; each row composes, differs, has the parameters it says and no lint."""
+    shared, (parameter,) = read(shlex.split(command))
+    rows = [cells(line) for line in table.splitlines()]
+    assert (parameter.key, [value.lower() for value in parameter.values]) == (key, [row[0] for row in rows])
+    seen = []
+    for value, params, published in rows:
+        config = compose("train", ["data.root=x", *shared, f"{key}={value}"])
+        assembly.settings_of(config)
+        with torch.device("meta"):
+            model = assembly.build_backbone(config["backbone"])
+        assert f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}" == params, value
+        assert re.fullmatch(r"–|\d\d\.\d+( \((copy|recalled)\))?", published)
+        assert lints(plan_of(config, images=IMAGENET[1000], recipe=None)) == []
+        assert config not in seen
+        seen.append(config)
 
 
 def one_step(*overrides: str, size: int = 32) -> tuple[torch.nn.Module, float]:

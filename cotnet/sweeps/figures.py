@@ -36,7 +36,7 @@ def progress(folder: Path, target: str) -> tuple[float, str]:
     share = last["epoch"] / train["epochs"]
     if train["max_steps"]:
         share = max(share, last["step"] / train["max_steps"])
-    figures = [f"{key} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
+    figures = [f"{key.rpartition('/')[2]} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
     return share, "  ".join([f"epoch {last['epoch']:.3g}/{train['epochs']}", *figures])
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOT = "sweep.png"
+WIDE = 400  # columns of a table in a file
 LONGER = 3  # times the epochs, in the command that is shown
 
 
@@ -94,20 +95,41 @@ def _parameters(ledger: Ledger, trials: Sequence[Trial]) -> list[Parameter]:
 
 
 def print_table(ledger: Ledger, rows: Sequence[Result], *, alive: bool) -> None:
-    """One line a trial: its figure, its settings, what became of it."""
+    """One line a trial: its figure, its settings, what became of it, its folder.
+
+    A terminal has the settings without their groups where that is clear, and folders only if they fit.
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading, number in ((ledger.start["target"], True), ("epoch", True), *((key, True) for key in keys)):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for heading in ("status", "time", "trial"):
-        table.add_column(heading, overflow="fold")
+    lines = []
     for row in rows:
         entry = row.entry
         figures = ["-" if row.value is None else f"{row.value:.6g}", "-" if row.epoch is None else f"{row.epoch:.4g}"]
         settings = [entry.trial.settings.get(key, "-") for key in keys]
-        table.add_row(*figures, *settings, status(entry, alive=alive), clock(entry.seconds), entry.trial.name)
-    width = None if sys.stdout.isatty() else 400  # in a file there is nothing to fit in: no row is folded
-    Console(width=width, highlight=False, markup=False).print(table)
+        lines.append([*figures, *settings, clock(entry.seconds), status(entry, alive=alive), entry.trial.name])
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else WIDE, highlight=False, markup=False)  # in a file no row is folded
+    short = [key.rpartition(".")[2] for key in keys]
+    headings = [
+        ledger.start["target"],
+        "epoch",
+        *(short if terminal and len(set(short)) == len(keys) else keys),
+        "time",
+    ]
+    table = _table(headings, ["status", "trial"], lines)
+    if console.measure(table, options=console.options.update(width=WIDE)).maximum > console.width:
+        table = _table(headings, ["status"], [line[:-1] for line in lines])
+    console.print("", table, "", sep="\n")
+
+
+def _table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in texts:
+        table.add_column(heading, min_width=10, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 def status(entry: Entry, *, alive: bool) -> str:

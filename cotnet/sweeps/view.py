@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from cotnet.engine.terminal import clock, say
 from cotnet.sweeps.figures import progress
@@ -14,6 +15,7 @@ from cotnet.sweeps.ledger import Ledger, State
 from cotnet.sweeps.space import SweepSettings, Trial
 
 REFRESH_SECONDS = 1.0
+BAR = 12  # columns
 
 
 class View:
@@ -24,8 +26,10 @@ class View:
         console = Console(highlight=False)
         self._bars: Progress | None = None
         if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
-            self._bars = Progress(*columns, console=console, transient=True, auto_refresh=False)  # no thread: we fork
+            name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+            columns = (name, BarColumn(BAR), TextColumn("{task.fields[figures]}"))
+            # no refreshing thread, since we fork
+            self._bars = Progress(*columns, console=console, transient=True, auto_refresh=False, expand=True)
         self._tasks: dict[str, TaskID] = {}
         self._drawn = 0.0
         states = [entry.state for entry in ledger.entries.values()]
@@ -54,15 +58,15 @@ class View:
         """The ledger knows already."""
         self.say(f"[{self._count()}/{self._total}] {trial.name}: started")
         if self._bars:
-            self._tasks[trial.name] = self._bars.add_task(trial.name, total=1.0, figures="")
+            self._tasks[trial.name] = self._bars.add_task(in_short(trial), total=1.0, figures="starting")
 
     def ended(self, trial: Trial, state: State, line: str, figure: tuple[float, float] | None, seconds: float) -> None:
         """`figure`: the target's best value and its epoch."""
+        if self._bars and trial.name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(trial.name))
         value = f", {self._target} {figure[0]:.6g} at epoch {figure[1]:.4g}" if figure else ""
         reason = f" ({line})" if line else ""
         self.say(f"[{self._count()}/{self._total}] {trial.name}: {state}{reason} after {clock(seconds)}{value}")
-        if self._bars and trial.name in self._tasks:
-            self._bars.remove_task(self._tasks.pop(trial.name))
 
     def refresh(self, running: Iterable[tuple[Trial, Path]]) -> None:
         """Draw how far the running trials are, at most once a second."""
@@ -76,3 +80,8 @@ class View:
 
     def _count(self) -> int:
         return sum(entry.state in ("finished", "failed") for entry in self._ledger.entries.values())
+
+
+def in_short(trial: Trial) -> str:
+    """Its settings without the groups that they are in: `lr=0.1 batch_size=64`."""
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in trial.settings.items())
