@@ -205,7 +205,7 @@ def draw_schedule(png: Path, epochs: list[float], rates: list[float], sizes: lis
     axes.spines[["top", "right"]].set_visible(False)
     if len(set(sizes)) > 1:
         beside = axes.twinx()
-        beside.step(range(len(sizes)), sizes, where="post", color="#e07b28")
+        beside.step(range(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color="#e07b28")
         beside.set_ylabel("training images, px", color="#e07b28")
         beside.spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()

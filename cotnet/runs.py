@@ -16,6 +16,7 @@ from cotnet.engine.terminal import clock, results_table, say
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
 from cotnet.nodes import typed
+from cotnet.sweeps.ledger import NAME as LEDGER
 
 # What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
 FREE = (
@@ -60,8 +61,11 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     """Whether the folder's run has nothing left to do; says so.
 
     Raises:
-        InputError: the folder holds a run with another configuration or image set, or its checkpoint cannot be read.
+        InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
+            be read.
     """
+    if (folder / LEDGER).exists():
+        raise InputError(f"{folder} holds a sweep, not a run; choose another output_dir")
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():  # nothing there to protect or to continue
         return False

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from cotnet import sweep
+from cotnet.config import compose
 from cotnet.errors import InputError
 from cotnet.nodes import typed
 from cotnet.sweeps.search import distribution
@@ -140,11 +141,35 @@ def test_wandb_gets_the_same_space(tmp_path, monkeypatch, capsys):
     }
 
 
+def test_the_words_that_wandbs_agent_makes_of_it_compose(tmp_path, monkeypatch):
+    """By W&B's own functions, from values as its server draws them; nothing is asked of a server."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, make_launch_sweep_entrypoint
+
+    space = ["optimizer.lr=tag(log,interval(0.01,1))", "train.epochs=int(interval(2,8))", "train.compile=true,false"]
+    given = ["experiment=cotnet50_default", "data.root=x", "sweep=random", "output_dir=outputs/s", *space]
+    given.append("backbone.stages=[4],[3,4]")
+    monkeypatch.setattr("sys.argv", ["sweep", "--export", str(tmp_path / "w.yaml"), *given])
+    sweep.main()
+    written = yaml.safe_load((tmp_path / "w.yaml").read_text())
+    drawn = {"optimizer.lr": 0.03712, "train.epochs": 5}
+    drawn |= {key: written["parameters"][key]["values"][1] for key in ("train.compile", "backbone.stages")}
+    args = create_sweep_command_args({"args": {key: {"value": value} for key, value in drawn.items()}})
+    words, varied = make_launch_sweep_entrypoint(args, written["command"])
+    assert words[:3] == ["${env}", "python", "${program}"]  # the agent's own
+    monkeypatch.setenv("WANDB_RUN_ID", "run0abcd")
+    config = compose("train", [*words[3:], *varied])
+    assert config["output_dir"] == "outputs/s/run0abcd"
+    assert (config["optimizer"]["lr"], config["train"]["epochs"]) == (0.03712, 5)
+    assert (config["train"]["compile"], config["backbone"]["stages"]) == (False, [3, 4])
+    assert config["train"]["batch_size"] == 512  # the recipe's
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["optimizer.lrr=1,2"], "error: optimizer.lrr is not a setting; did you mean optimizer.lr?"),
         (["seed=1,2", "logger=none"], "error: logger=none in a W&B sweep"),
+        (["optimizer.lr=interval(0.1,1)"], "error: optimizer.lr: a grid cannot visit every number of an interval; "),
         (["sweep=tpe"], "error: sweep.sampler=tpe has nothing to vary"),
         (["sweep.seed=1,2"], "error: sweep.seed is the sweep's own; give it one value"),
         (["sweep=tpe", "seed=tag(log,int(interval(1,9)))"], "error: seed: W&B has no logarithmic range of integers"),

@@ -55,7 +55,7 @@ def test_bars_of_trials_side_by_side_fit_the_terminal(columns, terminal, tmp_pat
         view.ended(trials[0], "finished", "", (22.5632, 5.0), 61.0)
         after = written()
     assert [line[:6] for line in shown] == ["lr_per"] * 2
-    assert max(map(len, shown)) <= columns, shown
+    assert max(map(len, shown)) <= columns - 4, shown
     for line, epoch in zip(shown, ("2.5", "5"), strict=True):
         assert f"epoch {epoch}/20  loss 2.312  top1 22.56" in line
         assert line.count("━") + line.count("╸") + line.count("╺") >= 5

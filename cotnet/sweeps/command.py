@@ -56,6 +56,8 @@ def request(
     shared, parameters = read([*read_space(settings.space), *rest])
     if settings.search and not parameters:
         raise InputError(f"sweep.sampler={settings.sampler} has nothing to vary; fill sweep.space or add key=VALUES")
+    if not settings.search:
+        grid(parameters)  # refuses intervals
     for job in _samples(parameters):
         trial = compose([*shared, *job])
         with open_dict(trial):

@@ -1,6 +1,7 @@
 """What the runs of a sweep have logged: the target's best value, and how far a run is."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,14 @@ TAIL = 8192  # bytes of metrics.jsonl that hold its last records
 
 def best_figure(folder: Path, target: str, direction: str) -> tuple[float, float] | None:
     """The best value of `target` in a run's metrics.jsonl, and its epoch."""
-    path = folder / "metrics.jsonl"
-    found = [
-        (r[target], r["epoch"]) for r in (records.read(path) if path.exists() else ()) if r.get(target) is not None
-    ]
+    found = [(record[target], record["epoch"]) for record in _all(folder) if record.get(target) is not None]
     choose = max if direction == "maximize" else min
     return choose(found, key=lambda pair: pair[0]) if found else None
 
 
 def logged(folder: Path) -> set[str]:
     """The names of all figures in a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
-    return {key for record in (records.read(path) if path.exists() else ()) for key in record}
+    return {key for record in _all(folder) for key in record}
 
 
 def progress(folder: Path, target: str) -> tuple[float, str]:
@@ -38,6 +35,11 @@ def progress(folder: Path, target: str) -> tuple[float, str]:
         share = max(share, last["step"] / train["max_steps"])
     figures = [f"{key.rpartition('/')[2]} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
     return share, "  ".join([f"epoch {last['epoch']:.3g}/{train['epochs']}", *figures])
+
+
+def _all(folder: Path) -> Iterable[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return records.read(path) if path.exists() else ()
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:

@@ -16,9 +16,7 @@ from cotnet.errors import InputError
 from cotnet.sweeps.ledger import State, in_use
 
 LOG = "log.txt"
-HELD_SECONDS = (
-    120.0  # how long a run may still hold its folder after its sweep was killed: it finishes a step and saves
-)
+HELD_SECONDS = 120.0  # a run may still hold its folder after its sweep was killed: it finishes a step and saves
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 

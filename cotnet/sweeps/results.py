@@ -177,9 +177,10 @@ def _draw_setting(axes: "Axes", parameter: Parameter, rows: Sequence[Result]) ->
             axes.set_xticks(sorted(set(x)), [f"{number:g}" for number in sorted(set(x))])
             axes.minorticks_off()
     else:
-        names = sorted(set(texts))
+        names = [value for value in parameter.values if value in texts]
         x = [float(names.index(text)) for text in texts]
-        axes.set_xticks(range(len(names)), names)
+        turn, side = (25, "right") if sum(map(len, names)) > 30 else (0, "center")  # letters in a panel
+        axes.set_xticks(range(len(names)), names, rotation=turn, ha=side)
         axes.set_xlim(-0.5, len(names) - 0.5)
     values = [row.value for row in rows if row.value is not None]
     axes.scatter(x[1:], values[1:], s=24, color=BLUE)

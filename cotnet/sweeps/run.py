@@ -18,7 +18,7 @@ from cotnet.engine.terminal import say
 from cotnet.errors import InputError
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.processes import Process, outcome, shares, visible_gpus
+from cotnet.sweeps.processes import Process, Share, outcome, shares, visible_gpus
 from cotnet.sweeps.search import Search
 from cotnet.sweeps.space import Parameter, SweepSettings, Trial, grid, name_trials, quoted
 from cotnet.sweeps.view import View
@@ -91,13 +91,15 @@ def conduct(plan: Plan) -> int:
     """
     if started_outside():
         raise InputError("--multirun starts its runs itself, each with ranks of its own; start it without torchrun")
+    # what cannot be is found before the folder becomes this sweep's
+    free = [] if plan.batch else shares(plan.settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
     with runs.claimed(plan.folder):
         ledger = Ledger.open(plan.folder, identity(plan))
         ledger.start = start(plan)
         results.results(ledger)  # an unknown target is found before anything runs, where that can be known
         ledger.begin(ledger.start)
         source = (Search if plan.settings.search else Grid)(ledger, plan.settings, plan.parameters)
-        stopped = (in_batches if plan.batch else side_by_side)(plan, ledger, source)
+        stopped = side_by_side(plan, ledger, source, free) if free else in_batches(plan, ledger, source)
         ours = source.names()
         states = {entry.state for name, entry in ledger.entries.items() if name in ours}
     results.show(plan.folder)
@@ -125,9 +127,8 @@ def start(plan: Plan) -> dict[str, Any]:
     return about | {"target": plan.settings.target, "direction": plan.settings.direction}
 
 
-def side_by_side(plan: Plan, ledger: Ledger, source: Source) -> bool:
+def side_by_side(plan: Plan, ledger: Ledger, source: Source, free: list[Share]) -> bool:
     """Processes on this machine, a share of it each; whether a signal ended it before all was done."""
-    free = shares(plan.settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
     running: list[tuple[Trial, Process]] = []
     heard = 0
     with stop_signals() as received, View(plan.settings, ledger, source.total) as view, _ended_with(running):
@@ -147,9 +148,8 @@ def side_by_side(plan: Plan, ledger: Ledger, source: Source) -> bool:
                 if (code := process.code()) is not None:
                     running.remove((trial, process))
                     free.insert(0, process.share)
-                    conclude(
-                        ledger, source, view, trial, code=code, seconds=process.seconds, last_line=process.last_line()
-                    )
+                    last = process.last_line()
+                    conclude(ledger, source, view, trial, code=code, seconds=process.seconds, last_line=last)
             view.refresh([(trial, process.folder) for trial, process in running])
             time.sleep(POLL_SECONDS)
 
@@ -167,15 +167,8 @@ def in_batches(plan: Plan, ledger: Ledger, source: Source) -> bool:
             codes = plan.batch([plan.overrides(trial) for trial in trials])
             seconds = (time.monotonic() - began) / len(trials)
             for trial, code in zip(trials, codes, strict=True):
-                conclude(
-                    ledger,
-                    source,
-                    view,
-                    trial,
-                    code=code,
-                    seconds=seconds,
-                    last_line=f"exit code {code}; the launcher has its log",
-                )
+                last = f"exit code {code}; the launcher has its log"
+                conclude(ledger, source, view, trial, code=code, seconds=seconds, last_line=last)
     return False
 
 

@@ -109,17 +109,15 @@ class Search:
         for frozen in mine:
             if not frozen.state.is_finished():
                 self.study.tell(frozen.number, value, state=state)
-        if not any(
-            frozen.state in (states.RUNNING, state) for frozen in mine
-        ):  # retried, or from before another target
+        known = any(frozen.state in (states.RUNNING, state) for frozen in mine)
+        if not known:  # retried, or from before another target
             params = {p.key: _number(p, trial.settings[p.key]) for p in self.parameters}
             create = optuna.trial.create_trial
             self.study.add_trial(create(params=params, distributions=self.distributions, value=value, state=state))
 
     def _whole(self) -> list[Any]:
-        return [
-            frozen for frozen in self.study.get_trials(deepcopy=False) if len(frozen.params) == len(self.parameters)
-        ]
+        trials = self.study.get_trials(deepcopy=False)
+        return [frozen for frozen in trials if len(frozen.params) == len(self.parameters)]
 
     def _asked(self) -> int:
         """How many trials there are, a failed one that was retried counting once."""
@@ -140,9 +138,8 @@ class Search:
         seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {number}".encode()).digest()[:4])
         if settings.sampler == "random":
             return samplers.RandomSampler(seed=seed)
-        return samplers.TPESampler(
-            seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=settings.parallel > 1
-        )
+        liar = settings.parallel > 1
+        return samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=liar)
 
 
 def _number(parameter: Parameter, text: str) -> Any:

@@ -35,8 +35,9 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         for name in ("parallel", "trials", "startup"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if self.search and self.trials is None:
             raise ValueError(
                 f"trials=null, but sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
+from rich.table import Column, Table
 
 from cotnet.engine.terminal import clock, say
 from cotnet.sweeps.figures import progress
@@ -15,7 +15,14 @@ from cotnet.sweeps.ledger import Ledger, State
 from cotnet.sweeps.space import SweepSettings, Trial
 
 REFRESH_SECONDS = 1.0
-BAR = 12  # columns
+BAR = 10  # columns
+
+
+class _Bars(Progress):
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        table = super().make_tasks_table(tasks)
+        table.width = self.console.width - 4  # room for the ^C that a terminal shows: a full line would break there
+        return table
 
 
 class View:
@@ -29,7 +36,7 @@ class View:
             name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
             columns = (name, BarColumn(BAR), TextColumn("{task.fields[figures]}"))
             # no refreshing thread, since we fork
-            self._bars = Progress(*columns, console=console, transient=True, auto_refresh=False, expand=True)
+            self._bars = _Bars(*columns, console=console, transient=True, auto_refresh=False)
         self._tasks: dict[str, TaskID] = {}
         self._drawn = 0.0
         states = [entry.state for entry in ledger.entries.values()]
