@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column, Table
 
 from cotnet.engine.terminal import clock, say
@@ -19,9 +19,13 @@ BAR = 10  # columns
 
 
 class _Bars(Progress):
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        self._terminal = console
+        super().__init__(*columns, console=console, transient=True, auto_refresh=False)  # no thread, since we fork
+
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
         table = super().make_tasks_table(tasks)
-        table.width = self.console.width - 4  # room for the ^C that a terminal shows: a full line would break there
+        table.width = self._terminal.width - 4  # room for the ^C that a terminal shows: a full line would break there
         return table
 
 
@@ -35,8 +39,7 @@ class View:
         if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
             name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
             columns = (name, BarColumn(BAR), TextColumn("{task.fields[figures]}"))
-            # no refreshing thread, since we fork
-            self._bars = _Bars(*columns, console=console, transient=True, auto_refresh=False)
+            self._bars = _Bars(*columns, console=console)
         self._tasks: dict[str, TaskID] = {}
         self._drawn = 0.0
         states = [entry.state for entry in ledger.entries.values()]
