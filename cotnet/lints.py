@@ -150,7 +150,8 @@ def _unread_rates(plan: Plan) -> Iterator[str]:
     if "lr_per_256" in optimizer and not math.isclose(optimizer["lr"], scaled):
         yield (
             f"optimizer.lr_per_256={optimizer['lr_per_256']:g} is not read: optimizer.lr={optimizer['lr']:g} is given, "
-            f"not the {scaled:g} that would follow; leave one of them out"
+            f"not the {scaled:g} that would follow; optimizer.lr_per_256="
+            f"{optimizer['lr'] * 256 / plan.settings.train.batch_size:g} says the same, and follows the batch"
         )
     name = schedule["_target_"].rpartition(".")[2]
     usual = _usual("schedule", name)

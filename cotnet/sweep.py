@@ -1,6 +1,8 @@
 """`python -m cotnet.sweep FOLDER`: what a sweep has come to so far, whether it runs or not."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from cotnet.config import one_line
@@ -20,8 +22,11 @@ def main() -> None:
             return
         from cotnet.sweeps.results import show
 
-        for folder in arguments.words:
-            show(Path(folder))
+        try:
+            for folder in arguments.words:
+                show(Path(folder))
+        except BrokenPipeError:  # its reader, head or less, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

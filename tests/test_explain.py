@@ -141,7 +141,7 @@ def remarks(*overrides: str) -> list[str]:
         (
             ["optimizer.lr=0.3"],
             "optimizer.lr_per_256=0.1 is not read: optimizer.lr=0.3 is given, not the 0.1",
-            "leave one",
+            "optimizer.lr_per_256=0.3 says the same",
         ),
         (
             ["schedule.warmup_epochs=0", "schedule.warmup_start=0.01"],
