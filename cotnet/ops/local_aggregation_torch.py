@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
+SHARES: Final = 8  # of a batch, at least: five strips of one are less than a feature map
 CACHED: Final = 120_000  # values that are worked on at a time; with weights and sums 1.5 MB, which caches hold
 
 
@@ -51,7 +52,7 @@ class Strips:
         self.last = channels_last(value)
         border = dilation * (self.kernel // 2)
         self.lines, self.columns = self.height + border, self.width + border
-        self.samples = max(1, min(batch, CACHED // max(1, channels * self.lines * self.columns)))
+        self.samples = max(1, min(batch // SHARES, CACHED // max(1, channels * self.lines * self.columns)))
         self.length = self.samples * self.groups * self.lines * self.columns
         pixel = self.groups if self.last else 1
         line = self.columns * pixel
