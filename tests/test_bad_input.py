@@ -85,6 +85,11 @@ def test_configuration(overrides, message, digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_image_is_too_few_for_a_norm_of_pooled_maps(digits, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run", "train.batch_size=1"]
+    assert "leaves one image to a rank and micro-batch" in error_line("train.py", *overrides, cwd=tmp_path)
+
+
 def test_missing_root(tmp_path):
     line = only_line(run_process(str(ROOT / "train.py"), cwd=tmp_path, code=2))
     assert line == "data.root is required; set data.root=VALUE"

@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,22 +61,37 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
     figure, panels = _axes(len(labels), 4.5)
     rows = [{**row, **_depth(row["name"])} for row in rows]
     for axes, axis in zip(panels, labels, strict=True):
-        net = "family" if axis == "depth" else "name"
-        held = [key for key in (net, "mode", "memory_format", "batch", "size") if key != axis]
-        lines: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-        for row in rows:
-            if row[axis]:
-                lines[tuple(row[key] for key in held)][row[axis]] = row[value]
-        for values, points in sorted(lines.items()):
-            if len(points) > 1:
-                fixed = [f"{key} {of}" if key in labels else of for key, of in zip(held, values, strict=True)]
-                axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join(fixed))
+        lines = _lines(rows, axis, value)
+        for (net, *values), points in sorted(lines.items()):
+            fixed = [f"{key} {of}" if key in labels else of for key, of in zip(_held(axis)[1:], values, strict=True)]
+            axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join([net, *fixed]))
         axes.set(xlabel=labels[axis], ylabel=unit, ylim=(0, None))
+        found = sorted({x for points in lines.values() for x in points})
         axes.set_xscale("log", base=2) if axis == "batch" else None
-        if axes.lines:
+        axes.set_xticks(found, [str(x) for x in found])
+        if lines:
             axes.legend(fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def _held(axis: str) -> list[str]:
+    """What is the same along a line."""
+    keys = ["family" if axis == "depth" else "name", "mode", "memory_format", "batch", "size"]
+    return [key for key in keys if key != axis]
+
+
+def _lines(rows: list[Record], axis: str, value: str) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Of at least two points; over the depth, those of the settings that most nets were run with."""
+    lines: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row[axis]:
+            lines[tuple(row[key] for key in _held(axis))][row[axis]] = row[value]
+    lines = {held: points for held, points in lines.items() if len(points) > 1}
+    if axis == "depth" and lines:
+        nets = Counter(held[1:] for held, points in lines.items() for _ in points)
+        lines = {held: points for held, points in lines.items() if held[1:] == nets.most_common(1)[0][0]}
+    return lines
 
 
 def _depth(name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from cotnet.engine.saving import Background
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.engine.state import State
+from cotnet.errors import InputError
 
 
 class Reports(Protocol):
@@ -85,7 +86,7 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = run.transform(*micro_batch, state.epoch)
         with _gradients_kept(run.replica, keep=part < parts - 1):
-            with run.precision.autocast():
+            with run.precision.autocast(), _one_image_named(len(inputs)):
                 logits = run.replica(inputs.to(memory_format=run.precision.layout))
             loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
@@ -106,6 +107,20 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     state.step += 1
     state.batch += 1
     return Step(state.step, state.epoch, state.batch - 1, rate, indices, total, norm)
+
+
+@contextlib.contextmanager
+def _one_image_named(images: int) -> Iterator[None]:
+    """Batch norm over a pooled map takes no statistics from one image: the user's batch size, not a bug."""
+    try:
+        yield
+    except ValueError as error:
+        if images > 1 or "value per channel" not in str(error):
+            raise
+        raise InputError(
+            "train.batch_size leaves one image to a rank and micro-batch, of which a batch norm here cannot "
+            "take statistics; give each at least 2"
+        ) from error
 
 
 def learning_rate(run: Run, state: State) -> float:
