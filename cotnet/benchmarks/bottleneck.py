@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.bottleneck", description="What limits training.")
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=NAME, data.root=DIR, ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file for the records")
+    parser.add_argument("--json", type=report.output_file, help="file for the records")
     given = parser.parse_intermixed_args(arguments)
     with one_line(keep=False):
         if given.seconds <= 0:

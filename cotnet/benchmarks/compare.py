@@ -111,7 +111,6 @@ def draw(path: Path, groups: Sequence[Group]) -> None:
     for axes in panels:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 
@@ -159,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("NAME", "RUN"))
     parser.add_argument("--speed", nargs=2, action="append", default=[], metavar=("NAME", "IMAGES_PER_SECOND"))
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of these runs (%(default)s)")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
+    parser.add_argument("--plot", type=report.output_file, help="PNG to write")
     given = parser.parse_args(arguments)
     try:
         groups = read_groups(given)

@@ -71,7 +71,6 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
         axes.set_xticks(found, [str(x) for x in found])
         if lines:
             axes.legend(fontsize=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
@@ -123,5 +122,4 @@ def draw_accuracy(path: Path, rows: list[Record]) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

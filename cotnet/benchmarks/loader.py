@@ -213,8 +213,8 @@ def compare_start(folder: Path, entries: int) -> dict[str, Any]:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.loader", description="Compare loaders.")
-    parser.add_argument("--json", type=Path, help="file for the records")
-    parser.add_argument("--plot", type=Path, help="PNG file for the plot")
+    parser.add_argument("--json", type=report.output_file, help="file for the records")
+    parser.add_argument("--plot", type=report.output_file, help="PNG file for the plot")
     parser.add_argument("--root", type=Path, help="an image set with train/; photographs of 500 x 375 where not given")
     parser.add_argument("--images", type=int, default=1024, help="photographs to make (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loader (%(default)s)")

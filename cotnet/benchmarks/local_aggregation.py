@@ -9,7 +9,6 @@ that must be moved in a second, as a share of what a copy in the same run moves.
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -142,8 +141,8 @@ def _arguments() -> argparse.ArgumentParser:
         prog="python -m cotnet.benchmarks.local_aggregation", description="Compare the operator with its unfold form."
     )
     cuda = torch.cuda.is_available()
-    parser.add_argument("--json", type=Path, help="file for the records")
-    parser.add_argument("--plot", type=Path, help="PNG file for the plot")
+    parser.add_argument("--json", type=report.output_file, help="file for the records")
+    parser.add_argument("--plot", type=report.output_file, help="PNG file for the plot")
     parser.add_argument("--stages", nargs="+", default=STAGES, help="CHANNELSxPIXELS, channels a multiple of 8")
     parser.add_argument("--formats", nargs="+", default=tuple(FORMATS), choices=FORMATS, help="memory formats")
     parser.add_argument("--batch", type=int, default=256 if cuda else 16, help="images (%(default)s)")

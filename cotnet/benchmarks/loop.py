@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help=f"as for train.py; unless given: {' '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each kind (%(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps in a turn (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file for the records")
+    parser.add_argument("--json", type=report.output_file, help="file for the records")
     given = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("WANDB_MODE", "offline")
     with one_line(keep=False), tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet import models
+from cotnet.benchmarks import report
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
 from cotnet.errors import InputError
@@ -103,8 +103,10 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
     options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
     stages = "training: stages whose activations are computed again (ours only)"
     options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
-    options.add_argument("--json", type=Path, help="file for the records; what it holds of other settings is kept")
-    options.add_argument("--plot", type=Path, help="PNG of all records in the file")
+    options.add_argument(
+        "--json", type=report.output_file, help="file for the records; what it holds of other settings is kept"
+    )
+    options.add_argument("--plot", type=report.output_file, help="PNG of all records in the file")
     return options
 
 

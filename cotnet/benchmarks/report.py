@@ -1,7 +1,9 @@
 """What every benchmark says in the same way: the machine, a table, JSON, a plot."""
 
+import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -55,9 +57,22 @@ def print_table(rows: Sequence[Row]) -> None:
     Console(width=width, highlight=False, markup=False).print(table)
 
 
+def output_file(name: str) -> Path:
+    """The type of options that name a file to write: told before the measurement, not after it, if that cannot be."""
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name} cannot be written ({error.strerror}); give another file") from error
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is a folder; give a file")
+    return path
+
+
 def write_json(path: Path, rows: Sequence[Row]) -> None:
     """{"machine": ..., "records": rows}."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "records": list(rows)}, indent=1) + "\n")
 
 
@@ -80,5 +95,4 @@ def draw_bars(path: Path, groups: Mapping[str, Mapping[str, float]], *, title: s
         axes.set_xlabel(unit, fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -63,6 +63,8 @@ def test_peak_of_known_allocations():
         (["--fuse"], "--fuse is for --mode inference"),
         (["--batch", "0"], "must be at least 1"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["--json", "/dev/null/t.json"], "/dev/null/t.json cannot be written ("),
+        (["--plot", "/"], "/ is a folder; give a file"),
     ],
 )
 def test_wrong_settings_are_one_line(given, message, capsys):
