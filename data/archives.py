@@ -83,6 +83,8 @@ def _reading(archive: Path) -> Iterator[None]:
     """DataError, naming the archive, for whatever a damaged or foreign one makes of its reader."""
     try:
         yield
+    except DataError:  # which is a ValueError, too
+        raise
     except (tarfile.TarError, EOFError, KeyError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{archive}: damaged, or another archive ({reason}); download it again") from error
@@ -96,7 +98,9 @@ def _settle(out: Path, encoding: Encoding | None) -> None:
     if present != wanted:
         raise DataError(f"{out}: was begun with {present}, not {wanted}; use the same again, or another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(wanted)
+    partial = path.with_suffix(".partial")
+    partial.write_text(wanted)
+    partial.replace(path)
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], dict[str, str]]:

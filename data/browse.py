@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from cotnet import assembly
 from cotnet.config import compose, one_line
 from cotnet.nodes import build
+from cotnet.sections import Settings
 from data.augment import Augmentation, Transform
 from data.commands import positive
 from data.dali import DaliLoader
@@ -38,7 +39,7 @@ _OFF: dict[str, Any] = {
 
 
 def columns(
-    augmentation: Augmentation, settings: assembly.Settings, train: ImageSet, images: int, epoch: int
+    augmentation: Augmentation, settings: Settings, train: ImageSet, images: int, epoch: int
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     """The sheet's columns by title, each (images, 3, S, S) uint8, of the epoch's first images, and their labels."""
     data = settings.data
@@ -81,7 +82,7 @@ def _first_batch(
 
 
 def after_each_part(
-    augmentation: Augmentation, settings: assembly.Settings, batch: Batch, epoch: int
+    augmentation: Augmentation, settings: Settings, batch: Batch, epoch: int
 ) -> dict[str, torch.Tensor]:
     """The batch after the parts that are on, one more in each column."""
     data, found = settings.data, {}

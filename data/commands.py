@@ -34,13 +34,15 @@ def in_processes(
     context = get_context("forkserver")
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
-        done = pool.map(function, items, chunksize=chunk)
         try:
+            done = pool.map(function, items, chunksize=chunk)
             yield from track(done, title, total=len(items), disable=not sys.stdout.isatty(), transient=True)
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker was killed, perhaps for want of memory; try again with fewer --workers"
             ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interruption waits for what runs, not for the rest
 
 
 def exit_code(work: Callable[[], int], where: Path) -> int:

@@ -67,11 +67,13 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
                 path = os.path.relpath(image_set.path(index), out.parent)
                 writer.writerow([split, path, image_set.classes[image_set.labels[index]]])
                 written[split] += 1
-    partial.replace(out)
     words = dict(zip(train.classes, class_words(root, train.classes), strict=True))
     if any(name != word for name, word in words.items()):
         chosen = {name: words[name] for name in classes or train.classes}
         out.with_suffix(f".{WORDS}").write_text(json.dumps(chosen, indent=0, ensure_ascii=False))
+    else:
+        out.with_suffix(f".{WORDS}").unlink(missing_ok=True)  # of an earlier list
+    partial.replace(out)
     count = len(classes) if classes else len(train.classes)
     return f"{out}: {written['train']} training and {written['val']} validation images of {count} classes"
 

@@ -39,7 +39,7 @@ def keep(given: argparse.Namespace, rows: list[Record], value: str, unit: str) -
 
 
 def _settings(row: Record) -> list[Any]:
-    return [row[key] for key in SAME]
+    return [row.get(key) or None for key in SAME]  # a file of an older version lacks some
 
 
 def _axes(panels: int, width: float) -> tuple[Any, list[Any]]:
@@ -62,9 +62,8 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
     rows = [{**row, **_depth(row["name"])} for row in rows]
     for axes, axis in zip(panels, labels, strict=True):
         lines = _lines(rows, axis, value)
-        for (net, *values), points in sorted(lines.items()):
-            fixed = [f"{key} {of}" if key in labels else of for key, of in zip(_held(axis)[1:], values, strict=True)]
-            axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join([net, *fixed]))
+        for held, points in sorted(lines.items()):
+            axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join(held))
         axes.set(xlabel=labels[axis], ylabel=unit, ylim=(0, None))
         found = sorted({x for points in lines.values() for x in points})
         axes.set_xscale("log", base=2) if axis == "batch" else None
@@ -74,18 +73,21 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _held(axis: str) -> list[str]:
-    """What is the same along a line."""
-    keys = ["family" if axis == "depth" else "name", "mode", "memory_format", "batch", "size"]
-    return [key for key in keys if key != axis]
+def _held(row: Record, axis: str) -> tuple[str, ...]:
+    """What is the same along a line, in words."""
+    flags = [key for key in ("compiled", "fused") if row.get(key)]
+    stages = [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
+    sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
+    net = row["family" if axis == "depth" else "name"]
+    return (net, row["mode"], row["dtype"], row["memory_format"], *flags, *stages, *sizes)
 
 
-def _lines(rows: list[Record], axis: str, value: str) -> dict[tuple[Any, ...], dict[int, float]]:
+def _lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
     """Of at least two points; over the depth, those of the settings that most nets were run with."""
-    lines: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
     for row in rows:
         if row[axis]:
-            lines[tuple(row[key] for key in _held(axis))][row[axis]] = row[value]
+            lines[_held(row, axis)][row[axis]] = row[value]
     lines = {held: points for held, points in lines.items() if len(points) > 1}
     if axis == "depth" and lines:
         nets = Counter(held[1:] for held, points in lines.items() for _ in points)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,8 @@ def output_file(name: str) -> Path:
             pass
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{name} cannot be written ({error.strerror}); give another file") from error
+    if path.is_file() and not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{name} is write-protected; give another file")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{name} is a folder; give a file")
     return path

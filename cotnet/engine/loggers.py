@@ -142,9 +142,8 @@ class WandbLogger:
         if mode == "online":
             try:
                 return self._begin(mode)
-            except (
-                Exception
-            ) as error:  # see _mirror: whatever kept it from going online does not keep it from going offline
+            # As in _mirror: whatever kept it from going online does not keep it from going offline.
+            except Exception as error:
                 reason = f"{settings.base_url}: {_first_line(error)}"
                 _tear_down()  # the id stays taken until wandb's process is gone
                 _set_up()

@@ -113,8 +113,10 @@ class CoTLayer(nn.Module):
         Their softmax is a sigmoid of the difference, so the sum is an interpolation between the two.
         """
         # Sums, divided when they are small: the gradient of `mean` divides whole maps.
-        pooled = static_context.sum((2, 3), keepdim=True) + dynamic_context.sum((2, 3), keepdim=True)
-        pooled = pooled / static_context[0, 0].numel()
+        height, width = static_context.shape[2:]
+        wide = torch.promote_types(static_context.dtype, torch.float32)
+        static_sum, dynamic_sum = (x.sum((2, 3), keepdim=True, dtype=wide) for x in (static_context, dynamic_context))
+        pooled = ((static_sum + dynamic_sum) / (height * width)).to(static_context.dtype)
         dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
         gate = (dynamic - static).sigmoid().to(static_context.dtype)
         return torch.lerp(static_context, dynamic_context, gate)

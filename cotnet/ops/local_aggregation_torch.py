@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
-SHARES: Final = 8  # of a batch, at least: five strips of one are less than a feature map
+SHARES: Final = 8  # of a batch from 8 images on: five strips of one are less than a feature map
 CACHED: Final = 120_000  # values that are worked on at a time; with weights and sums 1.5 MB, which caches hold
 
 
@@ -75,8 +75,8 @@ class Strips:
         """All samples, so many at a time; the last ones once more where the number does not divide the batch."""
         batch = self.value.shape[0]
         for start in range(0, batch, self.samples):
-            start_ = min(start, batch - self.samples)
-            yield slice(start_, start_ + self.samples)
+            first = min(start, batch - self.samples)
+            yield slice(first, first + self.samples)
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) as (B, C / G, G, H, W): channel c = r * G + g."""

@@ -24,6 +24,7 @@ from cotnet.sweeps.space import Parameter, SweepSettings, Trial, grid, name_tria
 from cotnet.sweeps.view import View
 
 POLL_SECONDS = 0.2
+ENDING_SECONDS = 60  # in which a trial saves, before it is killed
 Batch = Callable[[list[list[str]]], list[int]]  # runs jobs, each a list of overrides, and gives their exit codes
 
 
@@ -201,7 +202,9 @@ def _ended_with(running: list[tuple[Trial, Process]]) -> Iterator[None]:
     try:
         yield
     finally:
-        for _, process in running:
-            process.signal(signal.SIGTERM)
-        while any(process.code() is None for _, process in running):
-            time.sleep(POLL_SECONDS)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for _, process in running:
+                process.signal(number)
+            deadline = time.monotonic() + ENDING_SECONDS
+            while any(process.code() is None for _, process in running) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)

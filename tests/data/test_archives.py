@@ -208,6 +208,6 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate() == (None, "interrupted; the same command goes on\n")
+    assert process.communicate(timeout=60) == (None, "interrupted; the same command goes on\n")
     assert process.returncode == 75
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".partial")]

@@ -198,6 +198,14 @@ def test_fusions_by_definition():
     assert_close(layer(x), expected)
 
 
+def test_large_maps_in_half_precision_stay_finite():
+    layer = models.contextual.CoTLayer(16).eval()
+    maps = 200 * torch.ones(1, 16, 200, 200)  # their sum is far beyond float16
+    exact, half = layer(maps), layer.half()(maps.half())
+    assert exact.abs().max() > 1
+    assert (half.float() - exact).abs().max() < 0.01 * exact.abs().max()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
