@@ -18,10 +18,10 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
-from cotnet.engine.reports import RunReports, Silent
+from cotnet.engine.reports import RunReports
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State
-from cotnet.engine.step import Run, wrap
+from cotnet.engine.step import Reports, Run, wrap
 from cotnet.engine.terminal import say
 from cotnet.engine.training import fit
 from cotnet.environment import start_of
@@ -137,9 +137,9 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
         fit(run, state)
 
 
-def reporting(config: Config, state: State, ranks: Ranks, steps_per_epoch: int) -> RunReports | Silent:
+def reporting(config: Config, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:
     """Rank 0's reports, silence elsewhere; the run id of the logger becomes every rank's."""
-    reports: RunReports | Silent = Silent()
+    reports = Reports()
     if ranks.first:
         logger, terminal = build(config["logger"], "logger"), sys.stdout.isatty()
         folder = Path(config["output_dir"])

@@ -11,10 +11,13 @@ import torch
 from programs import SMALL, make_digits, once, run
 
 
+if not torch.cuda.is_available():
+    # Kernels run on the CPU. Read when triton is first imported, which another folder's conftest may bring about.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read when triton is first imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,7 +31,7 @@ from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
-from cotnet.engine.reports import RunReports, Silent
+from cotnet.engine.reports import RunReports
 from cotnet.engine.state import State
 from cotnet.engine.step import Reports, Run, clip_gradients, wrap
 from cotnet.engine.training import train_one_epoch
@@ -87,7 +87,7 @@ class Bench:
             criterion=loss_function(settings.train),
             schedule=assembly.schedule_of(config),
             evaluate=dict,
-            reports=Silent(),
+            reports=Reports(),
             stop=lambda: False,
             folder=Path(config["output_dir"]),
             config=config,
@@ -143,7 +143,7 @@ def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[st
         reports = RunReports(folder, logger, bench.state, config, here, steps_per_epoch=bench.steps, terminal=False)
         ways: dict[str, Callable[[], float]] = {
             "bare": bench.bare,
-            "ours": lambda: bench.ours(Silent()),
+            "ours": lambda: bench.ours(Reports()),
             "logging": lambda: bench.ours(reports),
         }
         for way in ways.values():
@@ -194,7 +194,7 @@ def _rate_of_ranks(given: dict[str, Any], store: dist.Store | None) -> int:
     """A rank: write images per second over three turns, the first of which does not count."""
     with join_ranks(store, timeout_minutes=WAIT) as ranks:
         bench = Bench(given["config"], ranks, given["steps"])
-        seconds = [bench.ours(Silent()) for _ in range(3)][1:]
+        seconds = [bench.ours(Reports()) for _ in range(3)][1:]
         if ranks.first:
             rate = bench.run.settings.batch_size * bench.steps / statistics.mean(seconds)
             (Path(given["config"]["output_dir"]) / "rate.json").write_text(json.dumps(rate))

@@ -8,6 +8,7 @@ from cotnet.engine import records
 from cotnet.engine.curves import draw_curves
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.state import State
+from cotnet.engine.step import Reports
 from cotnet.engine.terminal import Progress
 from cotnet.engine.watch import Watch
 
@@ -20,23 +21,7 @@ class Logger(Protocol):
     def finish(self, exit_code: int) -> None: ...
 
 
-class Silent:
-    """The reports of every rank but the first."""
-
-    def epoch(self, state: State) -> None: ...
-    def train(self, record: dict[str, float]) -> None: ...
-    def validation(self, record: dict[str, float], state: State) -> None: ...
-    def step(self) -> None: ...
-    def before_save(self) -> None: ...
-    def rolled_back(self, state: State, line: str) -> None: ...
-    def status(self, status: str, state: State) -> None: ...
-    def __enter__(self) -> "Silent":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-class RunReports:
+class RunReports(Reports):
     """metrics.jsonl, environment.jsonl, summary.json, curves.png, the terminal, warnings, and a logger."""
 
     def __init__(
@@ -93,9 +78,6 @@ class RunReports:
         summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
         summary["warnings"] = self.watch.warnings
         records.write_json(self.folder / "summary.json", summary)
-
-    def __enter__(self) -> "RunReports":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,34 @@ from cotnet.engine.state import State
 from cotnet.errors import InputError
 
 
-class Reports(Protocol):
-    """Where figures go, on rank 0; on the others nothing happens."""
+class Reports:
+    """Where figures go on rank 0, a context as long as the run; as it is here, nowhere: on the other ranks."""
 
-    def epoch(self, state: State) -> None: ...
-    def train(self, record: dict[str, float]) -> None: ...
-    def validation(self, record: dict[str, float], state: State) -> None: ...
-    def step(self) -> None: ...
-    def before_save(self) -> None: ...
-    def rolled_back(self, state: State, line: str) -> None: ...
-    def status(self, status: str, state: State) -> None: ...
+    def epoch(self, state: State) -> None:
+        """An epoch begins, or the rest of one."""
+
+    def train(self, record: dict[str, float]) -> None:
+        """The figures of a window of steps."""
+
+    def validation(self, record: dict[str, float], state: State) -> None:
+        """The figures of an evaluation."""
+
+    def step(self) -> None:
+        """A step has ended."""
+
+    def before_save(self) -> None:
+        """A checkpoint is about to be taken, which will know of the figures so far."""
+
+    def rolled_back(self, state: State, line: str) -> None:
+        """The run stands at an earlier step again; the line says why."""
+
+    def status(self, status: str, state: State) -> None:
+        """How the run stands: running, finished, ..."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

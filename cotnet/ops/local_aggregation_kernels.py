@@ -32,6 +32,18 @@ def _inside(y, x, height, width):
 
 
 @triton.jit
+def _place(tensor, strides, sample, group, position):
+    """Where the sample begins, and how far from there the tile's values lie (or, of weights, those of tap 0)."""
+    return tensor + sample * strides[0], group * strides[1] + position * strides[len(strides) - 1]
+
+
+@triton.jit
+def _offset(TAP: tl.constexpr, KERNEL: tl.constexpr, DILATION: tl.constexpr):
+    """Lines and columns from a position to what a tap sees."""
+    return DILATION * (TAP // KERNEL - KERNEL // 2), DILATION * (TAP % KERNEL - KERNEL // 2)
+
+
+@triton.jit
 def sums(
     value,
     weight,
@@ -55,30 +67,24 @@ def sums(
     sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
     y, x = position // width, position % width
     own = (group < GROUPS) & (position < height * width)
-    value_sample, value_channel, value_position = value_strides
-    weight_sample, weight_group, weight_tap, weight_position = weight_strides
-    result_sample, result_channel, result_position = result_strides
-    value += sample * value_sample
-    weight += sample * weight_sample
-    result += sample * result_sample
-    value_at = group * value_channel + position * value_position
-    weight_at = group * weight_group + position * weight_position
-    result_at = group * result_channel + position * result_position
+    value, value_at = _place(value, value_strides, sample, group, position)
+    weight, weight_at = _place(weight, weight_strides, sample, group, position)
+    result, result_at = _place(result, result_strides, sample, group, position)
     stride = tl.full([], GROUPS, tl.int64)  # from row to row
     weights = ()
     for _ in tl.static_range(KERNEL * KERNEL):
         weights = weights + (tl.load(weight + weight_at, own, 0.0),)
-        weight += weight_tap
+        weight += weight_strides[2]
     for _ in range(rows):
         total = tl.zeros([TILE_GROUPS, TILE], SUM)
         for tap in tl.static_range(KERNEL * KERNEL):
-            dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+            dy, dx = _offset(tap, KERNEL, DILATION)
             there = own & _inside(y + dy, x + dx, height, width)
-            values = tl.load(value + (value_at + (dy * width + dx) * value_position), there, 0.0)
+            values = tl.load(value + (value_at + (dy * width + dx) * value_strides[2]), there, 0.0)
             total += values.to(SUM) * weights[tap].to(SUM)
         tl.store(result + result_at, total.to(result.dtype.element_ty), own)
-        value += stride * value_channel
-        result += stride * result_channel
+        value += stride * value_strides[1]
+        result += stride * result_strides[1]
 
 
 @triton.jit
@@ -113,31 +119,21 @@ def gradients(
     sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
     y, x = position // width, position % width
     own = (group < GROUPS) & (position < height * width)
-    upstream_sample, upstream_channel, upstream_position = upstream_strides
-    value_sample, value_channel, value_position = value_strides
-    weight_sample, weight_group, weight_tap, weight_position = weight_strides
-    result_sample, result_channel, result_position = result_strides
-    sum_sample, sum_group, sum_tap, sum_position = sum_strides
-    upstream += sample * upstream_sample
-    value += sample * value_sample
-    weight += sample * weight_sample
-    value_gradient += sample * result_sample
-    weight_gradient += sample * sum_sample
-    upstream_at = group * upstream_channel + position * upstream_position
-    value_at = group * value_channel + position * value_position
-    weight_at = group * weight_group + position * weight_position
-    result_at = group * result_channel + position * result_position
-    sum_at = group * sum_group + position * sum_position
+    upstream, upstream_at = _place(upstream, upstream_strides, sample, group, position)
+    value, value_at = _place(value, value_strides, sample, group, position)
+    weight, weight_at = _place(weight, weight_strides, sample, group, position)
+    value_gradient, result_at = _place(value_gradient, result_strides, sample, group, position)
+    weight_gradient, sum_at = _place(weight_gradient, sum_strides, sample, group, position)
     stride = tl.full([], GROUPS, tl.int64)  # from row to row
     weights = ()
     added = ()
     for tap in tl.static_range(KERNEL * KERNEL):
-        dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+        dy, dx = _offset(tap, KERNEL, DILATION)
         if NEED_VALUE:
             there = own & _inside(y - dy, x - dx, height, width)
-            at = weight_at - (dy * width + dx) * weight_position
+            at = weight_at - (dy * width + dx) * weight_strides[3]
             weights = weights + (tl.load(weight + at, there, 0.0),)
-            weight += weight_tap
+            weight += weight_strides[2]
         if NEED_WEIGHT:
             added = added + (tl.zeros([TILE_GROUPS, TILE], SUM),)
     for _ in range(rows):
@@ -146,21 +142,21 @@ def gradients(
         before = added
         added = ()
         for tap in tl.static_range(KERNEL * KERNEL):
-            dy, dx = DILATION * (tap // KERNEL - KERNEL // 2), DILATION * (tap % KERNEL - KERNEL // 2)
+            dy, dx = _offset(tap, KERNEL, DILATION)
             if NEED_VALUE:
                 there = own & _inside(y - dy, x - dx, height, width)
-                near = tl.load(upstream + (upstream_at - (dy * width + dx) * upstream_position), there, 0.0)
+                near = tl.load(upstream + (upstream_at - (dy * width + dx) * upstream_strides[2]), there, 0.0)
                 total += near.to(SUM) * weights[tap].to(SUM)
             if NEED_WEIGHT:
                 there = own & _inside(y + dy, x + dx, height, width)
-                values = tl.load(value + (value_at + (dy * width + dx) * value_position), there, 0.0)
+                values = tl.load(value + (value_at + (dy * width + dx) * value_strides[2]), there, 0.0)
                 added = added + (before[tap] + values.to(SUM) * ups,)
         if NEED_VALUE:
             tl.store(value_gradient + result_at, total.to(value_gradient.dtype.element_ty), own)
-        upstream += stride * upstream_channel
-        value += stride * value_channel
-        value_gradient += stride * result_channel
+        upstream += stride * upstream_strides[1]
+        value += stride * value_strides[1]
+        value_gradient += stride * result_strides[1]
     if NEED_WEIGHT:
         for tap in tl.static_range(KERNEL * KERNEL):
             tl.store(weight_gradient + sum_at, added[tap].to(weight_gradient.dtype.element_ty), own)
-            weight_gradient += sum_tap
+            weight_gradient += sum_strides[2]

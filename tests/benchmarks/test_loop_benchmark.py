@@ -8,7 +8,7 @@ import torch
 from cotnet.benchmarks import loop
 from cotnet.config import compose
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.reports import Silent
+from cotnet.engine.step import Reports
 
 TINY = ["backbone=cotnet_small", "data.num_classes=4", "data.image_size=32", "train.batch_size=4", "logger=none"]
 
@@ -17,7 +17,7 @@ def test_the_bare_loop_takes_the_same_steps(tmp_path):
     config = compose("train", [*loop.SIZES, *TINY, "schedule.warmup_epochs=0"]) | {"output_dir": str(tmp_path)}
     ours, bare = (loop.Bench(config, Ranks(rank=0, world_size=1, device=torch.device("cpu")), 1) for _ in range(2))
     before = bare.state.model.fc.weight.clone()
-    assert ours.ours(Silent()) > 0
+    assert ours.ours(Reports()) > 0
     assert bare.bare() > 0
     assert not torch.equal(bare.state.model.fc.weight, before)
     for key, value in ours.state.model.state_dict().items():

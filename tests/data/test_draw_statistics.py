@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from loaders import TRAIN
 from scipy import stats
 from test_augment import NONE, transform
 from timm.data.random_erasing import RandomErasing
@@ -15,22 +16,11 @@ from torchvision.transforms import v2
 from data.augment import JITTER, jitter_draws, mix_draws
 from data.draws import Stream, uniforms
 from data.mix import ERASING_DRAWS, erasing_boxes
-from data.order import TrainPlan, random_crop_boxes
+from data.order import random_crop_boxes
 
 N = 20_000
 SAMPLES = np.arange(N)
-PLAN = TrainPlan(
-    samples=N,
-    batch_size=64,
-    rank=0,
-    world_size=1,
-    seed=0,
-    image_size=224,
-    crop_scale=(0.08, 0.3),
-    crop_ratio=(3 / 4, 4 / 3),
-    flip=0.3,
-    eval_crop_ratio=0.875,
-)
+PLAN = replace(TRAIN, samples=N, batch_size=64, image_size=224, crop_scale=(0.08, 0.3), flip=0.3)
 
 
 def alike(values, distribution):

@@ -1,14 +1,15 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loaders import TRAIN
 from photographs import photograph
 
 from cotnet.engine.allocator import keep_freed_memory
 from data.dali import DaliLoader
-from data.order import TrainPlan
 from data.samples import read_split
 from data.torchvision import TorchvisionLoader
 
@@ -30,18 +31,7 @@ def test_memory_stays_flat_over_20_epochs(loader, tmp_path):
     for number in range(36):
         photograph(rng, 500, 375).save(folder / f"{number}.jpg", quality=90)
     keep_freed_memory(torch.device("cpu"))  # as every run does
-    plan = TrainPlan(
-        samples=36,
-        batch_size=18,  # megabytes: what keeps old batches shows
-        rank=0,
-        world_size=1,
-        seed=0,
-        image_size=224,
-        crop_scale=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        flip=0.5,
-        eval_crop_ratio=0.875,
-    )
+    plan = replace(TRAIN, samples=36, batch_size=18, image_size=224)  # megabytes: what keeps old batches shows
     image_set = read_split(tmp_path, "train")
     opened = loader(image_set, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=2)
     after = []

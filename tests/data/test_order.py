@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import loaders
 import numpy as np
 import pytest
 import torch
@@ -7,21 +8,10 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from data.draws import Stream, uniforms
-from data.order import PADDING, EvaluationPlan, TrainPlan, central_geometry, permutation, random_crop_boxes
+from data.order import PADDING, EvaluationPlan, central_geometry, permutation, random_crop_boxes
 from data.samples import DataError
 
-TRAIN = TrainPlan(
-    samples=1003,
-    batch_size=24,
-    rank=0,
-    world_size=1,
-    seed=0,
-    image_size=32,
-    crop_scale=(0.08, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    flip=0.5,
-    eval_crop_ratio=0.875,
-)
+TRAIN = replace(loaders.TRAIN, samples=1003, batch_size=24, image_size=32)
 EVALUATION = EvaluationPlan(samples=101, batch_size=7, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
 
 

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from loaders import TRAIN
 from photographs import make_imagenet
 
 from data.dali import DaliLoader
-from data.order import TrainPlan
 from data.progressive import ProgressiveLoader, ramp
 from data.samples import DataError, read_split
 from data.torchvision import TorchvisionLoader
@@ -29,18 +29,7 @@ def test_ramp():
 @pytest.mark.parametrize("kind", [DaliLoader, TorchvisionLoader])
 def test_each_epoch_has_its_size_and_the_pixels_of_a_loader_of_that_size(kind, tmp_path):
     found = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
-    plan = TrainPlan(
-        samples=12,
-        batch_size=4,
-        rank=0,
-        world_size=1,
-        seed=0,
-        image_size=32,
-        crop_scale=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        flip=0.5,
-        eval_crop_ratio=0.875,
-    )
+    plan = replace(TRAIN, samples=12, batch_size=4, image_size=32)
 
     def make(size):
         sized = replace(plan, image_size=size)
