@@ -10,7 +10,6 @@ import pytest
 import torch
 from programs import SMALL, make_digits, once, run
 
-
 if not torch.cuda.is_available():
     # Kernels run on the CPU. Read when triton is first imported, which another folder's conftest may bring about.
     os.environ.setdefault("TRITON_INTERPRET", "1")
