@@ -142,7 +142,8 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     elsewhere = [f"{prefix}{k}" for k in flatten(settings) if k.endswith(f".{name}")]
     if elsewhere:
         return f"{key} is not a setting; did you mean {' or '.join(elsewhere[:3])}?"
-    return f"{key} is not a setting; {nearest(name, settings, prefix=prefix)}"
+    recipes = ["experiment"] if not above and "train" in settings else []  # a group that leaves no key behind
+    return f"{key} is not a setting; {nearest(name, [*settings, *recipes], prefix=prefix)}"
 
 
 def resolve(node: DictConfig) -> Config:

@@ -101,9 +101,10 @@ class _Batches(Dataset[Batch | DataError]):
         epoch, batch = number
         indices = self._plan.indices(epoch, batch)
         side = self._plan.image_size
-        pixels = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
+        # NumPy's memory: the holes that freed blocks of torch leave are too small for the next, and the heap grows.
+        pixels = torch.from_numpy(np.empty((len(indices), 3, side, side), dtype=np.uint8))
         if get_worker_info():
-            pixels.share_memory_()  # before it is filled: copied when sent, a heap of old batches grows in the worker
+            pixels.share_memory_()  # before it is filled: sent, it is not copied again
         for row, index in enumerate(indices):
             path = self._root / os.fsdecode(self._files[index % len(self._files)])
             try:

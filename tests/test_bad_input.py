@@ -45,6 +45,7 @@ def only_line(done: Done) -> str:
         (["optimizer.momentun=0.5"], "optimizer.momentun is not a setting; did you mean optimizer.momentum?"),
         (["backbone=cotnet5"], "backbone=cotnet5 is unknown; did you mean cotnet50"),
         (["+train.epoch=3"], "train.epoch is not a setting; did you mean train.epochs?"),
+        (["experimnet=digits"], "experimnet is not a setting; did you mean experiment"),
         (["+sede=1"], "sede is not a setting; did you mean seed"),
         (["train.epochs=many"], "train.epochs=many is a str; wanted int"),
         (["train.epochs=0"], "train.epochs=0 must be at least 1"),
