@@ -11,9 +11,10 @@ from typing import Any, Final
 import torch
 from torch.nn import functional as F
 
+Products = Iterator[tuple[torch.Tensor, torch.Tensor]]  # factors
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
-SHARES: Final = 8  # of a batch from 8 images on: five strips of one are less than a feature map
-CACHED: Final = 120_000  # values that are worked on at a time; with weights and sums 1.5 MB, which caches hold
+SHARES: Final = 4  # of a batch from 4 images on: scratch memory for three maps of each is less than a feature map
+CACHED: Final = 840_000  # values that are worked on at a time; with weights and sums 10 MB, which a shared cache holds
 
 
 class LocalAggregation(torch.autograd.Function):
@@ -39,37 +40,36 @@ class LocalAggregation(torch.autograd.Function):
 class Strips:
     """The sums in place, some samples at a time, in scratch memory where a tap is a shift.
 
-    A strip holds the maps of these samples one behind the other; each line and each map is followed by zeros, which
-    are the border of the next one too. So a tap of all positions of all maps is one contiguous window of the strip, and
-    long loops run over it whatever the size of the maps. Channels last, the groups of a pixel stay together.
+    The maps of a sample lie one behind the other (channels last, the groups of a pixel together), so that a tap of all
+    positions is one window of them, and long loops run over it whatever the size of the maps. Where a tap looks over
+    the border it sees another map of the sample, with a weight of zero: what is not finite may spread there.
     """
 
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
-        self.value, self.weight = value, weight
-        batch, channels, self.height, self.width = value.shape
+        self.value, self.weight, self.dilation = value, weight, dilation
+        batch, channels, height, width = value.shape
         self.groups, self.taps = weight.shape[1:3]
         self.kernel, self.rows = _kernel(weight), channels // self.groups
         self.last = channels_last(value)
-        border = dilation * (self.kernel // 2)
-        self.lines, self.columns = self.height + border, self.width + border
-        self.samples = max(1, min(batch // SHARES, CACHED // max(1, channels * self.lines * self.columns)))
-        self.length = self.samples * self.groups * self.lines * self.columns
+        self.map = (height, width, self.groups) if self.last else (self.groups, height, width)
+        self.length = height * width * self.groups  # of a row of maps, which takes every weight once
+        self.samples = max(1, min(batch // SHARES, CACHED // max(1, channels * height * width)))
         pixel = self.groups if self.last else 1
-        line = self.columns * pixel
-        self.margin = border * (line + pixel)
-        self.steps = (dilation * line, dilation * pixel)
+        self.steps = (dilation * width * pixel, dilation * pixel)
+        self.margin = self.kernel // 2 * sum(self.steps)
         self.shifts = [i * self.steps[0] + j * self.steps[1] for i in range(self.kernel) for j in range(self.kernel)]
+        self.dtype = value.dtype if value.element_size() >= 4 else torch.float32
 
-    def strip(self, rows: int, margin: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Zeros (rows, margin + length + margin), and the maps (samples, rows, G, H, W) in it."""
-        dtype = self.value.dtype if self.value.element_size() >= 4 else torch.float32
-        strip = torch.zeros(rows, self.length + 2 * margin, dtype=dtype, device=self.value.device)
-        inner = strip[:, margin : margin + self.length]
-        if self.last:
-            maps = inner.view(rows, self.samples, self.lines, self.columns, self.groups).permute(1, 0, 4, 2, 3)
-        else:
-            maps = inner.view(rows, self.samples, self.groups, self.lines, self.columns).transpose(0, 1)
-        return strip, maps[..., : self.height, : self.width]
+    def strip(self, rows: int, *number: int) -> torch.Tensor:
+        """Zeros for the rows of these samples, with margins around each sample; one strip or so many."""
+        size = self.margin + self.samples * (rows * self.length + self.margin)
+        return torch.zeros(*number, size, dtype=self.dtype, device=self.value.device)
+
+    def window(self, strip: torch.Tensor, rows: int, start: int) -> torch.Tensor:
+        """(samples, rows, length) of a strip, or of each: from the margin on the samples, else what a tap sees."""
+        shape = (*strip.shape[:-1], self.samples, rows, self.length)
+        strides = (*strip.stride()[:-1], rows * self.length + self.margin, self.length, 1)
+        return strip.as_strided(shape, strides, strip.storage_offset() + start)
 
     def parts(self) -> Iterator[slice]:
         """All samples, so many at a time; the last ones once more where the number does not divide the batch."""
@@ -79,55 +79,90 @@ class Strips:
             yield slice(first, first + self.samples)
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) as (B, C / G, G, H, W): channel c = r * G + g."""
-        return x.unflatten(1, (self.rows, self.groups))
+        """(B, C, H, W) as (B, rows, *map): channel c = row * G + g."""
+        maps = x.unflatten(1, (self.rows, self.groups))
+        return maps.permute(0, 1, 3, 4, 2) if self.last else maps
 
-    def window(self, strip: torch.Tensor, start: int) -> torch.Tensor:
-        """What a tap sees of a strip."""
-        return strip[:, start : start + self.length]
+    def tap_maps(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, G, K * K, H, W) as (K * K, B, *map)."""
+        return x.permute(2, 0, 3, 4, 1) if self.last else x.permute(2, 0, 1, 3, 4)
+
+    def load(self, strip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Write samples of (B, C, H, W) into a strip; their window."""
+        window = self.window(strip, self.rows, self.margin)
+        window.unflatten(2, self.map).copy_(self.maps(x))
+        return window
+
+    def load_weights(self, strips: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Write samples of (B, G, K * K, H, W) into a strip per tap; their window."""
+        window = self.window(strips, 1, self.margin)
+        taps = window.view(self.taps, self.samples, *self.map)
+        self.clear_borders(taps.copy_(self.tap_maps(x)))
+        return window
+
+    def clear_borders(self, taps: torch.Tensor) -> None:
+        """Set (K * K, samples, *map) to zero where a tap looks over the border."""
+        taps = taps.unflatten(0, (self.kernel, self.kernel))
+        lines, columns = (3, 4) if self.last else (4, 5)
+        for number in range(self.kernel):
+            offset = self.dilation * (number - self.kernel // 2)
+            for kernel, axis in ((0, lines), (1, columns)):
+                size = taps.shape[axis]
+                outside = min(abs(offset), size)
+                if outside:
+                    border = taps.narrow(axis, 0 if offset < 0 else size - outside, outside)
+                    border.select(kernel, number).zero_()
+
+    def sum_into(self, result: torch.Tensor, products: Products, scratch: torch.Tensor) -> None:
+        """Sum products (samples, rows, length) into samples of the result, through scratch of another type or order."""
+        maps = self.maps(result)
+        if result.dtype == scratch.dtype and maps.is_contiguous():
+            _sum(maps.flatten(2), products)
+        else:
+            _sum(scratch, products)
+            maps.copy_(scratch.unflatten(2, self.map))
 
     def forward(self) -> torch.Tensor:
         """For every tap: sums += window of the values * weights."""
-        values, value_maps = self.strip(self.rows, self.margin)
-        weights, weight_maps = self.strip(self.taps, 0)
-        sums, sum_maps = self.strip(self.rows, 0)
+        values, weights = self.strip(self.rows), self.strip(1, self.taps)
         result = torch.empty_like(self.value)
+        scratch = values.new_empty(self.samples, self.rows, self.length)
         for part in self.parts():
-            value_maps.copy_(self.maps(self.value[part]))
-            weight_maps.copy_(self.weight[part].transpose(1, 2))
-            _sum(sums, ((self.window(values, shift), weights[tap]) for tap, shift in enumerate(self.shifts)))
-            self.maps(result[part]).copy_(sum_maps)
+            self.load(values, self.value[part])
+            taps = self.load_weights(weights, self.weight[part])
+            windows = (self.window(values, self.rows, shift) for shift in self.shifts)
+            self.sum_into(result[part], zip(windows, taps, strict=True), scratch)
         return result
 
     def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
         """Of the values, for every tap: sums += window of upstream * that window of the weights, since what a position
         took goes back there. Of the weights, for every row: sums of all taps += all windows of the values * upstream.
         """
-        ups, up_maps = self.strip(self.rows, self.margin)
-        values, value_maps = self.strip(self.rows, self.margin)
-        weights, weight_maps = self.strip(self.taps, self.margin)
-        sums, sum_maps = self.strip(self.rows, 0)
-        tap_sums, tap_maps = self.strip(self.taps, 0)
-        all_taps = tap_sums.view(self.kernel, self.kernel, self.length)
+        ups, values, weights = self.strip(self.rows), self.strip(self.rows), self.strip(1, self.taps)
+        inside = self.window(values, self.rows, self.margin)  # the sums, before the values are there
+        tap_sums = self.window(weights, 1, self.margin).view(self.kernel, self.kernel, self.samples, self.length)
         to_value = torch.empty_like(self.value) if of_value else None
         to_weight = torch.empty_like(self.weight) if of_weight else None
         back = [2 * self.margin - shift for shift in self.shifts]
         for part in self.parts():
-            up_maps.copy_(self.maps(upstream[part]))
+            up = self.load(ups, upstream[part])
             if to_value is not None:
-                weight_maps.copy_(self.weight[part].transpose(1, 2))
-                windows = ((self.window(ups, at), weights[tap, at : at + self.length]) for tap, at in enumerate(back))
-                _sum(sums, windows)
-                self.maps(to_value[part]).copy_(sum_maps)
+                self.load_weights(weights, self.weight[part])
+                windows = (self.window(ups, self.rows, at) for at in back)
+                taps = (self.window(strip, 1, at) for strip, at in zip(weights, back, strict=True))
+                self.sum_into(to_value[part], zip(windows, taps, strict=True), inside)
             if to_weight is not None:
-                value_maps.copy_(self.maps(self.value[part]))
-                seen = (value.as_strided(all_taps.shape, (*self.steps, 1)) for value in values)
-                _sum(all_taps, zip(seen, self.window(ups, self.margin), strict=True))
-                to_weight[part].transpose(1, 2).copy_(tap_maps)
+                self.load(values, self.value[part])
+                strides = (*self.steps, inside.stride(0), 1)
+                seen = (values.as_strided(tap_sums.shape, strides, row * self.length) for row in range(self.rows))
+                _sum(tap_sums, zip(seen, up.unbind(1), strict=True))
+                maps = tap_sums.view(self.taps, self.samples, *self.map)
+                self.clear_borders(maps)
+                self.tap_maps(to_weight[part]).copy_(maps)
         return to_value, to_weight
 
 
-def _sum(sums: torch.Tensor, products: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _sum(sums: torch.Tensor, products: Products) -> None:
     torch.mul(*next(products), out=sums)
     for pair in products:
         sums.addcmul_(*pair)
