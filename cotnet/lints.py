@@ -166,15 +166,15 @@ def _usual(group: str, member: str) -> Config:
 
 
 def published_evaluation(plan: Plan) -> Iterator[str]:
-    """An evaluation other than the one that a recipe's accuracy was published with."""
+    """An evaluation other than the recipe's, whose accuracy then says nothing about this run's."""
     if plan.recipe is None:
         return
     name, theirs, ours = plan.recipe[0], flatten(plan.recipe[1]), flatten(plan.config)
     for key in EVALUATION:
         if ours[key] != theirs[key]:
             yield (
-                f"{key}={_written(ours[key])}: the accuracy of experiment={name} was published with "
-                f"{_written(theirs[key])}; leave it out to compare"
+                f"{key}={_written(ours[key])}: experiment={name} evaluates with {_written(theirs[key])}; "
+                "leave it out to compare with the published accuracy"
             )
 
 

@@ -164,6 +164,6 @@ def test_another_evaluation_than_the_published_one_is_said():
     given = ["data.eval_flip=false", "train.batch_size=1024", "data.eval_size=224", "data.root=x"]
     plan = plan_of(compose("train", ["experiment=resnet50_ffcv_88", *given]), images=None, recipe="resnet50_ffcv_88")
     assert [line.partition(":")[0] for line in lints(plan)] == ["data.eval_size=224", "data.eval_flip=False"]
-    assert "was published with 256" in lints(plan)[0]
+    assert "evaluates with 256" in lints(plan)[0]
     changed = [line.partition("=")[0] for line in differences(plan)]
     assert changed == ["data.eval_flip", "data.eval_size", "optimizer.lr", "train.batch_size"]

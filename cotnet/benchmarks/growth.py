@@ -19,9 +19,11 @@ SAME: Final = (
     "compiled",
     "fused",
     "checkpointing",
+    "recompute",
     "batch",
     "size",
 )
+FLAGS: Final = {"compiled": "compiled", "fused": "fused", "recompute": "norms recomputed"}
 Record = dict[str, Any]
 
 
@@ -75,7 +77,7 @@ def draw_growth(path: Path, rows: list[Record], value: str, unit: str) -> None:
 
 def _held(row: Record, axis: str) -> tuple[str, ...]:
     """What is the same along a line, in words."""
-    flags = [key for key in ("compiled", "fused") if row.get(key)]
+    flags = [word for key, word in FLAGS.items() if row.get(key)]
     stages = [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
     sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
     net = row["family" if axis == "depth" else "name"]

@@ -15,6 +15,7 @@ from cotnet import models
 from cotnet.benchmarks import report
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
+from cotnet.engine.recomputation import norms_recomputed
 from cotnet.errors import InputError
 from cotnet.models import table
 from cotnet.models.checkpointing import checkpoint_stages
@@ -38,13 +39,15 @@ class Work:
     compile: bool
     fuse: bool
     checkpointing: tuple[int, ...] = ()
+    recompute: bool = False
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What every record says of it."""
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        flags = {"compiled": self.compile, "fused": self.fuse, "checkpointing": list(self.checkpointing)}
+        flags = {"compiled": self.compile, "fused": self.fuse, "recompute": self.recompute}
+        stages = {"checkpointing": list(self.checkpointing)}
         shape = {"batch": self.batch, "size": self.size, "mode": self.mode, "dtype": self.dtype}
-        return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags}
+        return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags, **stages}
 
 
 def build(name: str, size: int) -> nn.Module:
@@ -77,9 +80,14 @@ class Net:
         self.targets = torch.randint(1000, (work.batch,), device=device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
 
+    def around(self) -> contextlib.AbstractContextManager[object]:
+        if not self.training:
+            return torch.inference_mode()
+        return norms_recomputed() if self.work.recompute else contextlib.nullcontext()
+
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""
-        with contextlib.nullcontext() if self.training else torch.inference_mode(), self.precision.autocast():
+        with self.around(), self.precision.autocast():
             logits = self.run(self.images)
         if self.training:
             F.cross_entropy(logits.float(), self.targets).backward()
@@ -103,6 +111,7 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
     options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
     stages = "training: stages whose activations are computed again (ours only)"
     options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
+    options.add_argument("--recompute", action="store_true", help="training: norms and activations again (ours only)")
     options.add_argument(
         "--json", type=report.output_file, help="file for the records; what it holds of other settings is kept"
     )
@@ -116,6 +125,8 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
         raise InputError("--fuse is for --mode inference")
     if given.checkpointing and given.mode != "train":
         raise InputError("--checkpointing is for --mode train")
+    if given.recompute and (given.mode != "train" or given.compile):
+        raise InputError("--recompute is for --mode train without --compile")
     if given.compile:
         require_compiler(device(), "--compile")
     formats = FORMATS if given.format == "both" else (given.format,)
@@ -137,6 +148,7 @@ def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
                 compile=given.compile,
                 fuse=given.fuse and ":" not in name,
                 checkpointing=() if ":" in name else tuple(given.checkpointing),
+                recompute=given.recompute and ":" not in name,
             )
             for layout in formats
             for name, own in dict.fromkeys(_sized(name, size) for name in [*names, given.peer])

@@ -17,6 +17,7 @@ class TrainSettings:
     channels_last: bool
     compile: bool
     checkpointing: tuple[Literal[1, 2, 3, 4], ...]
+    recompute_norms: bool
     accumulation: int
     clip_norm: float | None
     clip_value: float | None
@@ -43,14 +44,21 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value:g} must be positive, or null")
-        if self.clip_norm is not None and self.clip_value is not None:
-            raise ValueError(f"clip_value={self.clip_value:g}: clip by norm or by value; set clip_norm or this to null")
         if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
             raise ValueError(f"bce_threshold={self.bce_threshold:g} must be at least 0 and below 1, or null")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing:g} must be at least 0 and below 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay:g} must be at least 0 and below 1")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError(f"clip_value={self.clip_value:g}: clip by norm or by value; set clip_norm or this to null")
+        if self.compile and self.recompute_norms:
+            raise ValueError(
+                "recompute_norms=true: what is compiled recomputes by itself; set this or compile to false"
+            )
 
     def check_batch(self, ranks: int, samples: int) -> None:
         """Raise InputError unless the batch fits the training set and divides into equal micro-batches."""
