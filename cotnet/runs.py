@@ -28,6 +28,7 @@ FREE = (
     "loader.threads",
     "loader.prefetch",
     "train.log_every",
+    "train.recompute_norms",
 )
 GROWING = ("train.epochs", "train.max_steps", "train.max_minutes")
 

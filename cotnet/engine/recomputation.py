@@ -23,16 +23,23 @@ CHEAP: Final = frozenset({F.batch_norm, F.group_norm, F.layer_norm, F.relu, F.si
 LEAST: Final = 2**16  # values: what is smaller is kept
 
 
-class Recipe:
-    """A result, as its function and that function's arguments: tensors, other recipes, numbers."""
+class _Kept(NamedTuple):
+    """What stands for a tensor: its values or how they come about, and how it looks at them."""
+
+    source: Tensor | _Recipe
+    shape: torch.Size
+    strides: tuple[int, ...]
+    version: int
+
+
+class _Recipe:
+    """A result as its function and that function's arguments."""
 
     def __init__(self, function: Callable[..., Tensor], args: list[Any], kwargs: dict[str, Any], device: str) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
-        given = (*args, *kwargs.values())
-        self.versions = [(x, x._version) for x in given if isinstance(x, Tensor)]
-        self.cast = torch.autocast(
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-        )
+        self.inplace = bool(kwargs.get("inplace"))
+        cast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self.autocast = torch.autocast(device, *cast, cache_enabled=False)
         self.kept: Tensor | None = None
 
     def result(self) -> Tensor:
@@ -42,41 +49,41 @@ class Recipe:
         return self.kept
 
     def compute(self) -> Tensor:
-        """Anew. Raises RuntimeError if an argument was modified in place since, as autograd does."""
-        if any(x._version != version for x, version in self.versions):
-            raise RuntimeError(
-                f"an argument of {self.function.__name__} was modified in place before it was used again"
-            )
+        """Anew; so is what a function in place overwrites."""
         first, *others = self.args
-        if isinstance(first, Recipe):
-            first = first.compute() if self.kwargs.get("inplace") else first.result()
-        others = [x.result() if isinstance(x, Recipe) else x for x in others]
-        with torch.no_grad(), self.cast:
-            return self.function(first, *others, **self.kwargs)
+        args = [_tensor(first, anew=self.inplace), *map(_tensor, others)]
+        kwargs = {name: _tensor(value) for name, value in self.kwargs.items()}
+        with torch.no_grad(), self.autocast:
+            return self.function(*args, **kwargs)
+
+
+def _tensor(kept: Any, *, anew: bool = False) -> Any:
+    """The tensor that was kept; other values as they are. Raises RuntimeError if it was modified in place since."""
+    if not isinstance(kept, _Kept):
+        return kept
+    if isinstance(kept.source, Tensor):
+        if kept.source._version != kept.version:
+            raise RuntimeError("a tensor that the gradients need was modified in place after it was used")
+        return kept.source
+    result = kept.source.compute() if anew else kept.source.result()
+    return result.as_strided(kept.shape, kept.strides)
 
 
 class _Known(NamedTuple):
     tensor: weakref.ref[Tensor]
     version: int
-    recipe: Recipe
-
-
-class _Kept(NamedTuple):
-    """What the graph keeps in place of a tensor: a recipe of its values, and how it looks at them."""
-
-    recipe: Recipe
-    shape: torch.Size
-    strides: tuple[int, ...]
+    recipe: _Recipe
 
 
 class _Recipes(TorchFunctionMode):
-    """Takes down the recipe of every cheap result, by the address of its values."""
+    """Takes down the recipe of every cheap result that lives, by the address of its values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known: dict[int, _Known] = {}
+        self.rectified: _Recipe | None = None  # of the relu that is running, which keeps its result before we know it
 
-    def recipe(self, x: Tensor) -> Recipe | None:
+    def recipe(self, x: Tensor) -> _Recipe | None:
         """Of a tensor, or of the one that it is a view of all of; None for other tensors."""
         known = self.known.get(x.data_ptr())
         tensor = known and known.tensor()
@@ -84,36 +91,42 @@ class _Recipes(TorchFunctionMode):
             return None
         return known.recipe if (tensor.numel(), tensor.dtype) == (x.numel(), x.dtype) else None
 
-    def ingredient(self, x: Any) -> Any:
-        return (self.recipe(x) or x.detach()) if isinstance(x, Tensor) else x
+    def note(self, result: Tensor, recipe: _Recipe) -> None:
+        at = result.data_ptr()
+
+        def forget(dead: weakref.ref[Tensor]) -> None:
+            if at in self.known and self.known[at].tensor is dead:
+                del self.known[at]
+
+        self.known[at] = _Known(weakref.ref(result, forget), result._version, recipe)
+
+    def keep(self, x: Any) -> Any:
+        """A tensor's stand-in; other values as they are."""
+        if not isinstance(x, Tensor):
+            return x
+        return _Kept(self.rectified or self.recipe(x) or x.detach(), x.shape, x.stride(), x._version)
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function not in CHEAP or args[0].numel() < LEAST:
+        if function not in CHEAP or not args or args[0].numel() < LEAST or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         x, *others = args
-        if kwargs.get("inplace") and self.recipe(x) is None:  # what it overwrites is in no recipe
+        # What relu is given is kept by nobody, and what is overwritten could not be kept: they must have recipes.
+        if (function is F.relu or kwargs.get("inplace")) and self.recipe(x) is None:
             return function(*args, **kwargs)
         if function is F.batch_norm and kwargs["training"]:
             others = [None, None]  # the running statistics, which it updates
-        ingredients = [self.ingredient(arg) for arg in (x, *others)]
-        recipe = Recipe(function, ingredients, {k: self.ingredient(v) for k, v in kwargs.items()}, x.device.type)
-        if kwargs.get("inplace"):  # known before it runs, since relu keeps its result
-            self.known[x.data_ptr()] = _Known(weakref.ref(x), x._version + 1, recipe)
-            return function(*args, **kwargs)
-        result = function(*args, **kwargs)
-        self.known[result.data_ptr()] = _Known(weakref.ref(result), result._version, recipe)
+        kept = {name: self.keep(value) for name, value in kwargs.items()}
+        recipe = _Recipe(function, [self.keep(arg) for arg in (x, *others)], kept, x.device.type)
+        self.rectified = recipe if function is F.relu else None
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.rectified = None
+        self.note(result, recipe)
         return result
-
-    def pack(self, x: Tensor) -> Tensor | _Kept:
-        recipe = self.recipe(x)
-        return x.detach() if recipe is None else _Kept(recipe, x.shape, x.stride())
-
-
-def _unpack(kept: Tensor | _Kept) -> Tensor:
-    return kept if isinstance(kept, Tensor) else kept.recipe.result().as_strided(kept.shape, kept.strides)
 
 
 @contextmanager
@@ -121,7 +134,7 @@ def norms_recomputed() -> Iterator[None]:
     """The graph of a forward pass within keeps the recipes of norms and activations. Not for compiled models."""
     recipes = _Recipes()
     try:
-        with recipes, saved_tensors_hooks(recipes.pack, _unpack):
+        with recipes, saved_tensors_hooks(recipes.keep, _tensor):
             yield
     finally:
         recipes.known.clear()  # the graph holds the hooks, and so this

@@ -31,7 +31,8 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
 
     What runs is chosen by the device: Triton's kernels for CUDA tensors, differentiable once, and the PyTorch forms
     elsewhere (on a GPU too, where triton is not installed; `TRITON` says which). Nothing is saved for the gradients but
-    value and weight. Raises ValueError on other shapes.
+    value and weight. What is not finite may spread further in its sample than by the definition.
+    Raises ValueError on other shapes.
     """
     _check(value, weight, dilation)
     weight = weight.to(value.dtype)

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 Products = Iterator[tuple[torch.Tensor, torch.Tensor]]  # factors
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
-SHARES: Final = 4  # of a batch from 4 images on: scratch memory for three maps of each is less than a feature map
+SHARES: Final = (
+    4  # of the batch, twice as many of half precision: scratch for three maps of a share is less than one map
+)
 CACHED: Final = 840_000  # values that are worked on at a time; with weights and sums 10 MB, which a shared cache holds
 
 
@@ -42,7 +44,7 @@ class Strips:
 
     The maps of a sample lie one behind the other (channels last, the groups of a pixel together), so that a tap of all
     positions is one window of them, and long loops run over it whatever the size of the maps. Where a tap looks over
-    the border it sees another map of the sample, with a weight of zero: what is not finite may spread there.
+    the border it sees another line or map of the sample, with a weight of zero: what is not finite may spread there.
     """
 
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
@@ -53,7 +55,8 @@ class Strips:
         self.last = channels_last(value)
         self.map = (height, width, self.groups) if self.last else (self.groups, height, width)
         self.length = height * width * self.groups  # of a row of maps, which takes every weight once
-        self.samples = max(1, min(batch // SHARES, CACHED // max(1, channels * height * width)))
+        shares = SHARES if value.element_size() >= 4 else 2 * SHARES
+        self.samples = max(1, min(batch // shares, CACHED // max(1, channels * height * width)))
         pixel = self.groups if self.last else 1
         self.steps = (dilation * width * pixel, dilation * pixel)
         self.margin = self.kernel // 2 * sum(self.steps)
@@ -113,10 +116,14 @@ class Strips:
                     border = taps.narrow(axis, 0 if offset < 0 else size - outside, outside)
                     border.select(kernel, number).zero_()
 
-    def sum_into(self, result: torch.Tensor, products: Products, scratch: torch.Tensor) -> None:
-        """Sum products (samples, rows, length) into samples of the result, through scratch of another type or order."""
+    def fits(self, result: torch.Tensor) -> bool:
+        """Whether a result has the type and the order of the sums."""
+        return result.dtype == self.dtype and self.maps(result).is_contiguous()
+
+    def sum_into(self, result: torch.Tensor, products: Products, scratch: torch.Tensor | None) -> None:
+        """Sum products (samples, rows, length) into samples of the result, through scratch where they do not fit."""
         maps = self.maps(result)
-        if result.dtype == scratch.dtype and maps.is_contiguous():
+        if scratch is None or self.fits(result):
             _sum(maps.flatten(2), products)
         else:
             _sum(scratch, products)
@@ -126,7 +133,7 @@ class Strips:
         """For every tap: sums += window of the values * weights."""
         values, weights = self.strip(self.rows), self.strip(1, self.taps)
         result = torch.empty_like(self.value)
-        scratch = values.new_empty(self.samples, self.rows, self.length)
+        scratch = None if self.fits(result) else values.new_empty(self.samples, self.rows, self.length)
         for part in self.parts():
             self.load(values, self.value[part])
             taps = self.load_weights(weights, self.weight[part])
