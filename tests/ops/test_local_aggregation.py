@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from cotnet.benchmarks.local_aggregation import unfold_form
-from cotnet.ops import local_aggregation
+from cotnet.ops import local_aggregation, local_aggregation_torch
 from cotnet.ops.local_aggregation_torch import Expressions
 from cotnet.ops.local_aggregation_triton import aggregate, differentiate, tile_sizes
 
@@ -76,10 +76,28 @@ def test_equals_the_definition(case, last, dilation, dtype):
 
 
 @formats
-@pytest.mark.parametrize("size", [(110, 111), (300, 200)])
-def test_maps_beyond_the_cache(size, last):
-    """Two samples at a time of three, and one."""
-    check(local_aggregation, *inputs(batch=3, size=size, last=last, dtype=torch.float32))
+@pytest.mark.parametrize(("samples", "cached"), [(1, 600), (2, 700), (3, 10**6)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_some_samples_at_a_time(dtype, samples, cached, last, monkeypatch):
+    """As many as the cache holds, or a share of the batch; the last ones twice."""
+    monkeypatch.setattr(local_aggregation_torch, "CACHED", cached)
+    case = inputs(batch=13 if dtype is torch.float64 else 25, last=last, dtype=dtype)
+    assert local_aggregation_torch.Strips(*case[:2], 1).samples == samples
+    check(local_aggregation, *case)
+    check(local_aggregation, *case, dilation=2)
+
+
+@formats
+def test_what_is_not_finite_stays_in_its_image(last):
+    value, weight, upstream = inputs(batch=13, last=last)
+    with torch.no_grad():
+        value[3, 2, 5, 0], weight[8, 1, 4, 0, 6] = float("inf"), float("nan")
+    y = local_aggregation(value, weight)
+    for x in (y, *torch.autograd.grad(y, (value, weight), upstream)):
+        broken = {image for image in range(13) if not x[image].isfinite().all()}
+        assert broken <= {3, 8}
+    assert not y[3].isfinite().all()
+    assert not y[8].isfinite().all()
 
 
 @pytest.mark.slow
