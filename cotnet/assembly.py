@@ -40,6 +40,7 @@ class Pretrained:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
+NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
@@ -228,24 +229,26 @@ def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, St
     minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
     with (
         stop_request() as stop,
-        plain_errors(config["output_dir"]),
+        plain_errors(config),
         join_ranks(store, timeout_minutes=minutes) as ranks,
     ):
         yield ranks, stop
 
 
 @contextmanager
-def plain_errors(folder: str) -> Iterator[None]:
-    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, a disk
-    that is full or refuses, and a rank that never came."""
+def plain_errors(config: Config) -> Iterator[None]:
+    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, too little
+    memory, a disk that is full or refuses, and a rank that never came."""
+    rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
     try:
         yield
     except DataError as error:
         raise InputError(str(error)) from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None
         if not re.search(r"(?i)timed ?out", str(error)):
             raise
-        rank = os.environ.get("RANK", "0")
         raise RunError(f"rank {rank} waited in vain for another rank, which hangs or has died: {HANGING}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
@@ -253,3 +256,20 @@ def plain_errors(folder: str) -> Iterator[None]:
         raise RunError(
             f"cannot write into {folder}: {error.strerror}; make room there, the same command resumes"
         ) from None
+
+
+def _asked_for(text: str) -> str:
+    """What an allocator says it was asked for; torch and NumPy say it."""
+    found = re.search(r"(?i)(?:tried to|unable to) allocate (\d[\d.]* \w+)", text)
+    return f" when it asked for {found[1]}" if found else ""
+
+
+def _less_memory(config: Config) -> str:
+    """What a person can do."""
+    evaluation = f"data.eval_batch_size={config['data']['eval_batch_size']}"
+    if "train" not in config:
+        return f"lower {evaluation}"
+    return (
+        f"lower train.batch_size={config['train']['batch_size']} or {evaluation}, or keep them with "
+        "train.recompute_norms=true, train.checkpointing=[1,2] or train.accumulation=2"
+    )
