@@ -41,6 +41,7 @@ def net(name, **settings):
     return model.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_the_same_numbers(name, layout):
