@@ -44,10 +44,10 @@ class Work:
     def record(self, device: torch.device) -> dict[str, Any]:
         """What every record says of it."""
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        flags = {"compiled": self.compile, "fused": self.fuse, "recompute": self.recompute}
-        stages = {"checkpointing": list(self.checkpointing)}
+        flags = {"compiled": self.compile, "fused": self.fuse}
+        again = {"checkpointing": list(self.checkpointing), "recompute": self.recompute}
         shape = {"batch": self.batch, "size": self.size, "mode": self.mode, "dtype": self.dtype}
-        return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags, **stages}
+        return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags, **again}
 
 
 def build(name: str, size: int) -> nn.Module:
@@ -81,9 +81,7 @@ class Net:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
 
     def around(self) -> contextlib.AbstractContextManager[object]:
-        if not self.training:
-            return torch.inference_mode()
-        return norms_recomputed() if self.work.recompute else contextlib.nullcontext()
+        return norms_recomputed(enabled=self.work.recompute) if self.training else torch.inference_mode()
 
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""

@@ -130,8 +130,11 @@ class _Recipes(TorchFunctionMode):
 
 
 @contextmanager
-def norms_recomputed() -> Iterator[None]:
+def norms_recomputed(*, enabled: bool = True) -> Iterator[None]:
     """The graph of a forward pass within keeps the recipes of norms and activations. Not for compiled models."""
+    if not enabled:
+        yield
+        return
     recipes = _Recipes()
     try:
         with recipes, saved_tensors_hooks(recipes.keep, _tensor):

@@ -105,7 +105,8 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = run.transform(*micro_batch, state.epoch)
         with _gradients_kept(run.replica, keep=part < parts - 1):
-            with run.precision.autocast(), _recomputed(run.settings), _one_image_named(len(inputs)):
+            recomputed = norms_recomputed(enabled=run.settings.recompute_norms)
+            with recomputed, run.precision.autocast(), _one_image_named(len(inputs)):
                 logits = run.replica(inputs.to(memory_format=run.precision.layout))
             loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
@@ -126,10 +127,6 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     state.step += 1
     state.batch += 1
     return Step(state.step, state.epoch, state.batch - 1, rate, indices, total, norm)
-
-
-def _recomputed(settings: TrainSettings) -> contextlib.AbstractContextManager[None]:
-    return norms_recomputed() if settings.recompute_norms else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torchvision
+from nets import build
 from torch.nn import functional as F
 
-from cotnet import models
 from cotnet.benchmarks.meters import peak_bytes
 from cotnet.engine.recomputation import norms_recomputed
 from cotnet.models.checkpointing import checkpoint_stages
@@ -32,29 +32,20 @@ def assert_same(model, images, *, cast=None):
     assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
 
 
-def net(name, **settings):
-    torch.manual_seed(0)
-    model = getattr(models, name)(num_classes=5, **settings)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.uniform_(parameter, 0.2, 0.6)
-    return model.train()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_the_same_numbers(name, layout):
     size = {"image_size": 64} if name == "botnet50" else {}
-    model = net(name, drop_path=0.3, dropout=0.2, **size).to(memory_format=layout)
+    model = build(name, drop_path=0.3, dropout=0.2, **size).to(memory_format=layout)
     assert_same(model, torch.randn(4, 3, 64, 64).to(memory_format=layout))
 
 
 def test_other_peoples_models_autocast_and_stages_computed_again_have_the_same_numbers():
     images = torch.randn(4, 3, 64, 64)
     assert_same(torchvision.models.resnet18(num_classes=5), images)
-    assert_same(net("cotnet_small"), images, cast=torch.bfloat16)
-    model = net("cotnet_small", drop_path=0.3)
+    assert_same(build("cotnet_small"), images, cast=torch.bfloat16)
+    model = build("cotnet_small", drop_path=0.3)
     checkpoint_stages(model, (2,))
     assert_same(model, images)
 
@@ -108,7 +99,7 @@ def peaks(forward):
 
 def test_a_forward_pass_keeps_less():
     images = torch.randn(2, 3, 160, 160)
-    model = net("cotnet50")
+    model = build("cotnet50")
     kept, again = peaks(lambda: model(images))
     assert again < 0.8 * kept
     checkpoint_stages(model, (1, 2, 3, 4))

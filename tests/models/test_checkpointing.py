@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
+from nets import build
 from torch.nn import functional as F
 
 from cotnet import models
@@ -42,11 +43,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_numbers_stay_the_same_with_dropout_and_drop_path(name):
-    torch.manual_seed(0)
-    model = getattr(models, name)(num_classes=5, drop_path=0.3, dropout=0.2)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.uniform_(parameter, 0.2, 0.6)
+    model = build(name, drop_path=0.3, dropout=0.2)
     some, every = copy.deepcopy(model), copy.deepcopy(model)
     checkpoint_stages(some, (3,))
     checkpoint_stages(every, (1, 2, 3, 4))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from nets import build
 from torch.export import Dim
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -25,16 +26,6 @@ CONF = Path(__file__).parents[2] / "conf" / "backbone"
 
 def slow_but(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-def build(name, **settings):
-    """A model whose norms are not at their start, so that every block counts."""
-    torch.manual_seed(0)
-    model = getattr(models, name)(num_classes=5, **settings)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.uniform_(parameter, 0.2, 0.6)
-    return model
 
 
 @pytest.mark.parametrize("name", ZOO)
