@@ -12,23 +12,33 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay; biases and norms (1-d parameters) without.
+    """Two groups: matrices and kernels with weight decay; biases, norms and what the model exempts without.
 
     With `layer_decay` two for each of the model's `layers`: each layer's rate is that factor times the rate of the one
     behind it, the head's being whole (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254), by `lr_scale`.
     """
+    exempt = _exempt(model)
     if layer_decay is None:
-        return _with_and_without_decay(list(model.parameters()), weight_decay)
+        return _with_and_without_decay(list(model.parameters()), exempt, weight_decay)
     groups = []
     for distance, layer in enumerate(reversed(layers(model))):
         scale = {"lr_scale": layer_decay**distance}
-        groups += [group | scale for group in _with_and_without_decay(layer, weight_decay)]
+        groups += [group | scale for group in _with_and_without_decay(layer, exempt, weight_decay)]
     return groups
 
 
-def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    decayed = [p for p in parameters if p.requires_grad and p.ndim > 1]
-    plain = [p for p in parameters if p.requires_grad and p.ndim <= 1]
+def _exempt(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters without weight decay: those of one dimension (biases, norms), and those that `model.no_weight_decay()`
+    names, if the model has that method, as timm's have."""
+    named = set(getattr(model, "no_weight_decay", set)())
+    return {parameter for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
+
+
+def _with_and_without_decay(
+    parameters: list[nn.Parameter], exempt: set[nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    decayed = [p for p in parameters if p.requires_grad and p not in exempt]
+    plain = [p for p in parameters if p.requires_grad and p in exempt]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

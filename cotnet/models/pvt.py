@@ -130,6 +130,10 @@ class PVT(nn.Module):
         logits: torch.Tensor = self.head(self.dropout(self.norm(tokens)[:, 0]))
         return logits
 
+    def no_weight_decay(self) -> set[str]:
+        """The class token, as in the authors' release, which decays the position tables."""
+        return {"cls_token"}
+
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one."""
         self.head = new_head(self.head, num_classes)

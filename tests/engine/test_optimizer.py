@@ -1,9 +1,12 @@
 """Parameter groups, rates by depth and optimizers that only a configuration names."""
 
 import sys
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from cotnet import assembly, models
@@ -76,6 +79,41 @@ def test_rates_fall_towards_the_stem_and_1d_parameters_do_not_decay():
     assert found["layer1.0.conv1.weight"] == (0.8 / 2**6, 0.05)
     assert found["conv1.weight"] == (0.8 / 2**7, 0.05)
     assert found["bn1.weight"] == (0.8 / 2**7, 0.0)
+
+
+def undecayed(model: nn.Module, groups: list[dict[str, Any]]) -> set[str]:
+    """Names of the parameters without weight decay; each parameter is in one group."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert Counter(names[p] for group in groups for p in group["params"]) == Counter(names.values())
+    return {names[p] for group in groups for p in group["params"] if group["weight_decay"] == 0}
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+def test_pvt_decays_its_position_tables_and_not_its_class_token(layer_decay):
+    with torch.device("meta"):
+        model = models.pvt_tiny()
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+    assert undecayed(model, parameter_groups(model, 0.05, layer_decay)) == vectors | {"cls_token"}
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "hiera_tiny_224"])
+def test_timm_models_say_what_is_not_decayed(name, layer_decay):
+    """As timm's own grouping has it."""
+    with torch.device("meta"):
+        model = timm_model(model_name=name)
+    theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    assert undecayed(model, parameter_groups(model, 0.05, layer_decay)) == undecayed(model, theirs)
+
+
+def test_groups_of_a_model_that_exempts_nothing_keep_their_order():
+    """A checkpoint's optimizer state goes by position."""
+    model = models.cotnet_small(num_classes=4)
+    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05)
+    assert [[names[p] for p in group["params"]] for group in groups] == [matrices, vectors]
 
 
 @pytest.mark.parametrize(
