@@ -10,6 +10,7 @@ from cotnet.config import Config, compose
 from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
+from cotnet.models.table import native_evaluation
 from cotnet.models.weights import load_weights
 from cotnet.nodes import convert
 from data.samples import ImageSet
@@ -35,8 +36,8 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
 
 def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
-    those of conf/train.yaml."""
-    trained = json.loads(checkpoint["config"]) if checkpoint else compose("train", ["data.root=null"])
+    those of conf/train.yaml, at the pixels and crop ratio of the backbone's published figures."""
+    trained = json.loads(checkpoint["config"]) if checkpoint else _for_published(config)
     before = {"eval_flip": False}  # what checkpoints from before this setting did
     data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:
@@ -44,6 +45,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     loader = {key: value for key, value in config["loader"].items() if value is not None}
     backbone = dict(config.get("backbone") or trained["backbone"])
     backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
+    if "image_size" in backbone:  # of the position tables
+        backbone["image_size"] = backbone["image_size"] or data["image_size"]
     form = {key: config[key] for key in FORM}
     if form["fuse"] and backbone["_target_"].endswith("_model"):
         raise InputError("fuse=true is for this project's own backbones; set fuse=false")
@@ -58,6 +61,14 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
         **{key: convert(value, bool, key) for key, value in form.items()},
     }
+
+
+def _for_published(config: Config) -> Config:
+    """conf/train.yaml with what the named backbone's published figures were measured at."""
+    name = str(config["backbone"].get("_target_")).rpartition(".")[2]
+    native = native_evaluation(name, config["data"]["eval_size"])
+    sizes = {} if native is None else {"image_size": native[0], "eval_size": native[0], "crop_ratio": native[1]}
+    return compose("train", ["data.root=null", *(f"data.{key}={value}" for key, value in sizes.items())])
 
 
 def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:

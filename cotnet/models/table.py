@@ -15,13 +15,16 @@ from cotnet.models.contextual import CoTLayer
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Figures of a source: parameters in millions, multiply-adds in billions, accuracies in percent; None: none."""
+    """Figures of a source: parameters in millions, multiply-adds in billions, accuracies in percent; None: none.
+
+    `crop_ratio`: the evaluation's crop as a share of the resized shorter side."""
 
     source: str
     parameters: float | None = None
     multiply_adds: float | None = None
     top1: float | None = None
     top5: float | None = None
+    crop_ratio: float = 0.875
 
 
 COTNET = "Li et al. 2021, 350 epochs"
@@ -37,9 +40,13 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ("cotnext101_2x48d", 224): Published(source=COTNET, parameters=53.4, multiply_adds=8.2, top1=83.2, top5=96.4),
     ("se_cotnetd_50", 224): Published(source=COTNET, parameters=23.1, multiply_adds=4.1, top1=81.6, top5=95.8),
     ("se_cotnetd_101", 224): Published(source=COTNET, parameters=40.9, multiply_adds=8.5, top1=83.2, top5=96.5),
-    ("se_cotnetd_152", 224): Published(source=COTNET, parameters=55.8, multiply_adds=17.0, top1=84.0, top5=97.0),
-    ("se_cotnetd_152", 256): None,
-    ("se_cotnetd_152", 320): Published(source=COTNET, parameters=55.8, multiply_adds=26.5, top1=84.6, top5=97.1),
+    ("se_cotnetd_152", 224): None,
+    ("se_cotnetd_152", 256): Published(
+        source=COTNET, parameters=55.8, multiply_adds=17.0, top1=84.0, top5=97.0, crop_ratio=0.888
+    ),
+    ("se_cotnetd_152", 320): Published(
+        source=COTNET, parameters=55.8, multiply_adds=26.5, top1=84.6, top5=97.1, crop_ratio=0.909
+    ),
     ("cotnet_small", 32): None,
     ("resnet_small", 32): None,
     ("botnet50", 224): None,
@@ -73,7 +80,6 @@ TABLE: dict[tuple[str, int], Published | None] = {
 
 GATES = "with gates in all blocks and tables for this size"
 REASONS = {
-    ("se_cotnetd_152", 224): "17.0 is the count at 256 px",
     ("botnet_s1_59", 224): GATES,
     ("botnet_s1_77", 320): GATES,
     ("botnet_s1_110", 224): GATES,
@@ -82,6 +88,16 @@ REASONS = {
 }
 
 HEAD = ("Name", "Pixels", "Parameters, M", "Multiply-adds, G", "Top-1", "Top-5", "Source", "Deviation from the source")
+
+
+def native_evaluation(name: str, side: int | None = None) -> tuple[int, float] | None:
+    """Pixels and crop ratio of a model's published figures: those at `side` if there are any, else its first ones; None
+    for a model without."""
+    rows = {pixels: published for (model, pixels), published in TABLE.items() if model == name and published}
+    if not rows:
+        return None
+    pixels = next((pixels for pixels in rows if pixels == side), next(iter(rows)))
+    return pixels, rows[pixels].crop_ratio
 
 
 def build(name: str, side: int) -> nn.Module:

@@ -97,7 +97,9 @@ def test_pvt_decays_its_position_tables_and_not_its_class_token(layer_decay):
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.75])
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "hiera_tiny_224"])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "hiera_tiny_224"]
+)
 def test_timm_models_say_what_is_not_decayed(name, layer_decay):
     """As timm's own grouping has it."""
     with torch.device("meta"):
