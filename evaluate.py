@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from cotnet import assembly, runs, subject
-from cotnet.config import INTERRUPTED, Config, entry
+from cotnet.config import Config, entry
 from cotnet.engine import records
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks
@@ -18,9 +18,9 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.terminal import evaluation_bar, say
-from cotnet.errors import InputError
+from cotnet.errors import INTERRUPTED, InputError
 from cotnet.models.fusing import fuse
-from cotnet.nodes import typed
+from cotnet.nodes import shown, typed
 from cotnet.sections import DataSettings, LaunchSettings, check_keys
 from data.samples import read_split
 
@@ -31,6 +31,7 @@ KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "back
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
     check_keys(config, KEYS)
+    config["checkpoint"] = checkpoint_file(config["checkpoint"])
     if config["weights"] not in ("ema", "raw"):
         raise InputError(f"weights={config['weights']} is unknown; valid: ema, raw")
     checkpoint = subject.own_checkpoint(config)
@@ -50,6 +51,22 @@ def main(config: Config) -> int:
     if code == 0 and better:
         say(f"in training its {better} weights were the better ones; add weights={better} for them")
     return code
+
+
+def checkpoint_file(given: object) -> str:
+    """The path that `checkpoint` names; of a run's folder its best checkpoint.
+
+    Raises:
+        InputError: it is no path, or the folder of a run that has no best checkpoint yet.
+    """
+    if not isinstance(given, str | int) or isinstance(given, bool):
+        raise InputError(
+            f"checkpoint={shown(given)} must be one path; several, one after another: --multirun checkpoint=A.pt,B.pt"
+        )
+    best = Path(str(given)) / "checkpoints" / "best.pt"
+    if best.parent.is_dir() and not best.is_file():
+        raise InputError(f"checkpoint={given}: this run has no best checkpoint yet; give one of {best.parent}")
+    return str(best if best.is_file() else given)
 
 
 def worker(config: Config, store: dist.Store | None) -> int:

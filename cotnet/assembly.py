@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cotnet.config import Config
+from cotnet.config import Config, flatten
+from cotnet.continuing import memory_advice
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING
+from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
+from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.engine.signals import StopRequest, stop_request
 from cotnet.errors import InputError, RunError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.nodes import about, bind, build, check, typed
+from cotnet.nodes import about, bind, build, check, shown, typed
 from cotnet.sections import DataSettings, LaunchSettings, Settings, read_settings
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
@@ -62,6 +65,22 @@ def settings_of(config: Config) -> Settings:
     return settings
 
 
+def check_parts(config: Config) -> None:
+    """Build what is cheap to build before a process starts: raises InputError for settings that do not go together."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]}]
+    if not config["backbone"]["_target_"].endswith("_model"):
+        backbone = on_meta(config["backbone"])
+        given = config["optimizer"]
+        groups = parameter_groups(backbone, given.get("weight_decay", 0.0), given.get("layer_decay"))
+    build_optimizer(config, groups)
+
+
+def on_meta(node: Mapping[str, Any]) -> nn.Module:
+    """The backbone as shapes without memory and without the weights that it starts from."""
+    with torch.device("meta"):
+        return build_backbone({**node, "weights": None, "head": "keep"})
+
+
 def check_loader(config: Config) -> None:
     """Raise InputError for an unknown loader, or for a setting it does not have."""
     check(config["loader"], "loader", LOADER_GIVEN)
@@ -98,7 +117,10 @@ def schedule_of(config: Config) -> Callable[[float], float]:
         InputError: the schedule does not fit the run.
     """
     given = {"peak": float(config["optimizer"]["lr"]), "epochs": float(config["train"]["epochs"])}
-    schedule = bind(config["schedule"], "schedule", later=("epoch",), **given)
+    node = dict(config["schedule"])
+    if node.get("warmup_epochs", 0) is None:
+        node["warmup_epochs"] = warmup_of(None, epochs=given["epochs"])
+    schedule = bind(node, "schedule", later=("epoch",), **given)
     try:
         schedule(0.0)
     except ValueError as error:
@@ -106,16 +128,28 @@ def schedule_of(config: Config) -> Callable[[float], float]:
     return schedule
 
 
+def default_warmup(config: Config) -> str | None:
+    """A line for people where the run is too short for the default warm-up; None where it is not, or one was given."""
+    epochs = config["train"]["epochs"]
+    if config["schedule"].get("warmup_epochs", 0) is not None or epochs >= 10 * WARMUP_EPOCHS:
+        return None
+    return f"schedule.warmup_epochs: {warmup_of(None, epochs=epochs):g}, a tenth of the run (5 from 50 epochs on)"
+
+
 def _optimizer_node(config: Config) -> Config:
     node = {key: value for key, value in config["optimizer"].items() if key not in OURS}
-    lr = node.get("lr")
-    if not isinstance(lr, (int, float)) or isinstance(lr, bool) or lr <= 0:
-        raise InputError(f"optimizer.lr={lr} must be a positive number")
+    for key in ("lr_per_256", "lr"):
+        value = config["optimizer"].get(key, 1.0 if key == "lr_per_256" else None)
+        if not _is_number(value) or value <= 0:
+            raise InputError(f"optimizer.{key}={shown(value)} must be a positive number")
     decay = config["optimizer"].get("layer_decay")
-    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
-    if decay is not None and not (number and 0 < decay <= 1):
-        raise InputError(f"optimizer.layer_decay={decay} must be above 0 and at most 1, or null")
+    if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+        raise InputError(f"optimizer.layer_decay={shown(decay)} must be above 0 and at most 1, or null")
     return node
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -186,6 +220,11 @@ def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) ->
         return ramp(epoch, start=start, end=data.image_size, begin=begin, until=until)
     except DataError as error:
         raise InputError(f"augmentation.progressive: {error}") from None
+
+
+def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
+    """Pixels of the training images in an epoch of this configuration."""
+    return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
 
 
 def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
@@ -265,11 +304,6 @@ def _asked_for(text: str) -> str:
 
 
 def _less_memory(config: Config) -> str:
-    """What a person can do."""
-    evaluation = f"data.eval_batch_size={config['data']['eval_batch_size']}"
-    if "train" not in config:
-        return f"lower {evaluation}"
-    return (
-        f"lower train.batch_size={config['train']['batch_size']} or {evaluation}, or keep them with "
-        "train.recompute_norms=true, train.checkpointing=[1,2] or train.accumulation=2"
-    )
+    """What a person can do: of a run that has a checkpoint only what may still change."""
+    begun = (Path(config["output_dir"]) / "checkpoints" / "last.pt").exists()
+    return memory_advice(flatten(config), begun=begun)

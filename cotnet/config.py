@@ -22,20 +22,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cotnet.errors import InputError, RunError
+from cotnet.continuing import names_run
+from cotnet.engine.outside import adopt_slurm
+from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.nodes import nearest
 from cotnet.sweeps import sweeper
 from data.samples import DataError
+
+# What a person gives for a setting that has no default.
+EXAMPLES = {
+    "checkpoint": "PATH, for example checkpoint=outputs/demo/checkpoints/best.pt",
+    "data.root": "DIR, the folder that holds train/ and val/, for example data.root=datasets/imagenet",
+    "backbone.model_name": "NAME, for example backbone.model_name=resnet50",
+}
 
 T = TypeVar("T")
 Config = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues
-
-NOT_IN_NAME = (
-    r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"  # overrides that make no other run
-)
 
 
 def _per_256(rate: Any, batch_size: Any) -> Any:
@@ -63,7 +67,7 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
     def decorate(main: Callable[[Config], int]) -> Callable[[], None]:
         @functools.wraps(main)
         def task(node: DictConfig) -> int:
-            code = 2
+            code = WRONG_INPUT
             multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # a job of a launcher: its sweeper asks for the code
             with one_line(multirun) as outcome:
                 config = resolve(node)
@@ -71,7 +75,7 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
                 if config.pop("sweep", None) and any(o.startswith(("sweep=", "sweep.")) for o in overrides):
                     raise InputError("sweep settings need --multirun; add it, or leave them out for a single run")
                 given = config["output_dir"]  # a folder may be called 1
-                folder = Path(outputs) / run_name(overrides) if given is None else str(given)
+                folder = default_folder(Path(outputs), overrides) if given is None else str(given)
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code
             if not multirun:
@@ -79,6 +83,7 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
             return code
 
         def program() -> None:
+            adopt_slurm()  # before anything is printed, drawn or started: the tasks of one srun are ranks
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors through to us: it would print several lines
             with one_line(keep=False):
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
@@ -103,7 +108,7 @@ class one_line:  # noqa: N801 - a context manager that reads as a statement
         if line is None:
             return False
         print(f"error: {line}" if not isinstance(error, KeyboardInterrupt) else line, file=sys.stderr, flush=True)  # noqa: T201
-        self.code = {RunError: 1, KeyboardInterrupt: INTERRUPTED}.get(kind or Exception, 2)
+        self.code = {RunError: FAILED, KeyboardInterrupt: INTERRUPTED}.get(kind or Exception, WRONG_INPUT)
         if not self.keep:
             sys.exit(self.code)
         return True
@@ -155,19 +160,28 @@ def resolve(node: DictConfig) -> Config:
         node.data.root = None
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise InputError(f"{missing[0]} is required; set {missing[0]}=VALUE")
+        example = EXAMPLES.get(missing[0], "VALUE")
+        raise InputError(f"{missing[0]} is required; set {missing[0]}={example}")
     return typing.cast(Config, OmegaConf.to_container(node, resolve=True))
 
 
-def names_run(override: str) -> bool:
-    """Whether an override makes another run."""
-    return not re.match(NOT_IN_NAME, override)
-
-
 def run_name(overrides: Iterable[str]) -> str:
-    """A folder name made of the overrides: no clock in it, so that the same command finds its run again."""
-    kept = sorted(override.replace("=", "-") for override in overrides if names_run(override))
-    name = re.sub(r"[^\w.+~-]+", "_", "__".join(kept)) or "default"  # what neither a shell nor Hydra's grammar reads
+    """A folder name for the run that the overrides make: no clock in it, so that the same command finds it again."""
+    return folder_name(filter(names_run, overrides))
+
+
+def default_folder(outputs: Path, overrides: Iterable[str]) -> Path:
+    """Where the run of these overrides lies. Version 0.1 named folders by settings that may change, too: a run that it
+    began goes on in its folder."""
+    free = r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"
+    before = outputs / folder_name(override for override in overrides if not re.match(free, override))
+    return before if (before / "checkpoints").exists() else outputs / run_name(overrides)
+
+
+def folder_name(overrides: Iterable[str]) -> str:
+    """The overrides as a folder's name."""
+    parts = sorted(override.replace("=", "-") for override in overrides)
+    name = re.sub(r"[^\w.+~-]+", "_", "__".join(parts)) or "default"  # what neither a shell nor Hydra's grammar reads
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 

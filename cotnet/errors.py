@@ -1,4 +1,8 @@
-"""What a person gave is wrong."""
+"""What can go wrong, and the exit code that tells of it: 0 done, FAILED, WRONG_INPUT, INTERRUPTED."""
+
+FAILED = 1
+WRONG_INPUT = 2
+INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues
 
 
 class InputError(ValueError):

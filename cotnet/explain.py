@@ -16,8 +16,9 @@ from cotnet import assembly
 from cotnet.config import Config, chosen
 from cotnet.engine import records
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.launch import count_ranks, first_process
+from cotnet.engine.launch import count_ranks
 from cotnet.engine.optimizer import parameter_groups
+from cotnet.engine.outside import first_process
 from cotnet.engine.terminal import say
 from cotnet.errors import InputError
 from cotnet.lints import differences, lints, plan_of
@@ -139,8 +140,7 @@ def rate(config: Config, settings: Settings, folder: Path) -> Lines:
 def model(config: Config, settings: Settings) -> Lines:
     """The backbone's parameters and how the optimizer groups them."""
     assembly.check_backbone(config["backbone"])
-    with torch.device("meta"):  # shapes without memory
-        backbone = assembly.build_backbone({**config["backbone"], "weights": None})
+    backbone = assembly.on_meta(config["backbone"])
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     start = f", starts from {config['backbone']['weights']}" if config["backbone"].get("weights") else ""
     name = config["backbone"].get("model_name") or config["backbone"]["_target_"].rpartition(".")[2]

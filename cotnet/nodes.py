@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import pkgutil
 import re
 import types
@@ -46,13 +47,20 @@ def about(key: str, error: ValueError) -> str:
     return f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}"
 
 
-def typed(cls: type[T], node: Mapping[str, Any], key: str) -> T:
+def typed(cls: type[T], node: Any, key: str) -> T:
     """The frozen dataclass `cls` from a configuration node.
 
     Raises InputError that names the key for an unknown, missing, mistyped or out-of-range value; `cls` checks its
     ranges in `__post_init__` by raising ValueError.
     """
+    require_group(node, key)
     return _call(cls, node, key, {})
+
+
+def require_group(node: Any, key: str) -> None:
+    """Raise InputError unless the value of `key` is a group of settings."""
+    if not isinstance(node, Mapping):
+        raise InputError(f"{key}={shown(node)} must be a group of settings; set its own keys, {key}.NAME=VALUE")
 
 
 def build(node: Mapping[str, Any], key: str, **given: Any) -> Any:
@@ -100,8 +108,22 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
         return target(**values, **given)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(about(key, error)) from None
+    except (ValueError, *BUILD_ERRORS) as error:
+        if target.__module__.startswith(("cotnet.engine", "data.")) or _names_setting(error):
+            if not isinstance(error, ValueError):  # a fault of ours
+                raise
+            raise InputError(about(key, error)) from None
+        given_settings = ", ".join(f"{key}.{name}={shown(value)}" for name, value in node.items())
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise InputError(f"{key} cannot be built: {reason}; it has {given_settings}") from None
+
+
+# What constructors of torch, timm and of backbones raise for settings that do not go together.
+BUILD_ERRORS = (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+
+
+def _names_setting(error: Exception) -> bool:
+    return isinstance(error, ValueError) and re.match(r"\w+=", str(error)) is not None
 
 
 def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given: set[str]) -> dict[str, Any]:
@@ -115,7 +137,8 @@ def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given
             raise InputError(f"{key}.{name} is not a setting; {nearest(name, names, prefix=f'{key}.')}")
     for name in sorted(names - set(node)):
         if parameters[name].default is inspect.Parameter.empty:
-            raise InputError(f"{key}.{name} is required; set {key}.{name}=VALUE")
+            wanted = in_words(hints[name]) if name in hints else "a value"
+            raise InputError(f"{key}.{name} is required; set {key}.{name} to {wanted}")
     return {name: convert(value, hints.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
 
@@ -123,32 +146,45 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as `hint` wants it (an integer is a float, a list a tuple, a name a Path), or InputError."""
     if isinstance(value, Mapping) and "_target_" in value:
         raise InputError(f"{key}: a nested _target_ is not allowed")
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    for option in typing.get_args(hint) if union else (hint,):
-        converted = _as(value, option)
-        if converted is not _UNFIT:
-            return converted
-    if typing.get_origin(hint) is typing.Literal:
-        raise InputError(f"{key}={value} is unknown; {nearest(str(value), map(str, typing.get_args(hint)))}")
-    raise InputError(f"{key}={value} is a {type(value).__name__}; wanted {_readable(hint)}")
+    converted = _as(value, hint)
+    if converted is not _UNFIT:
+        return converted
+    if typing.get_origin(hint) is typing.Literal and isinstance(value, str):
+        raise InputError(f"{key}={value} is unknown; {nearest(value, map(str, typing.get_args(hint)))}")
+    if isinstance(value, int | float) and _as(0, hint) is not _UNFIT and abs(value) >= LARGEST_INT:
+        raise InputError(f"{key}={shown(value)} is too large; it must be {in_words(hint)} below {LARGEST_INT}")
+    raise InputError(f"{key}={shown(value)} must be {in_words(hint)}")
 
 
 _UNFIT: typing.Final = object()
+LARGEST_INT: typing.Final = 2**31  # no setting is a larger number; a C library's int ends here
 
 
 def _as(value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        fitting = (converted for option in typing.get_args(hint) if (converted := _as(value, option)) is not _UNFIT)
+        return next(fitting, _UNFIT)
     if origin in (tuple, list):
         return _as_sequence(value, origin, typing.get_args(hint))
     if origin is typing.Literal:
-        return value if value in typing.get_args(hint) else _UNFIT
+        same = (option for option in typing.get_args(hint) if type(option) is type(value) and option == value)
+        return next(same, _UNFIT)
     if hint is Any or not isinstance(hint, type):  # cannot be checked here; the target checks it
         return value
-    if hint is Path and isinstance(value, (str, int)):  # a folder may be called 1
-        return Path(str(value))
+    return _as_plain(value, hint)
+
+
+def _as_plain(value: Any, hint: type) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool)
+    if hint is Path and (isinstance(value, str) or number):  # a folder may be called 1
+        return Path(str(value))
+    if number and not -LARGEST_INT < value < LARGEST_INT:
+        return _UNFIT
     if hint is float and number:
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return _UNFIT
     return value if isinstance(value, hint) and (number or hint is not int) else _UNFIT
 
 
@@ -161,5 +197,37 @@ def _as_sequence(value: Any, kind: type, hints: tuple[Any, ...]) -> Any:
     return kind(items) if len(hints) == len(value) and _UNFIT not in items else _UNFIT
 
 
-def _readable(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+_WORDS: typing.Final[dict[Any, tuple[str, str]]] = {  # one, several
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("a text", "texts"),
+    Path: ("a path", "paths"),
+    types.NoneType: ("null", "null"),
+}
+
+
+def in_words(hint: Any, *, several: bool = False) -> str:
+    """What a type allows, for a person: `int | None` is "null or a whole number"."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        nullable = ["null"] * (types.NoneType in options)
+        return " or ".join([*nullable, *(in_words(option) for option in options if option is not types.NoneType)])
+    if origin is typing.Literal:
+        *first, last = map(shown, options)
+        return f"{', '.join(first)} or {last}" if first else last
+    if origin in (tuple, list):
+        given = typing.get_args(options[0]) if options else ()
+        count = "" if origin is list or options[1:] == (...,) else f"{len(options)} "
+        example = f", such as [{shown(given[0])}]" if given and not count else ""
+        return f"a list of {count}{in_words(options[0], several=True)}{example}"
+    return _WORDS.get(hint, ("a value of another kind",) * 2)[several]
+
+
+def shown(value: Any) -> str:
+    """A value as the command line writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -8,29 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cotnet.config import Config, flatten, to_yaml
+from cotnet.continuing import compare
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
-from cotnet.engine.launch import first_process
+from cotnet.engine.outside import first_process
 from cotnet.engine.settings import TrainSettings
 from cotnet.engine.terminal import clock, results_table, say
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
 from cotnet.nodes import typed
 from cotnet.sweeps.ledger import NAME as LEDGER
-
-# What may differ when the same folder is continued: nothing of it changes which numbers the run computes.
-FREE = (
-    "output_dir",
-    "explain",
-    "launch.",
-    "logger.",
-    "checkpoint.",
-    "loader.threads",
-    "loader.prefetch",
-    "train.log_every",
-    "train.recompute_norms",
-)
-GROWING = ("train.epochs", "train.max_steps", "train.max_minutes")
 
 
 @contextmanager
@@ -71,7 +58,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
-    changes = _compare(folder, json.loads(checkpoint["config"]), config)
+    changes = compare(flatten(json.loads(checkpoint["config"])), flatten(config), str(folder))
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
@@ -86,27 +73,6 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
             f"({best['best_weights']}, epoch {best['best_epoch']:g}); for a new run choose another output_dir"
         )
     return True
-
-
-def _compare(folder: Path, theirs: Config, ours: Config) -> list[str]:
-    """What differs and may."""
-    old, new = flatten(theirs), flatten(ours)
-    refused: list[str] = []
-    allowed: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if a == b or key == "output_dir":
-            continue
-        longer = key in GROWING and (b is None or (a is not None and b >= a))
-        changes = allowed if longer or key.startswith(FREE) else refused
-        changes.append(f"{key} was {json.dumps(a)}, now {json.dumps(b)}")
-    if refused:
-        shown = "; ".join(refused[:8]) + (f"; and {len(refused) - 8} more" if len(refused) > 8 else "")
-        raise InputError(
-            f"{folder} holds a run with another configuration ({shown}); choose another output_dir "
-            f"(what may change: {', '.join(GROWING)} upwards, {', '.join(FREE[1:])})"
-        )
-    return allowed
 
 
 def write_config(path: Path, config: Config) -> None:

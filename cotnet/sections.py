@@ -1,6 +1,5 @@
 """The typed sections of a training configuration, and which keys it has."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from cotnet.config import Config
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError
-from cotnet.nodes import nearest, typed
+from cotnet.nodes import nearest, require_group, shown, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +68,15 @@ def read_settings(config: Config) -> Settings:
     """The typed sections of a training configuration, whose groups are not looked into; InputError as settings_of."""
     check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
     for key in CHOICES:
-        if not isinstance(config.get(key), Mapping):
+        if config.get(key) is None:
             raise InputError(f"{key} is required; choose one with {key}=NAME")
+        require_group(config[key], key)
     sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise InputError(f"seed={config['seed']} must be a whole number from 0")
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
     if not isinstance(config["explain"], bool):
-        raise InputError(f"explain={config['explain']} must be true or false")
+        raise InputError(f"explain={shown(config['explain'])} must be true or false")
     return Settings(seed=config["seed"], **sections)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from cotnet import assembly, runs
-from cotnet.config import INTERRUPTED, Config
+from cotnet.config import Config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, synchronised
@@ -17,15 +17,16 @@ from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
+from cotnet.engine.outside import first_process
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.reports import RunReports
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State
-from cotnet.engine.step import Reports, Run, wrap
+from cotnet.engine.step import Reports, Run, settle_buckets, wrap
 from cotnet.engine.terminal import say
 from cotnet.engine.training import fit
 from cotnet.environment import start_of
-from cotnet.errors import InputError
+from cotnet.errors import INTERRUPTED, InputError
 from cotnet.explain import explain
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.nodes import build
@@ -37,6 +38,7 @@ def run(config: Config) -> int:
     if config["explain"]:
         return explain(config)
     settings = assembly.settings_of(config)
+    assembly.check_parts(config)
     ranks = count_ranks(settings.launch.ranks)
     train_set, val_set = assembly.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
@@ -52,6 +54,8 @@ def run(config: Config) -> int:
             return 0
         runs.write_config(folder / "config.yaml", config)
         runs.say_excluded(settings.data.root, train=train_set.excluded, val=val_set.excluded)
+        if (line := assembly.default_warmup(config)) and first_process():
+            say(line)
         code = launch(worker, config, ranks)
         if code == 0:
             runs.say_where(folder)
@@ -134,6 +138,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             config=config,
             files=train_set.files,
         )
+        settle_buckets(run, state, assembly.image_size_at(config, settings, state.epoch))
         fit(run, state)
 
 

@@ -5,7 +5,6 @@ import inspect
 import logging
 import multiprocessing
 import os
-import re
 import runpy
 import signal
 import sys
@@ -18,43 +17,16 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from cotnet.engine.signals import hand_on, stop_signals
-from cotnet.errors import InputError, RunError
+from cotnet.engine.outside import adopt_slurm, started_outside
+from cotnet.engine.signals import end_with_parent, hand_on, stop_signals
+from cotnet.errors import INTERRUPTED, InputError, RunError
 
-INTERRUPTED = 75
 HANGING = (
     "py-spy dump --pid shows where it is; NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the "
     "network is wrong; launch.timeout_minutes where it is only slow"
 )
 Worker = Callable[[dict[str, Any], dist.Store | None], int]
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
-
-
-def adopt_slurm() -> None:
-    """Give the tasks of one `srun` torchrun's names, so that they join each other. Does nothing anywhere else."""
-    given = os.environ
-    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return
-    host = re.match(r"([^,\[]+)(?:\[(\d+))?", given["SLURM_STEP_NODELIST"])  # node[003-010,12] begins with node003
-    assert host is not None
-    given.update(
-        RANK=given["SLURM_PROCID"],
-        WORLD_SIZE=given["SLURM_STEP_NUM_TASKS"],
-        LOCAL_RANK=given["SLURM_LOCALID"],
-        LOCAL_WORLD_SIZE=re.match(r"\d+", given["SLURM_STEP_TASKS_PER_NODE"])[0],  # type: ignore[index]  # 4(x2)
-        MASTER_ADDR=given.get("MASTER_ADDR", "".join(part or "" for part in host.groups())),
-        MASTER_PORT=given.get("MASTER_PORT", str(20_000 + int(given["SLURM_JOB_ID"]) % 20_000)),
-    )
-
-
-def started_outside() -> bool:
-    """Whether torchrun or a cluster's launcher made the ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def first_process() -> bool:
-    """Whether this process speaks and writes for the run: the only one, or rank 0 of those started outside."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def count_ranks(wanted: int | None) -> int:
@@ -87,7 +59,8 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     work = inspect.getsourcefile(worker), worker.__name__, config
-    context = start_processes(_rank, (work, ranks, store.port, outcomes), nprocs=ranks, join=False)
+    group = ranks, store.port, os.getpid()
+    context = start_processes(_rank, (work, group, outcomes), nprocs=ranks, join=False)
     with stop_signals(functools.partial(_end_ranks, context)) as stopped:
         try:
             while not context.join(grace_period=3):
@@ -100,8 +73,11 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     return code
 
 
-def _rank(index: int, work: tuple[str, str, dict[str, Any]], ranks: int, port: int, outcomes: Outcomes) -> None:
-    file, name, config = work
+def _rank(index: int, work: tuple[str, str, dict[str, Any]], group: tuple[int, int, int], outcomes: Outcomes) -> None:
+    (file, name, config), (ranks, port, parent) = work, group
+    # A rank that outlived its parent would wait in C code, where no Python handler runs, for ranks that never come, and
+    # write into a folder that is free for the next start.
+    end_with_parent(parent, signal.SIGKILL)
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:

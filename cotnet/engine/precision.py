@@ -63,8 +63,9 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none.
+def choose_precision(name: str, device: torch.device, *, key: str = "train.precision") -> str:
+    """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none. `key`: the
+    setting that errors name.
 
     Raises:
         InputError: an unknown name, bf16 on a GPU that does not compute in it, or tf32 without such a GPU.
@@ -75,11 +76,11 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if bf16 else "fp16" if gpu else "fp32"
     if name not in DTYPES:
-        raise InputError(f"precision={name} is unknown; valid: auto, {', '.join(DTYPES)}")
+        raise InputError(f"{key}={name} is unknown; valid: auto, {', '.join(DTYPES)}")
     if name == "bf16" and gpu and not bf16:
-        raise InputError("train.precision=bf16 needs a GPU of compute capability 8.0 or newer; use fp16")
+        raise InputError(f"{key}=bf16 needs a GPU of compute capability 8.0 or newer; use {key}=fp16")
     if name == "tf32" and not ampere:
-        raise InputError("train.precision=tf32 needs a GPU of compute capability 8.0 or newer; use fp32")
+        raise InputError(f"{key}=tf32 needs a GPU of compute capability 8.0 or newer; use {key}=fp32")
     return name
 
 

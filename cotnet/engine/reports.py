@@ -90,5 +90,7 @@ class RunReports(Reports):
             self.progress.note(warning)
 
     def _cut_back(self, state: State) -> None:
+        if state.window_steps == state.step:  # no line was due yet: a run begins, or was cut before its first one
+            self.metrics.touch()
         records.cut_back(self.metrics, state.step, evaluated=state.evaluated == state.step)
         self.watch = Watch(self.classes, records.read(self.metrics) if self.metrics.exists() else ())

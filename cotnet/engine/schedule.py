@@ -11,10 +11,18 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Schedule = Callable[..., float]
+WARMUP_EPOCHS: Final = 5.0  # of the released recipes of CoTNet and PVT
+
+
+def warmup_of(given: float | None, *, epochs: float) -> float:
+    """The warm-up in epochs: as given, or by default 5 and at most a tenth of the run's `epochs`."""
+    return min(WARMUP_EPOCHS, epochs / 10) if given is None else given
 
 
 def phased(decay: Schedule) -> Schedule:
@@ -35,15 +43,20 @@ def phased(decay: Schedule) -> Schedule:
         end: float,
         **shape: float | tuple[float, ...],
     ) -> float:
+        for name, rate in (("warmup_start", warmup_start), ("end", end)):
+            if rate < 0:
+                raise ValueError(f"{name}={rate:g} must be at least 0")
         if not 0 <= cooldown_epochs < epochs:
             raise ValueError(
-                f"cooldown_epochs={cooldown_epochs:g} must be at least 0 and below the run's {epochs:g} epochs"
+                f"cooldown_epochs={cooldown_epochs:g} must be at least 0 and below the run's {epochs:g} epochs; "
+                f"set schedule.cooldown_epochs={epochs / 10:g} or less"
             )
         until = epochs - cooldown_epochs
         if not 0 <= warmup_epochs < until:
             before = f" before the cool-down of {cooldown_epochs:g}" if cooldown_epochs else ""
             raise ValueError(
-                f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {until:g} epochs{before}"
+                f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {until:g} epochs{before}; "
+                f"set schedule.warmup_epochs={until / 10:g} or less"
             )
         own = decay(min(epoch, until), peak=peak, epochs=until, end=end, **shape)
         if epoch < warmup_epochs:
@@ -102,7 +115,7 @@ def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: flo
     return peak * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimizer: "torch.optim.Optimizer", rate: float) -> None:
     """Give every parameter group the rate times the group's own `lr_scale` (1 where it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

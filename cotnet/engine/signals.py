@@ -1,12 +1,30 @@
 """Stop signals: heard while a run or a sweep lasts, handed on when it is saved."""
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from cotnet.errors import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+PR_SET_PDEATHSIG = 1  # of prctl, in linux/prctl.h
+_LIBC = ctypes.CDLL(None)  # loaded before any fork
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Let the kernel send this process `number` when its parent, process `parent`, dies of whatever cause."""
+    if not sys.platform.startswith("linux"):
+        return
+    _LIBC.prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Everything that continues a run, and its file: written atomically, read without running code from it."""
 
+import contextlib
 import copy
 import json
 import os
@@ -20,6 +21,7 @@ from cotnet.engine import records
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import MovingAverage
 from cotnet.errors import InputError, RunError
+from cotnet.integrity import checksum, damage
 
 FORMAT = 2
 Checkpoint = dict[str, Any]
@@ -168,7 +170,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 
 def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> None:
     """Write the file whole or not at all: a crash leaves the old checkpoint or the new one. The names in `also` become
-    the same checkpoint before `path` does.
+    the same checkpoint before `path` does. It gets a `checksum` of its content, which `load` compares.
 
     Raises:
         RunError: the disk is full or refuses; the old file stands.
@@ -176,7 +178,7 @@ def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> No
     try:
         path.parent.mkdir(exist_ok=True)
         with records.replacing(path) as file:
-            torch.save(checkpoint, file)
+            torch.save({**checkpoint, "checksum": checksum(checkpoint)}, file)
             records.flush(file)
             for name in also:
                 duplicate(Path(file.name), name)
@@ -203,16 +205,50 @@ def load(path: Path) -> Checkpoint:
         InputError: the file is missing, truncated, holds more than data, or is no checkpoint of this application.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file, such as {path / 'checkpoints' / 'best.pt'}")
+        raise InputError(f"{path} is a folder; give a file, or a run's folder for its checkpoints/best.pt")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give checkpoint=PATH of an existing file")
     try:
+        return _read(path)
+    except Damaged as error:
+        raise InputError(f"{path} is damaged or truncated ({error}); {_instead(path)}") from None
+
+
+class Damaged(Exception):  # noqa: N818 - becomes an InputError that names a whole checkpoint
+    """A file does not hold what was written; why, in a few words."""
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]
-        raise InputError(f"{path} is damaged or truncated ({reason}); use another checkpoint in its place") from None
+    # Bytes that make no sense raise anything in torch's unpickler.
+    except Exception as error:
+        if reason := damage(path):
+            raise Damaged(reason) from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
+        raise Damaged(re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]) from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        if reason := damage(path):
+            raise Damaged(reason)
         raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
+    written = checkpoint.pop("checksum", None)  # files of the first versions have none
+    reason = damage(path) if written is None else "its checksum differs" * (written != checksum(checkpoint))
+    if reason:
+        raise Damaged(reason)
     return checkpoint
+
+
+def _instead(path: Path) -> str:
+    """What to use for a damaged checkpoint: the one beside it that is whole and furthest on, best.pt before others."""
+    found: tuple[int, Path] | None = None
+    for other in (path.with_name("best.pt"), *sorted(path.parent.glob("epoch_*.pt"), reverse=True)):
+        if other == path or not other.is_file():
+            continue
+        with contextlib.suppress(Damaged, InputError):
+            step = _read(other)["progress"]["step"]
+            if found is None or step > found[0]:
+                found = step, other
+    if found is None:
+        return "no whole checkpoint is beside it; use another one in its place"
+    return f"{found[1]} is whole: use that one, or copy it over the damaged file to continue from step {found[0]}"

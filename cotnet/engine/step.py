@@ -90,9 +90,39 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def settle_buckets(run: Run, state: State, image_size: int) -> None:
+    """Take one forward and backward pass on zeros and throw its gradients away; collective.
+
+    DDP sums gradients in buckets, and rebuilds them after the first backward pass of a process. Without this pass the
+    first step of a continued run would add in another order than the same step of a run never cut, which shows on three
+    or more ranks. BatchNorm's statistics are kept; a step draws its own random numbers (`seed_step`).
+    """
+    if run.ranks.world_size == 1:
+        return
+    buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
+    count = run.settings.batch_size // run.ranks.world_size // run.settings.accumulation
+    zeros = torch.zeros(count, 3, image_size, image_size, device=run.ranks.device, dtype=run.precision.parameters)
+    state.model.train()
+    forward(run, zeros).sum().backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, kept in buffers.items():
+        buffer.copy_(kept)
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and drop path of a step are a function of (seed, step, rank): a resumed run needs no generator state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    """Dropout and drop path of a step are a function of (seed, step, rank): a resumed run needs no generator state.
+
+    Modulo 2^64, the largest seed that torch takes. The factors are odd, so two seeds never become one.
+    """
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
+
+
+def forward(run: Run, images: Tensor) -> Tensor:
+    """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format."""
+    recomputed = norms_recomputed(enabled=run.settings.recompute_norms)
+    with recomputed, run.precision.autocast(), _one_image_named(len(images)):
+        logits: Tensor = run.replica(images.to(memory_format=run.precision.layout))
+    return logits
 
 
 def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> Step:
@@ -105,9 +135,7 @@ def optimize(run: Run, state: State, images: Tensor, targets: Tensor, indices: T
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = run.transform(*micro_batch, state.epoch)
         with _gradients_kept(run.replica, keep=part < parts - 1):
-            recomputed = norms_recomputed(enabled=run.settings.recompute_norms)
-            with recomputed, run.precision.autocast(), _one_image_named(len(inputs)):
-                logits = run.replica(inputs.to(memory_format=run.precision.layout))
+            logits = forward(run, inputs)
             loss = run.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
         total += loss.detach() / parts

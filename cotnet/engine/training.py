@@ -53,7 +53,8 @@ def train_one_epoch(run: Run, state: State) -> None:
     saved = time.monotonic()
     every_seconds = (run.saving.every_minutes or math.inf) * 60
     limit = run.settings.max_steps
-    batches = run.train_loader.batches(state.epoch, state.batch) if not _at_end(run, state) else ()
+    ended = run.ranks.any(_at_end(run, state))
+    batches = () if ended else run.train_loader.batches(state.epoch, state.batch)
     for images, targets, indices in window.timed(batches):
         rate = learning_rate(run, state)
         if [state.epoch, state.batch] in state.skipped:
@@ -65,6 +66,8 @@ def train_one_epoch(run: Run, state: State) -> None:
         last = state.batch == run.steps_per_epoch or state.step == limit
         late = over(run.settings.max_minutes, state.tick() / 60)
         stop, due, late = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds, late)
+        if late:  # on some rank: from here on, and in the checkpoint, the time is up on every rank
+            state.seconds = max(state.seconds, 60 * (run.settings.max_minutes or 0.0))
         due = due or (run.saving.every_steps is not None and state.step % run.saving.every_steps == 0)
         logged = last or late or state.step % run.settings.log_every == 0
         if logged or stop or due:
@@ -85,7 +88,9 @@ def train_one_epoch(run: Run, state: State) -> None:
 
 
 def _at_end(run: Run, state: State) -> bool:
-    return state.batch >= run.steps_per_epoch or over(run.settings.max_steps, state.step)
+    """Whether only an evaluation is left: of the epoch, or of a run that was cut in its last one."""
+    time_is_up = state.step > 0 and over(run.settings.max_minutes, state.seconds / 60)
+    return state.batch >= run.steps_per_epoch or over(run.settings.max_steps, state.step) or time_is_up
 
 
 def finish_epoch(run: Run, state: State) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from cotnet import models
 from cotnet.errors import InputError
+from cotnet.integrity import damage
 from cotnet.models.external import is_timm_model, is_torchvision_model
 from cotnet.models.layers import HasTables
 
@@ -76,6 +77,8 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         source = _zipped(path) if path.is_dir() else path
+        if path.is_file() and (reason := damage(path)):
+            raise InputError(f"{path} is damaged: {reason}; get it again (or rename it, if its name holds no checksum)")
         if _is_torchscript(source):
             raise InputError(f"{path} holds TorchScript code; only weights are loaded")
         # Not weights_only: that refuses files with configuration objects. StandInPickle runs nothing either.

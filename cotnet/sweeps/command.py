@@ -16,8 +16,9 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cotnet.config import CONF, INTERRUPTED, Config, resolve, run_name
-from cotnet.errors import InputError, RunError
+from cotnet.config import CONF, Config, resolve, run_name
+from cotnet.engine.outside import first_process, started_outside
+from cotnet.errors import INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.nodes import typed
 from cotnet.runs import print_sweep
 from cotnet.sweeps.export import export, wandb_sweep
@@ -102,6 +103,13 @@ class Command:
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run it; the exit code."""
+        if started_outside():
+            if not first_process():  # one of several tasks says it
+                return WRONG_INPUT
+            raise InputError(
+                "--multirun starts its runs itself, each with ranks of its own; start it once, without torchrun and "
+                "with srun --ntasks=1, or let it submit its jobs with hydra/launcher=submitit_slurm"
+            )
         if "sweep" not in self.config:
             return self._evaluate(arguments)
         loader = self.context.config_loader

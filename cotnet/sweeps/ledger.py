@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cotnet.continuing import names_run
 from cotnet.engine import records
 from cotnet.errors import InputError
 from cotnet.sweeps.space import Trial
@@ -65,6 +66,7 @@ class Ledger:
             ledger._add({"sweep": dict(identity)})
         ledger = cls.read(folder)
         theirs, ours = ledger.identity, json.loads(json.dumps(identity))
+        theirs = theirs | {"shared": [override for override in theirs["shared"] if names_run(override)]}
         if theirs != ours:
             raise InputError(f"{folder} holds another sweep ({_difference(theirs, ours)}); choose another output_dir")
         return ledger

@@ -1,6 +1,5 @@
 """Trials as processes of their own, side by side, each on its share of the machine."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,14 +10,12 @@ from pathlib import Path
 
 import torch
 
-from cotnet.engine.launch import INTERRUPTED
-from cotnet.errors import InputError
+from cotnet.engine.signals import end_with_parent
+from cotnet.errors import INTERRUPTED, InputError
 from cotnet.sweeps.ledger import State, in_use
 
 LOG = "log.txt"
 HELD_SECONDS = 120.0  # a run may still hold its folder after its sweep was killed: it finishes a step and saves
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +59,7 @@ class Process:
         parent = os.getpid()
 
         def prepare() -> None:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before the call above
-                os._exit(INTERRUPTED)
+            end_with_parent(parent, signal.SIGTERM)
             os.sched_setaffinity(0, share.cores)
 
         self._log_start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cotnet import runs
-from cotnet.config import names_run
-from cotnet.engine.launch import INTERRUPTED, started_outside
+from cotnet.continuing import names_run
 from cotnet.engine.signals import stop_signals
 from cotnet.engine.terminal import say
-from cotnet.errors import InputError
+from cotnet.errors import INTERRUPTED
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
 from cotnet.sweeps.processes import Process, Share, outcome, shares, visible_gpus
@@ -90,8 +89,6 @@ def conduct(plan: Plan) -> int:
 
     Raises InputError for a wrong plan, and when no trial logs the target.
     """
-    if started_outside():
-        raise InputError("--multirun starts its runs itself, each with ranks of its own; start it without torchrun")
     # what cannot be is found before the folder becomes this sweep's
     free = [] if plan.batch else shares(plan.settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
     with runs.claimed(plan.folder):

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from cotnet.config import run_name
+from cotnet.config import folder_name
 from cotnet.errors import InputError
 
 GRAMMAR = (
@@ -189,7 +189,7 @@ def name_trials(combinations: Iterable[Sequence[str]], known: Iterable[Trial]) -
     for overrides in combinations:
         identity = frozenset(overrides)
         if identity not in by_overrides:
-            name = run_name(overrides)
+            name = folder_name(overrides)
             if name in names:  # what a folder's name cannot hold may differ
                 name += "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
             by_overrides[identity] = Trial(name=name, overrides=tuple(overrides))

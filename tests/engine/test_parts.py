@@ -189,7 +189,8 @@ def test_precision(monkeypatch):
 
 def test_tf32_is_a_gpus_and_fp32_is_without():
     with pytest.raises(
-        InputError, match=r"^train\.precision=tf32 needs a GPU of compute capability 8\.0 or newer; use fp32$"
+        InputError,
+        match=r"^train\.precision=tf32 needs a GPU of compute capability 8\.0 or newer; use train\.precision=fp32$",
     ):
         choose_precision("tf32", torch.device("cpu"))
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
