@@ -2,7 +2,7 @@
 
 The training archive is a tar of one tar per synset, the validation archive one flat tar; the development kit says which
 class each validation image has and what the synsets mean. Every class folder appears at once or not at all, so that a
-killed run continues where it was.
+killed run continues where it was. One process at a time writes a set.
 """
 
 import gzip
@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 from PIL import Image
 
-from data.commands import in_processes
+from cotnet.files import write_text
+from data.commands import claimed, in_processes
 from data.samples import WORDS, DataError, list_folders
 
 TRAIN: Final = "ILSVRC2012_img_train.tar"
@@ -51,7 +52,7 @@ def imagenet(
     """Write the set and out/words.json; returns a line for people.
 
     expected: classes and images per split, ImageNet's own where None. Raises DataError for missing or damaged archives,
-    for other counts, and for a folder that was begun with another encoding.
+    for other counts, for a folder that was begun with another encoding, and for one that another process writes.
     """
     expected = expected or IMAGENET
     for name in (TRAIN, VAL, DEVKIT):
@@ -66,11 +67,13 @@ def imagenet(
     there = {"classes": len(train), "val": sum(len(folder.members) for folder in val)}
     if wrong := {name: count for name, count in there.items() if count != expected[name]}:
         raise DataError(f"{archives}: the archives hold {wrong}, not {expected}; download them again")
-    _settle(out, encoding)
-    missing = [folder for folder in (*train, *val) if not folder.target.exists()]
-    for _ in in_processes(_write_folder, missing, workers=workers, title="extracting"):
-        pass
-    (out / WORDS).write_text(json.dumps(words, indent=0, ensure_ascii=False))
+    out.mkdir(parents=True, exist_ok=True)
+    with claimed(out):
+        _settle(out, encoding)
+        missing = [folder for folder in (*train, *val) if not folder.target.exists()]
+        for _ in in_processes(_write_folder, missing, workers=workers, title="extracting"):
+            pass
+        write_text(out / WORDS, json.dumps(words, indent=0, ensure_ascii=False))
     folders = {split: list_folders(out, split).values() for split in ("train", "val")}
     counts = {"classes": len(folders["train"])} | {split: sum(map(len, found)) for split, found in folders.items()}
     if counts != expected:
@@ -97,10 +100,7 @@ def _settle(out: Path, encoding: Encoding | None) -> None:
     present = path.read_text() if path.is_file() else "images as they are" if (out / "train").exists() else wanted
     if present != wanted:
         raise DataError(f"{out}: was begun with {present}, not {wanted}; use the same again, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(wanted)
-    partial.replace(path)
+    write_text(path, wanted)
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], dict[str, str]]:

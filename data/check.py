@@ -4,7 +4,7 @@ Decodes everything in parallel, names what is damaged, unsupported, wrongly name
 ROOT/manifest.json, from which training takes the set without the damaged and unsupported files. Wrongly named and
 duplicate files are named and stay: both loaders read them, and which copy is too many is for a person to say. `--full`
 writes nothing and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2
-something a person has to change, 75 Ctrl-C.
+something a person has to change, also where another process writes the set, 75 Ctrl-C.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from data.commands import exit_code, in_processes, positive
+from data.commands import claimed, exit_code, in_processes, processes
 from data.manifest import NAME, load_manifest, write_manifest
 from data.samples import DataError, damaged_reason, list_folders, require_same_classes, some
 
@@ -72,7 +72,16 @@ def examine(path: str) -> Finding:
 
 
 def check(root: Path, workers: int) -> list[str]:
-    """Examine every file, write the manifest, and return the lines for people."""
+    """Examine every file, write the manifest, and return the lines for people.
+
+    DataError for a set that cannot be used, and where another process checks or prepares it.
+    """
+    list_folders(root, SPLITS[0])  # no lock where nothing is
+    with claimed(root, remedy="wait for it"):
+        return _check(root, workers)
+
+
+def _check(root: Path, workers: int) -> list[str]:
     names = {split: list_folders(root, split) for split in SPLITS}
     require_same_classes(root, tuple(names["train"]), tuple(names["val"]))
     classes = tuple(names["train"])
@@ -153,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.check", description="Look at every image of a set.")
     parser.add_argument("root", type=Path, help="the folder that holds train/ and val/")
     parser.add_argument("--full", action="store_true", help=f"compare every file with {NAME}, write nothing")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--workers", type=processes, default=os.cpu_count() or 1, help="processes (%(default)s)")
     given = parser.parse_args(arguments)
     return exit_code(lambda: _run(given), given.root)
 

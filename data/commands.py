@@ -1,22 +1,31 @@
-"""What the commands of this package share: work in processes, numbers on the command line, trouble on one line."""
+"""What the commands of this package share: work in processes, a set for one process, errors on one line."""
 
 import argparse
+import ctypes
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import ExitStack, contextmanager
+from errno import EACCES, EPERM, EROFS
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Final, TypeVar
 
 from rich.progress import track
 
+from cotnet.errors import INTERRUPTED, WRONG_INPUT
+from cotnet.files import locked
 from data.samples import DataError
 
-INTERRUPTED: Final = 75  # the exit code of everything here that the same command continues
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+MOST_WORKERS: Final = 1024
+_STOPPED: Final[list[ctypes.c_bool]] = []  # in a worker: shared with the parent
 
 
 def positive(text: str) -> int:
@@ -26,23 +35,76 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def processes(text: str) -> int:
+    """A number of worker processes from the command line."""
+    if positive(text) > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST_WORKERS}")
+    return int(text)
+
+
+@contextmanager
+def claimed(place: Path, *, remedy: str = "wait for it or choose another --out") -> Iterator[None]:
+    """Hold a set or list for this process; DataError with the remedy where another process holds it.
+
+    The lock file lies beside `place`, hidden, because a set appears by a rename; inside it where the folder above
+    cannot be written, as above a mounted disk.
+    """
+    whole = place.resolve()
+    beside, inside = whole.parent / f".{whole.name}.lock", whole / ".lock"
+    with ExitStack() as stack:
+        try:
+            try:
+                stack.enter_context(locked(beside))
+            except OSError as error:
+                if error.errno not in (EACCES, EPERM, EROFS) or not whole.is_dir():
+                    raise
+                stack.enter_context(locked(inside))
+        except BlockingIOError:
+            raise DataError(f"{place} is in use by another process; {remedy}") from None
+        yield
+
+
 def in_processes(
     function: Callable[[_T], _R], items: Sequence[_T], *, workers: int, title: str, chunk: int = 1
 ) -> Iterator[_R]:
-    """function(item) for all items in order, by `workers` processes, with a progress bar on a terminal."""
-    # Forked from a clean server: the caller may have threads, whose locks a fork would copy. Ctrl-C is for the parent.
-    context = get_context("forkserver")
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
+    """function(item) for all items in order, by `workers` processes, with a progress bar on a terminal.
+
+    After an error or Ctrl-C the items that run are finished and no other one begins; no worker is left afterwards. The
+    workers of a killed process end, too.
+    """
+    context = get_context("forkserver")  # a clean server: a fork would copy the locks of the caller's threads
+    stopped = context.RawValue(ctypes.c_bool)  # no lock, which a killed worker could hold
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stopped,)) as pool:
         try:
-            done = pool.map(function, items, chunksize=chunk)
+            done = pool.map(partial(_unless_stopped, function), items, chunksize=chunk)
             yield from track(done, title, total=len(items), disable=not sys.stdout.isatty(), transient=True)
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker was killed, perhaps for want of memory; try again with fewer --workers"
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # an interruption waits for what runs, not for the rest
+            stopped.value = True  # the pool cannot cancel what it has handed out already
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(stopped: ctypes.c_bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    _STOPPED.append(stopped)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that uses it dies: its own parent is the server, which waits for it."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(INTERRUPTED)
+
+
+def _unless_stopped(function: Callable[[_T], _R], item: _T) -> _R:
+    if any(stopped.value for stopped in _STOPPED):
+        raise InterruptedError("not begun")  # nobody waits for it
+    return function(item)
 
 
 def exit_code(work: Callable[[], int], where: Path) -> int:
@@ -53,9 +115,10 @@ def exit_code(work: Callable[[], int], where: Path) -> int:
     try:
         return work()
     except DataError as error:
-        line, code = str(error), 2
+        line, code = str(error), WRONG_INPUT
     except OSError as error:
-        line, code = f"{error.filename or where}: {error.strerror or error}; mend it or make room, and try again", 2
+        line = f"{error.filename or where}: {error.strerror or error}; mend it or make room, and try again"
+        code = WRONG_INPUT
     except KeyboardInterrupt:
         line, code = "interrupted; the same command goes on", INTERRUPTED
     sys.stderr.write(f"{line}\n")

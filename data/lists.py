@@ -4,6 +4,7 @@ A list needs no copies: a subset of a set is a list of some of its files.
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from cotnet.files import write_text
+from data.commands import claimed
 from data.draws import Stream, hashes
 from data.samples import EXTENSIONS, WORDS, DataError, ImageSet, class_words, fingerprint, read_splits, some
 
@@ -47,7 +50,7 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
     """Write a list of some classes of a set, or of a share of each class's training images; returns a line for people.
 
     The validation split keeps all images of the chosen classes. The share is drawn by hash: the same at every call, and
-    a smaller share is part of a larger one.
+    a smaller share is part of a larger one. DataError where another process writes the same list.
     """
     if share is not None and not 0 < share <= 1:
         raise DataError(f"--share {share} is not in (0, 1]")
@@ -58,24 +61,29 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
         raise DataError(f"{root}: has no classes {some(unknown)}; it has {some(train.classes)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     written = {"train": 0, "val": 0}
-    partial = out.with_name(f".{out.name}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_HEADER)
-        for split, image_set, part in (("train", train, share), ("val", val, None)):
-            for index in _chosen(image_set, classes, part):
-                path = os.path.relpath(image_set.path(index), out.parent)
-                writer.writerow([split, path, image_set.classes[image_set.labels[index]]])
-                written[split] += 1
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows)
+    writer.writerow(_HEADER)
+    for split, image_set, part in (("train", train, share), ("val", val, None)):
+        for index in _chosen(image_set, classes, part):
+            path = os.path.relpath(image_set.path(index), out.parent)
+            writer.writerow([split, path, image_set.classes[image_set.labels[index]]])
+            written[split] += 1
     words = dict(zip(train.classes, class_words(root, train.classes), strict=True))
-    if any(name != word for name, word in words.items()):
-        chosen = {name: words[name] for name in classes or train.classes}
-        out.with_suffix(f".{WORDS}").write_text(json.dumps(chosen, indent=0, ensure_ascii=False))
-    else:
-        out.with_suffix(f".{WORDS}").unlink(missing_ok=True)  # of an earlier list
-    partial.replace(out)
+    chosen = {name: words[name] for name in classes or train.classes} if _tell_more(words) else None
+    with claimed(out):
+        if chosen:
+            write_text(out.with_suffix(f".{WORDS}"), json.dumps(chosen, indent=0, ensure_ascii=False))
+        else:
+            out.with_suffix(f".{WORDS}").unlink(missing_ok=True)  # of an earlier list
+        write_text(out, rows.getvalue())
     count = len(classes) if classes else len(train.classes)
     return f"{out}: {written['train']} training and {written['val']} validation images of {count} classes"
+
+
+def _tell_more(words: dict[str, str]) -> bool:
+    """Whether people call any class otherwise than its name."""
+    return any(name != word for name, word in words.items())
 
 
 def _chosen(image_set: ImageSet, classes: Sequence[str] | None, share: float | None) -> Iterator[int]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from cotnet.files import write_text
 from data.samples import EXTENSIONS, DataError, ImageSet, file_names, fingerprint, some
 
 NAME: Final = "manifest.json"
@@ -19,7 +20,7 @@ _VERSION: Final = 1
 
 
 def write_manifest(root: Path, classes: tuple[str, ...], splits: dict[str, dict[str, Any]]) -> None:
-    """Write root/manifest.json at once or not at all.
+    """Write root/manifest.json whole or not at all; one process at a time.
 
     splits: by name, the columns files, labels, heights, widths, digests and excluded ({file: reason}).
     """
@@ -28,13 +29,7 @@ def write_manifest(root: Path, classes: tuple[str, ...], splits: dict[str, dict[
         folders = {name: (root / split / name).stat().st_mtime_ns for name in classes if (root / split / name).is_dir()}
         digest = fingerprint(classes, columns["files"], np.array(columns["labels"], dtype=np.int64))
         written[split] = {**columns, "fingerprint": digest, "folders": folders}
-    partial = root / f"{NAME}.partial"
-    try:
-        partial.write_text(json.dumps({"version": _VERSION, "classes": classes, "splits": written}))
-        partial.replace(root / NAME)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_text(root / NAME, json.dumps({"version": _VERSION, "classes": classes, "splits": written}))
 
 
 def load_manifest(root: Path) -> dict[str, Any] | None:

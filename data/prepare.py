@@ -5,8 +5,8 @@
 - imagenet: from the three official archives;
 - subset: some classes, or a share, of a set as a CSV list without copies.
 
-Exit codes: 0 done or already there; 2 something a person has to change, on one line; 75 Ctrl-C, after
-which the same command goes on.
+Two at once never write into one folder: the second is refused. Exit codes: 0 done or already there; 2 something a
+person has to change, on one line; 75 Ctrl-C, after which the same command goes on.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import gzip
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
-from data.commands import exit_code, positive
+from data.commands import claimed, exit_code, positive, processes
 from data.draws import Stream, hashes
 from data.lists import subset
 from data.samples import DataError, read_splits
@@ -39,23 +39,25 @@ def digits(out: Path) -> str:
     boxes are in whole pixels of the file: a small net at 32 px with crops of 0.8 to 1 reached 99.6 % so, 98.9 % with
     8x8 (mean of three seeds). Nothing is done where `out` is complete.
     """
-    if out.is_dir() and any(out.iterdir()):
+    if _holds_files(out):
         return _present(out, _DIGITS)
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise DataError("digits come with scikit-learn, which is missing; pip install scikit-learn") from error
     source = load_digits()
-    partial = _fresh(out)
     validation = _stratified(source.target, _VAL_SHARE)
-    for number, (image, label) in enumerate(zip(source.images, source.target, strict=True)):
-        folder = partial / ("val" if validation[number] else "train") / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        levels = np.rint(image * (255 / 16)).astype(np.uint8)
-        picture = Image.fromarray(levels).resize((_DIGITS_SIDE, _DIGITS_SIDE), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number:04d}.png")
-    partial.rename(out)
-    return f"{out}: {_DIGITS - validation.sum()} training and {validation.sum()} validation images of 10 digits"
+
+    def write(partial: Path) -> str:
+        for number, (image, label) in enumerate(zip(source.images, source.target, strict=True)):
+            folder = partial / ("val" if validation[number] else "train") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            levels = np.rint(image * (255 / 16)).astype(np.uint8)
+            picture = Image.fromarray(levels).resize((_DIGITS_SIDE, _DIGITS_SIDE), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{number:04d}.png")
+        return f"{_DIGITS - validation.sum()} training and {validation.sum()} validation images of 10 digits"
+
+    return _make(out, _DIGITS, write)
 
 
 def _stratified(labels: np.ndarray, share: float) -> np.ndarray:
@@ -68,6 +70,32 @@ def _stratified(labels: np.ndarray, share: float) -> np.ndarray:
     return held_out
 
 
+def _make(out: Path, images: int, write: Callable[[Path], str]) -> str:
+    """Let `write` fill a folder beside `out`, which is renamed to it when complete; returns the line for people.
+
+    What a kill left there is removed. DataError where another process is at it.
+    """
+    whole = out.resolve()
+    if not whole.parent.exists():
+        whole.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(out):
+        if _holds_files(out):  # made since the caller looked
+            return _present(out, images)
+        partial = whole.parent / f"{whole.name}.partial"
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        line = write(partial)
+        partial.rename(whole)
+    return f"{out}: {line}"
+
+
+def _holds_files(out: Path) -> bool:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: a file; give a folder as --out")
+    return out.is_dir() and any(out.iterdir())
+
+
 def _present(out: Path, images: int) -> str:
     """The line for a set that is there; DataError where something else, or only a part, is there."""
     train, val = read_splits(out)
@@ -75,15 +103,6 @@ def _present(out: Path, images: int) -> str:
         found = len(train.files) + len(val.files)
         raise DataError(f"{out}: holds {found} images, not {images}; remove it or give another --out")
     return f"{out}: already there ({len(train.files)} training and {len(val.files)} validation images)"
-
-
-def _fresh(out: Path) -> Path:
-    """An empty folder beside `out`, renamed to it when complete; what a kill left there is removed."""
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
 
 
 FASHION: Final = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -101,16 +120,19 @@ def fashion_mnist(source: Path, out: Path) -> str:
     }
     if any(len(images) != len(labels) for images, labels in splits.values()):
         raise DataError(f"{source}: another number of labels than of images; download the four files again")
-    if out.is_dir() and any(out.iterdir()):
-        return _present(out, sum(len(labels) for _, labels in splits.values()))
-    partial = _fresh(out)
-    for split, (images, labels) in splits.items():
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            folder = partial / split / f"{label}_{FASHION[label]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{number:05d}.png")
-    partial.rename(out)
-    return f"{out}: {len(splits['train'][1])} training and {len(splits['val'][1])} validation images of 10 classes"
+    total = sum(len(labels) for _, labels in splits.values())
+    if _holds_files(out):
+        return _present(out, total)
+
+    def write(partial: Path) -> str:
+        for split, (images, labels) in splits.items():
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                folder = partial / split / f"{label}_{FASHION[label]}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{number:05d}.png")
+        return f"{len(splits['train'][1])} training and {len(splits['val'][1])} validation images of 10 classes"
+
+    return _make(out, total, write)
 
 
 def _idx(source: Path, name: str, dimensions: int) -> np.ndarray:
@@ -154,7 +176,7 @@ def _arguments() -> argparse.ArgumentParser:
     command = sets.add_parser("imagenet", help="from the three official archives")
     command.add_argument("--archives", type=Path, required=True, help=f"folder of {TRAIN}, {VAL} and {DEVKIT}")
     command.add_argument("--out", type=Path, required=True, help="folder to write; a killed run is continued")
-    command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    command.add_argument("--workers", type=processes, default=os.cpu_count() or 1, help="processes (%(default)s)")
     command.add_argument(
         "--resize", type=positive, nargs="?", const=500, help="store larger images with this shorter side (%(const)s)"
     )

@@ -7,16 +7,14 @@ NaN and no infinity: both become null, and read back as None.
 One process writes a file (rank 0); any number may read it meanwhile.
 """
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cotnet.errors import InputError
+from cotnet.files import flush, replacing, write_atomic, write_text  # noqa: F401 (others take them from here)
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -73,41 +71,6 @@ def sync(path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all; errors as in `write_atomic`, and TypeError as in `append`."""
     write_atomic(path, _encode(content, indent=2) + b"\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; errors as in `write_atomic`."""
-    write_atomic(path, text.encode())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces a file in one move; see `replacing`."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` in one move once it is on the disk.
-
-    On any error (OSError: full disk, no permission) the old file stays as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")  # same folder: a rename never crosses file systems
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            flush(file)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def flush(file: BinaryIO) -> None:
-    """Waits until what was written is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _is_validation(record: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_imagenet_from_its_archives(tmp_path):
         DataError, match="was begun with images as they are, not --resize 60 --quality 90; use the same"
     ):
         imagenet(tmp_path / "archives", out, workers=1, encoding=Encoding(60, 90), expected=expected)
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_after_a_failure_nobody_writes_any_more(tmp_path):
+    """One class of eight is damaged; the same command goes on at once when its archive is mended."""
+    archives, out = tmp_path / "archives", tmp_path / "out"
+    make_archives(archives, make_imagenet(tmp_path / "set", classes=8, train=12, val=1, side=300))
+    whole = (archives / TRAIN).read_bytes()
+    settings = {"encoding": Encoding(60, 90), "expected": {"classes": 8, "train": 96, "val": 8}}
+    (archives / TRAIN).write_bytes(whole[:512] + b"x" * 512 + whole[1024:])  # within the first class
+    for workers in (2, 4):
+        with pytest.raises(DataError, match="damaged, or another archive"):
+            imagenet(archives, out, workers=workers, **settings)
+        left = contents(out)
+        time.sleep(1)
+        assert contents(out) == left
+    (archives / TRAIN).write_bytes(whole)
+    line = imagenet(archives, out, workers=4, **settings)
+    assert line == f"{out}: 96 training and 8 validation images of 8 classes"
 
 
 PROGRAM = """
@@ -188,6 +211,7 @@ def test_imagenet_archives_that_are_missing_or_damaged(tmp_path, capsys):
     ("arguments", "message"),
     [
         (("--workers", "0"), "'0' is not a whole number above 0"),
+        (("--workers", "1000000000000"), "1000000000000 is above 1024"),
         (("--resize", "0"), "'0' is not a whole number above 0"),
         (("--resize", "--quality", "99"), "99 is above 95"),
     ],
@@ -211,3 +235,60 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert process.communicate(timeout=60) == (None, "interrupted; the same command goes on\n")
     assert process.returncode == 75
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".partial")]
+
+
+def living(group):
+    """The numbers of the processes of a group, the dead that nobody has asked for left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = path.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(of) == group and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def begin(tmp_path):
+    """The program in a group of its own, with a class complete, and more to do."""
+    make_archives(tmp_path / "archives", make_imagenet(tmp_path / "set", classes=8, train=12, val=1, side=200))
+    command = {"args": [sys.executable, "-c", PROGRAM], "cwd": tmp_path, "env": environment()}
+    process = subprocess.Popen(**command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out" / "train").glob("n*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    return process
+
+
+def test_the_workers_of_a_killed_parent_end(tmp_path):
+    process = begin(tmp_path)
+    try:
+        assert len(living(process.pid)) >= 2
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while living(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert living(process.pid) == []
+    finally:
+        for number in living(process.pid):
+            os.kill(number, signal.SIGKILL)
+
+
+def test_a_second_extraction_into_a_folder_is_refused(tmp_path):
+    process = begin(tmp_path)
+    try:
+        os.killpg(process.pid, signal.SIGSTOP)
+        out, before = tmp_path / "out", contents(tmp_path / "out")
+        expected = {"classes": 8, "train": 96, "val": 8}
+        with pytest.raises(DataError) as caught:
+            imagenet(tmp_path / "archives", out, workers=1, encoding=Encoding(60, 90), expected=expected)
+        assert str(caught.value) == f"{out} is in use by another process; wait for it or choose another --out"
+        assert contents(out) == before
+        os.killpg(process.pid, signal.SIGCONT)
+        text, _ = process.communicate(timeout=60)
+        assert (process.returncode, text) == (0, "out: 96 training and 8 validation images of 8 classes\n")
+    finally:
+        for number in living(process.pid):
+            os.kill(number, signal.SIGKILL)

@@ -6,6 +6,7 @@ import torch
 from photographs import make_imagenet, photographs
 from PIL import Image
 
+from cotnet.files import locked
 from data.check import main
 from data.dali import DaliLoader
 from data.order import EvaluationPlan
@@ -87,6 +88,18 @@ def test_a_changed_set_is_refused(root, capsys):
     (root / "train" / "n09999999").mkdir()
     with pytest.raises(DataError, match=r"class folders changed since manifest\.json was written \(n09999999\)"):
         read_splits(root)
+
+
+def test_a_set_that_another_process_writes_is_not_checked(root, capsys):
+    with locked(root.parent / ".set.lock"):
+        assert check(capsys, root) == (2, [], f"{root} is in use by another process; wait for it\n")
+    assert not (root / "manifest.json").exists()
+    assert check(capsys, root)[0] == 0
+    with locked(root.parent / ".set.lock"):
+        assert check(capsys, root, "--full")[0] == 0  # which writes nothing
+    assert check(capsys, root.parent / "nothing" / "here")[0] == 2
+    assert sorted(path.name for path in root.parent.iterdir()) == [".set.lock", "set"]
+    assert sorted(path.name for path in root.iterdir()) == ["manifest.json", "train", "val"]
 
 
 def test_full_comparison_finds_changed_content(root, capsys):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from photographs import make_imagenet
 
+from cotnet.files import locked
 from data.prepare import main
 from data.samples import DataError, class_words, read_split, read_splits
 
@@ -55,6 +56,17 @@ def test_chosen_classes(root, tmp_path, capsys):
     again = tmp_path / "of-a-list.csv"
     assert subset(capsys, out, again, "--classes", "n01484850")[0] == 0
     assert read_split(again, "train").classes == ("n01484850",)
+
+
+def test_a_list_that_another_process_writes_stays(root, tmp_path, capsys):
+    out = tmp_path / "list.csv"
+    subset(capsys, root, out, "--share", "0.3")
+    before = out.read_bytes()
+    with locked(tmp_path / ".list.csv.lock"):
+        refused = (2, f"{out} is in use by another process; wait for it or choose another --out\n")
+        assert subset(capsys, root, out, "--share", "0.5") == refused
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".list.csv.lock", "list.csv", "set"]
 
 
 @pytest.mark.parametrize(

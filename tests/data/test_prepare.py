@@ -1,9 +1,14 @@
 import gzip
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import environment
 from sklearn.datasets import load_digits
 
 from data.prepare import main
@@ -32,7 +37,7 @@ def test_digits_are_all_there_once_and_split_by_class(tmp_path, capsys):
         levels = np.rint(source.images[number] * 255 / 16).astype(np.uint8)
         expected = Image.fromarray(levels).resize((32, 32), Image.Resampling.BICUBIC)
         assert np.array_equal(np.asarray(image), np.asarray(expected))
-    assert [entry.name for entry in out.parent.iterdir()] == ["digits"]
+    assert sorted(entry.name for entry in out.parent.iterdir()) == [".digits.lock", "digits"]
 
 
 def test_a_second_call_does_nothing_and_a_killed_one_is_redone(tmp_path, capsys):
@@ -106,5 +111,54 @@ def test_fashion_mnist_that_is_missing_or_damaged(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["digits", "--out", str(tmp_path / "file" / "digits")]) == 2
-    line = f"{tmp_path}/file/digits.partial: Not a directory; mend it or make room, and try again\n"
+    line = f"{tmp_path}/file/.digits.lock: Not a directory; mend it or make room, and try again\n"
     assert capsys.readouterr().err == line
+    assert main(["digits", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/file: a file; give a folder as --out\n"
+
+
+def test_a_set_is_made_in_the_working_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["digits", "--out", "."]) == 0
+    assert capsys.readouterr().out == ".: 1438 training and 359 validation images of 10 digits\n"
+    assert len(read_splits(tmp_path / "here")[0].files) == 1438
+
+
+def fashion_source(folder):
+    folder.mkdir()
+    for name, size in (("train", 6000), ("t10k", 10)):
+        images = np.random.default_rng(0).integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{name}-images-idx3-ubyte", images, pack=False)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(size, dtype=np.uint8) % 10, pack=False)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_a_second_process_is_refused_and_destroys_nothing(tmp_path, capsys, name):
+    """The first is stopped in its middle, the second one tries, the first goes on."""
+    out, partial = tmp_path / "set", tmp_path / "set.partial"
+    arguments = [name, "--out", str(out)]
+    if name == "fashion_mnist":
+        fashion_source(tmp_path / "idx")
+        arguments += ["--source", str(tmp_path / "idx")]
+    command = [sys.executable, "-m", "data.prepare", *arguments]
+    first = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        while not list(partial.glob("*/*/*.png")):
+            assert first.poll() is None
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        before = {path: path.stat().st_mtime_ns for path in partial.rglob("*")}
+        assert main(arguments) == 2
+        assert capsys.readouterr() == ("", f"{out} is in use by another process; wait for it or choose another --out\n")
+        assert {path: path.stat().st_mtime_ns for path in partial.rglob("*")} == before
+        assert not out.exists()
+        first.send_signal(signal.SIGCONT)
+        first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert first.returncode == 0
+    assert len(list(out.rglob("*.png"))) == (1797 if name == "digits" else 6010)
+    assert main(arguments) == 0
+    assert "already there" in capsys.readouterr().out

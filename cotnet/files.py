@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all, and locks between processes. Knows nothing of the rest."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; errors as in `write_atomic`."""
+    write_atomic(path, text.encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces a file in one move; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` in one move once it is on the disk.
+
+    One process at a time: the unfinished file has one name, so that a kill leaves no more than one behind.
+    On any error (OSError: full disk, no permission) the old file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # same folder: a rename never crosses file systems
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            flush(file)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush(file: BinaryIO) -> None:
+    """Waits until what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which is made where it is missing; the end of the process frees it, too.
+
+    The file stays: removed, one process could lock the old file and another one a new one.
+
+    Raises:
+        BlockingIOError: another process, or another `locked` of this one, holds it.
+        OSError: it cannot be made or locked.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None  # still a BlockingIOError, with a name
+        yield
