@@ -157,10 +157,18 @@ def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> 
 
 
 def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    """A square of half side `value` around the place, cut at the border, in the fill colour."""
+    """A square of side 2 `value` + 1 in the fill colour, as CoTNet's release draws it.
+
+    The centre goes from the far side (share 0) to 1 (share 1): `np.random.uniform(side)` draws between these. Only the
+    corner is kept within the image first, so that near the top and left edges the square moves inwards; at the others
+    it is cut. Both ends of PIL's rectangle are filled: hence the + 1.
+    """
     half, row, column = parameters.unbind(1)
-    center_row, center_column = (row * images.shape[2]).floor(), (column * images.shape[3]).floor()
-    square = torch.stack([center_row - half, center_column - half, 2 * half, 2 * half], dim=1).long()
+    top, left = (
+        (side + (1 - side) * share - half).clamp(min=0).floor()
+        for side, share in ((images.shape[2], row), (images.shape[3], column))
+    )
+    square = torch.stack([top, left, 2 * half + 1, 2 * half + 1], dim=1).long()
     return erase(images, square, _fill(canvas.fill, images.device))
 
 

@@ -3,8 +3,9 @@
 RandAugment: Cubuk et al., 2019. TrivialAugment-wide: Mueller and Hutter, 2021. "RandAugment m9 n2" means something else
 in every code base, so the flavour is part of the name:
 
-- rand-cot-m15-n2-mstd0.5: CoTNet's. 16 operations with Cutout, Invert and SolarizeAdd; the magnitude is normal, at most
-  15 on a scale of 10; each operation fires with a probability that is itself drawn from U(0.2, 0.8).
+- rand-cot-m15-n2-mstd0.5: CoTNet's. 16 operations with Cutout (up to 121 x 121 pixels), Invert and SolarizeAdd; the
+  magnitude is normal, at most 15 on a scale of 10; each operation fires with a probability that is itself drawn from
+  U(0.2, 0.8).
 - rand-timm-m9-n2-mstd0.5-inc1: timm's. 15 operations; the magnitude is normal, within 0 and 10; each fires with 0.5;
   inc1 takes the variants that grow stronger with the magnitude.
 - rand-torchvision-m9-n2: torchvision's. 14 operations with Identity; an integer magnitude of 31 bins; all fire.

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from photographs import photographs
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from data.draws import Stream, uniforms
 from data.operations import OPERATIONS, Canvas
+from data.policies import draw, parse
 
 FILL = (124, 116, 104)
 RESAMPLING = {
@@ -120,13 +122,43 @@ def close(difference):
     assert (difference > 0).float().mean() <= 1 / 100
 
 
+def corners(size, half, share):
+    """Where the release begins and ends along one side; numpy's uniform(size) lies between size and 1."""
+    start = max(0, size + (1 - size) * share - half)
+    return int(start), min(size, int(start) + 2 * half)
+
+
+def cut_out(image, half, row, column):
+    """The release's rectangle, drawn by PIL, which fills both ends."""
+    (left, right), (top, bottom) = corners(image.width, half, column), corners(image.height, half, row)
+    erased = image.copy()
+    ImageDraw.Draw(erased).rectangle((left, top, right, bottom), FILL)
+    return erased
+
+
 @pytest.mark.parametrize("half", [0, 8, 60])
 def test_cutout(half):
-    def expected(image):
-        row, column = int(80 * 0.3), int(97 * 0.9)
-        box = (max(0, column - half), max(0, row - half), min(97, column + half), min(80, row + half))
-        erased = image.copy()
-        erased.paste(FILL, box)
-        return erased
+    assert differences("cutout", half, lambda image: cut_out(image, half, 0.3, 0.9)).max() == 0
 
-    assert differences("cutout", half, expected).max() == 0
+
+def test_cutout_is_the_releases_at_any_place():
+    uniform = uniforms(0, 0, Stream.POLICY, np.arange(300), 3)
+    image = photographs()[0].resize((97, 80))
+    halves = np.trunc(61 * uniform[:, 0])
+    parameters = torch.from_numpy(np.stack([halves, *uniform[:, 1:].T], axis=1))
+    found = OPERATIONS["cutout"](batch_of([image] * 300), parameters, Canvas("bicubic", FILL))
+    expected = [cut_out(image, int(half), *place) for half, *place in parameters.tolist()]
+    assert torch.equal(found, batch_of(expected))
+
+
+@pytest.mark.parametrize(("name", "share"), [("rand-cot-m15-n2", 0.2535), ("rand-cot-m15-n2-mstd0.5", 0.2454)])
+def test_share_of_224_pixels_that_cutout_erases(name, share):
+    """The means over 4 million places by the release's formula; the square has 121 pixels at the full magnitude."""
+    policy = parse(name)
+    drawn, parameters = draw(policy, np.arange(60_000), seed=0, epoch=0, height=224, width=224)
+    chosen = torch.from_numpy(parameters[drawn == policy.operations.index("cutout")])[:3000]
+    black = torch.zeros(1, 3, 224, 224, dtype=torch.uint8).expand(len(chosen), -1, -1, -1)
+    erased = OPERATIONS["cutout"](black, chosen, Canvas("bicubic", (1, 1, 1)))
+    shares = erased[:, 0].float().mean((1, 2))
+    assert shares.max() == pytest.approx((121 / 224) ** 2, abs=1e-6)
+    assert shares.mean() == pytest.approx(share, abs=0.004)
