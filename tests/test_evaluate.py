@@ -6,7 +6,10 @@ import shutil
 
 import pytest
 import torch
-from programs import SMALL, checkpoint, metrics, run
+import yaml
+from programs import SMALL, checkpoint, make_digits, metrics, run
+
+from cotnet import models
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,17 @@ def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digit
         assert results[0][name] == results[1][name]
     done = run("evaluate.py", "checkpoint=small.pth.tar", "output_dir=nameless", cwd=tmp_path, code=2)
     assert "for published weights name their model with backbone=NAME" in done.stderr
+
+
+def test_published_weights_are_evaluated_at_their_own_size(tmp_path):
+    """Nothing but the file, its model and the images is given: SE-CoTNetD-152 is for 256 px and a crop ratio of 0.888."""
+    make_digits(tmp_path / "few", train=1, val=1)
+    torch.save(models.se_cotnetd_152(num_classes=10).state_dict(), tmp_path / "published.pth")
+    given = ["checkpoint=published.pth", "backbone=se_cotnetd_152", "data.root=few", "data.num_classes=10"]
+    run("evaluate.py", *given, "data.eval_batch_size=5", "loader=torchvision", "output_dir=out", cwd=tmp_path)
+    data = yaml.safe_load((tmp_path / "out" / "evaluation.yaml").read_text())["data"]
+    assert (data["eval_size"], data["crop_ratio"], data["eval_interpolation"]) == (256, 0.888, "bicubic")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["images"] == 10
 
 
 def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_path):
