@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from torch import nn
+
+from cotnet import assembly
 from cotnet.config import Config, compose, flatten
+from cotnet.engine.schedule import warmup_of
 from cotnet.nodes import build
 from cotnet.sections import Settings, read_settings
 from data.augment import Augmentation
@@ -14,6 +18,15 @@ from data.policies import LARGEST, parse
 
 # What an accuracy depends on beside the weights.
 EVALUATION: Final = ("data.eval_size", "data.crop_ratio", "data.eval_interpolation", "data.eval_flip")
+COTNETS: Final = ("cotnet50", "cotnext50_2x48d", "se_cotnetd_50", "cotnet101", "cotnext101_2x48d", "se_cotnetd_101")
+# GPUs that a recipe was trained on, where that is known: the column "GPUs" of docs/recipes.md.
+GPUS: Final = {
+    **{f"{name}_advanced": 8 for name in (*COTNETS, "se_cotnetd_152")},
+    **dict.fromkeys(("se_cotnetd_152_320", "botnet50_100", "resnet50_100", "resnet50_torchvision"), 8),
+    **dict.fromkeys(("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"), 8),
+    **dict.fromkeys(("resnet50_ffcv_88", "resnet50_ffcv_16"), 8),
+    **dict.fromkeys(("resnet50_a1", "resnet50_a2", "resnet50_a3"), 4),
+}
 # A part of the augmentation -> whether it is read, and what turns it off.
 READ_IF: Final[dict[str, tuple[Callable[[Augmentation], object], str]]] = {
     "switch": (lambda a: a.mixup and a.cutmix, "mixup and cutmix are not both on"),
@@ -28,7 +41,8 @@ READ_IF: Final[dict[str, tuple[Callable[[Augmentation], object], str]]] = {
 class Plan:
     """A run before it starts; `steps` (per epoch and in all) are None where the number of images is not known.
 
-    `recipe`: the name of the published recipe it is based on and that recipe's own configuration, if any.
+    `recipe`: the name of the published recipe it is based on and that recipe's own configuration, if any. `ranks`: how
+    many share the batch.
     """
 
     config: Config
@@ -37,9 +51,10 @@ class Plan:
     steps_per_epoch: int | None
     steps: int | None
     recipe: tuple[str, Config] | None
+    ranks: int
 
 
-def plan_of(config: Config, *, images: int | None, recipe: str | None) -> Plan:
+def plan_of(config: Config, *, images: int | None, recipe: str | None, ranks: int = 1) -> Plan:
     """The plan of a configuration whose parts can be built: `images` to train on, the recipe it was composed from."""
     settings = read_settings(config)
     train, per_epoch, steps = settings.train, None, None
@@ -53,6 +68,7 @@ def plan_of(config: Config, *, images: int | None, recipe: str | None) -> Plan:
         steps_per_epoch=per_epoch,
         steps=steps,
         recipe=None if recipe is None else (recipe, compose("train", [f"experiment={recipe}", "data.root=."])),
+        ranks=ranks,
     )
 
 
@@ -87,7 +103,7 @@ def colour(plan: Plan) -> Iterator[str]:
 def average(plan: Plan) -> Iterator[str]:
     """An exponential moving average that is longer than the run."""
     decay = plan.settings.train.ema_decay
-    if plan.steps is not None and plan.steps * (1 - decay) < 1:
+    if plan.steps and plan.steps * (1 - decay) < 1:  # without a step the run is refused
         fitting = max(0.0, 1 - 10 / plan.steps)
         yield (
             f"train.ema_decay={decay:g} averages over the last {1 / (1 - decay):,.0f} steps, but the run has "
@@ -100,7 +116,8 @@ def early_end(plan: Plan) -> Iterator[str]:
     last = plan.settings.train.max_steps
     if last is None or plan.steps_per_epoch is None or last >= plan.settings.train.epochs * plan.steps_per_epoch:
         return
-    epochs, warmup = last / plan.steps_per_epoch, plan.config["schedule"]["warmup_epochs"]
+    epochs = last / plan.steps_per_epoch
+    warmup = warmup_of(plan.config["schedule"]["warmup_epochs"], epochs=plan.settings.train.epochs)
     if epochs <= warmup:
         yield (
             f"schedule.warmup_epochs={warmup:g}: train.max_steps={last} ends the run in its epoch {epochs:.3g}, within "
@@ -156,7 +173,7 @@ def _unread_rates(plan: Plan) -> Iterator[str]:
     name = schedule["_target_"].rpartition(".")[2]
     usual = _usual("schedule", name)
     for needed, setting in (("warmup_epochs", "warmup_start"), *([("cooldown_epochs", "end")] * (name == "step"))):
-        if not schedule[needed] and schedule[setting] != usual[setting]:
+        if schedule[needed] == 0 and schedule[setting] != usual[setting]:
             yield f"schedule.{setting}={schedule[setting]:g} is not read: schedule.{needed} is 0; set that too"
 
 
@@ -176,6 +193,34 @@ def published_evaluation(plan: Plan) -> Iterator[str]:
                 f"{key}={_written(ours[key])}: experiment={name} evaluates with {_written(theirs[key])}; "
                 "leave it out to compare with the published accuracy"
             )
+
+
+def micro_batch(plan: Plan) -> Iterator[str]:
+    """More images to a BatchNorm statistic and a mixing lambda than on the GPUs that the recipe was trained on."""
+    if plan.recipe is None or plan.recipe[0] not in GPUS:
+        return
+    (name, recipe), train, mix = plan.recipe, plan.settings.train, plan.augmentation
+    ours = train.batch_size // (plan.ranks * train.accumulation)
+    theirs = recipe["train"]["batch_size"] // GPUS[name]
+    if ours <= theirs:
+        return
+    parts = ["BatchNorm's statistics"] * (not train.sync_bn and _has_batchnorm(plan.config))
+    parts += ["each lambda of mixup and CutMix"] * bool((mix.mixup or mix.cutmix) and mix.mix_by == "batch")
+    if not parts:
+        return
+    accumulation, rest = divmod(train.batch_size, plan.ranks * theirs)
+    remedy = f"set train.accumulation={accumulation} to do so here"
+    if rest:
+        remedy = f"train.batch_size={train.batch_size} is no multiple of that on {plan.ranks} ranks; change either"
+    yield (
+        f"{' and '.join(parts)}: over {ours} images, a rank's micro-batch; experiment={name} was trained on "
+        f"{GPUS[name]} GPUs, over {theirs}; {remedy}"
+    )
+
+
+def _has_batchnorm(config: Config) -> bool:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(module, kinds) for module in assembly.on_meta(config["backbone"]).modules())
 
 
 def differences(plan: Plan) -> list[str]:
@@ -198,4 +243,4 @@ def _written(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-RULES: Final = (magnitude, colour, average, early_end, late, unread, published_evaluation)
+RULES: Final = (magnitude, colour, average, early_end, late, unread, published_evaluation, micro_batch)

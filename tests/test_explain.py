@@ -162,8 +162,67 @@ def test_each_lint_is_one_line(overrides, begins, remedy):
 
 def test_another_evaluation_than_the_published_one_is_said():
     given = ["data.eval_flip=false", "train.batch_size=1024", "data.eval_size=224", "data.root=x"]
-    plan = plan_of(compose("train", ["experiment=resnet50_ffcv_88", *given]), images=None, recipe="resnet50_ffcv_88")
+    config = compose("train", ["experiment=resnet50_ffcv_88", *given])
+    plan = plan_of(config, images=None, recipe="resnet50_ffcv_88", ranks=2)
     assert [line.partition(":")[0] for line in lints(plan)] == ["data.eval_size=224", "data.eval_flip=False"]
     assert "evaluates with 256" in lints(plan)[0]
     changed = [line.partition("=")[0] for line in differences(plan)]
     assert changed == ["data.eval_flip", "data.eval_size", "optimizer.lr", "train.batch_size"]
+
+
+def on_ranks(recipe: str, ranks: int, *overrides: str) -> list[str]:
+    config = compose("train", [f"experiment={recipe}", "data.root=x", *overrides])
+    return lints(plan_of(config, images=IMAGENET[1000], recipe=recipe, ranks=ranks))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ranks", "overrides", "parts"),
+    [
+        ("cotnet50_advanced", 1, [], ("BatchNorm's statistics and each lambda of mixup and CutMix", 640, 8, 80, 8)),
+        ("cotnet50_advanced", 2, [], ("BatchNorm's statistics and each lambda of mixup and CutMix", 320, 8, 80, 4)),
+        (
+            "cotnet50_advanced",
+            2,
+            ["train.accumulation=2"],
+            ("BatchNorm's statistics and each lambda of mixup and CutMix", 160, 8, 80, 4),
+        ),
+        ("cotnet50_advanced", 1, ["augmentation.mix_by=pair"], ("BatchNorm's statistics", 640, 8, 80, 8)),
+        ("cotnet50_advanced", 2, ["train.sync_bn=true"], ("each lambda of mixup and CutMix", 320, 8, 80, 4)),
+        ("pvt_tiny", 4, [], ("each lambda of mixup and CutMix", 256, 8, 128, 2)),
+        ("resnet50_100", 1, [], ("BatchNorm's statistics", 256, 8, 32, 8)),
+        ("resnet50_a2", 2, [], ("BatchNorm's statistics and each lambda of mixup and CutMix", 1024, 4, 512, 2)),
+    ],
+)
+def test_fewer_gpus_than_the_recipe_had(recipe, ranks, overrides, parts):
+    what, ours, gpus, theirs, accumulation = parts
+    assert on_ranks(recipe, ranks, *overrides) == [
+        f"{what}: over {ours} images, a rank's micro-batch; experiment={recipe} was trained on {gpus} GPUs, "
+        f"over {theirs}; set train.accumulation={accumulation} to do so here"
+    ]
+    assert on_ranks(recipe, ranks, *overrides, f"train.accumulation={accumulation}") == []
+
+
+def test_nothing_to_say_about_as_many_gpus_as_the_recipe_had():
+    assert on_ranks("cotnet50_advanced", 8) == on_ranks("cotnet50_advanced", 16) == on_ranks("pvt_tiny", 8) == []
+    assert on_ranks("cotnet50_default", 1) == on_ranks("botnet50_paper", 1) == []  # not known for how many
+    assert on_ranks("pvt_tiny", 1, "augmentation.mixup=0", "augmentation.cutmix=0") == []  # nor has it a BatchNorm
+    assert on_ranks("cotnet50_advanced", 1, "train.batch_size=80") == []
+
+
+def test_a_batch_that_no_accumulation_splits_as_the_recipe_did():
+    (line,) = on_ranks("cotnet50_advanced", 1, "train.batch_size=200")
+    assert line.endswith("over 80; train.batch_size=200 is no multiple of that on 1 ranks; change either")
+
+
+def test_a_batch_above_the_set_is_no_division_by_zero():
+    config = compose("train", ["experiment=digits", "data.root=x", "train.batch_size=4096"])
+    assert lints(plan_of(config, images=1438, recipe="digits")) == []
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "polynomial"])
+def test_default_warmup_is_read(schedule):
+    """Null is a warm-up of 5 epochs, of a tenth of the run at most."""
+    given = [f"schedule={schedule}", "schedule.warmup_epochs=null"]
+    assert remarks(*given, "schedule.warmup_start=0.01", "train.epochs=100") == []
+    (line,) = remarks(*given, "train.epochs=20", "train.ema_decay=0.99", "train.max_steps=10000")
+    assert line.startswith("schedule.warmup_epochs=2: train.max_steps=10000 ends the run in its epoch 2, within the ")
