@@ -17,8 +17,10 @@ from cotnet import assembly
 from cotnet.config import CONF, compose, flatten
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import parameter_groups
+from cotnet.engine.schedule import warmup_of
 from cotnet.explain import IMAGENET
-from cotnet.lints import lints, plan_of
+from cotnet.lints import GPUS, lints, plan_of
+from cotnet.models.table import native_evaluation
 from cotnet.sweeps.space import read
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -72,6 +74,12 @@ def composed(name: str) -> dict[str, Any]:
     return compose("train", [f"experiment={name}", "data.root=x", *NEEDED.get(name, ())])
 
 
+def settled(config: dict[str, Any]) -> dict[str, Any]:
+    """Its flat form, with the warm-up that null stands for."""
+    warmup = warmup_of(config["schedule"]["warmup_epochs"], epochs=config["train"]["epochs"])
+    return {**flatten(config), "schedule.warmup_epochs": warmup}
+
+
 NEEDED = {"finetune": [f"backbone.weights={__file__}"]}
 
 
@@ -84,8 +92,8 @@ def test_docs_list_every_recipe():
 def test_recipe_is_its_table(name):
     """What the table says, put on a command line, gives the recipe: no other value, no other setting."""
     by_hand = [f"{setting}={value}" for setting, value in documented(name).items()]
-    theirs = flatten(compose("train", ["data.root=x", *NEEDED.get(name, ()), *by_hand]))
-    ours = flatten(composed(name))
+    theirs = settled(compose("train", ["data.root=x", *NEEDED.get(name, ()), *by_hand]))
+    ours = settled(composed(name))
     assert ours.keys() == theirs.keys()
     different = {key: (ours[key], theirs[key]) for key in ours if not same(ours[key], theirs[key])}
     assert not different, "recipe and table differ"
@@ -112,12 +120,23 @@ def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     assert rates[-1] == pytest.approx(config["schedule"]["end"])
     images = {"digits": 1438, "fashion_mnist": 60_000}.get(name, IMAGENET[1000])
     assert lints(plan_of(config, images=images, recipe=None)) == []
-    epochs, evaluation, published, ours = OVERVIEW[name]
+    epochs, gpus, evaluation, published, ours = OVERVIEW[name]
     data, flip = config["data"], " + flip" if config["data"]["eval_flip"] else ""
     assert int(epochs) == config["train"]["epochs"]
+    assert gpus.removesuffix(" (recalled)") == str(GPUS.get(name, "–"))
+    assert config["train"]["batch_size"] % GPUS.get(name, 1) == 0
     assert evaluation == f"{data['eval_size']}, {data['crop_ratio']:.3g}, {data['eval_interpolation']}{flip}"
     assert re.fullmatch(r"–|\d\d\.\d+ / (\d\d\.\d+|–)( \(recalled\))?", published)
     assert ours
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if re.match("(se_)?cot|pvt", name)])
+def test_recipe_evaluates_as_published_weights_are_evaluated(name):
+    config = composed(name)
+    size, ratio = config["data"]["eval_size"], config["data"]["crop_ratio"]
+    backbone = config["backbone"]["_target_"].rpartition(".")[2]
+    assert (size, ratio) == native_evaluation(backbone, 320 if name.endswith("_320") else None)
+    assert config["data"]["image_size"] == size
 
 
 ABLATIONS = re.findall(
