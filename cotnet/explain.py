@@ -185,7 +185,8 @@ def pictures(config: Config, settings: Settings, train: ImageSet | None, folder:
 
 def remarks(config: Config, images: int | None) -> Lines:
     """What differs from the published recipe, and what is probably not meant."""
-    plan = plan_of(config, images=images, recipe=chosen("experiment"))
+    ranks = config["launch"]["ranks"] or count_ranks(None)
+    plan = plan_of(config, images=images, recipe=chosen("experiment"), ranks=ranks)
     for line in differences(plan):
         yield "not the recipe", line
     for line in lints(plan):
