@@ -8,7 +8,7 @@ pair is keyed by its first sample.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 from typing import Final
 
 import numpy as np
@@ -17,11 +17,14 @@ import torch
 from data.draws import BETA_DRAWS, Stream, beta, normals, uniforms
 from data.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
 from data.operations import OPERATIONS, Canvas
-from data.order import INTERPOLATIONS, to_device
+from data.order import INTERPOLATIONS, check_repeats, number, to_device
 from data.policies import Policy, draw, parse
 from data.samples import DataError
 
 _LARGEST: Final = {"flip": 1, "vertical_flip": 1, "color_jitter": 1, "hue": 0.5, "switch": 1, "erasing": 1}
+_SCALES: Final = (0.0001, 1.0)  # of a crop's share of the area
+_RATIOS: Final = (0.01, 100.0)  # of its width / height
+_ALPHAS: Final = (0.01, 100.0)  # of mixup and cutmix
 _CHOICES: Final = {
     "interpolation": INTERPOLATIONS,
     "mix_by": ("batch", "pair", "element"),
@@ -37,7 +40,7 @@ class Augmentation:
 
     crop_scale, crop_ratio: bounds of the random resized crop's share of the area and of its width / height; crop_scale
     None takes the evaluation's central crop. interpolation: bilinear or bicubic. flip, vertical_flip: probability of a
-    mirror image left-right, top-bottom. repeats: crops of each sample in a row (data.order.TrainPlan). progressive:
+    mirror image left-right, top-bottom. repeats: crops of each sample in an epoch (data.order.TrainPlan). progressive:
     smallest size in pixels and the epochs from and until which it grows to the full one, None for one size.
     color_jitter: brightness, contrast and saturation by factors in [1 - c, 1 + c]; hue: moved by up to this share of
     the circle, at most 0.5; all in drawn order. policy: RandAugment or TrivialAugment by its name in data.policies,
@@ -67,29 +70,46 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
-            object.__setattr__(self, "crop_scale", _bounds("crop_scale", self.crop_scale, 1))
-        object.__setattr__(self, "crop_ratio", _bounds("crop_ratio", self.crop_ratio, float("inf")))
+            object.__setattr__(self, "crop_scale", _bounds("crop_scale", self.crop_scale, limits=_SCALES))
+        object.__setattr__(self, "crop_ratio", _bounds("crop_ratio", self.crop_ratio, limits=_RATIOS))
         if self.policy is not None:
             parse(self.policy)
-        if self.repeats < 1:
-            raise DataError(f"augmentation.repeats {self.repeats} is below 1, which is every sample once")
+        check_repeats(self.repeats)
+        _check_progressive(self.progressive)
         for name, largest in _LARGEST.items():
             if not 0 <= getattr(self, name) <= largest:
-                raise DataError(f"augmentation.{name} {getattr(self, name)} is not in [0, {largest:g}]")
+                raise DataError(f"{name}={number(getattr(self, name))} must be from 0 to {largest:g}")
         for name in ("mixup", "cutmix"):
-            if getattr(self, name) != 0 and not 0.01 <= getattr(self, name) <= 100:
-                raise DataError(f"augmentation.{name} {getattr(self, name)} is not 0 (off) or an alpha in [0.01, 100]")
+            alpha = getattr(self, name)
+            if alpha != 0 and not _ALPHAS[0] <= alpha <= _ALPHAS[1]:
+                least, most = _ALPHAS
+                raise DataError(f"{name}={number(alpha)} must be 0, which is off, or from {least:g} to {most:g}")
+        if self.mix_epochs is not None and self.mix_epochs < 0:
+            raise DataError(f"mix_epochs={self.mix_epochs} must be at least 0, or null to mix to the end")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise DataError(f"augmentation.{name} {getattr(self, name)!r} is unknown; use {' or '.join(choices)}")
+                raise DataError(f"{name}={getattr(self, name)} is unknown; use {' or '.join(choices)}")
 
 
-def _bounds(name: str, given: Sequence[float], largest: float) -> tuple[float, float]:
-    bounds = tuple(given)
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest:
-        upper = "" if largest == float("inf") else f" <= {largest}"
-        raise DataError(f"augmentation.{name} {list(bounds)} is not two numbers 0 < low <= high{upper}")
+def _list(values: Sequence[float]) -> str:
+    return f"[{', '.join(map(number, values))}]"
+
+
+def _bounds(name: str, given: Sequence[float], *, limits: tuple[float, float]) -> tuple[float, float]:
+    bounds, (least, most) = tuple(given), limits
+    if len(bounds) != 2 or not least <= bounds[0] <= bounds[1] <= most:
+        raise DataError(f"{name}={_list(bounds)} must be two numbers, {least:g} <= low <= high <= {most:g}")
     return bounds[0], bounds[1]
+
+
+def _check_progressive(given: Sequence[float] | None) -> None:
+    if given is None:
+        return
+    if len(given) != 3 or not (given[0] >= 1 and 0 <= given[1] < given[2] < inf):
+        raise DataError(
+            f"progressive={_list(given)} must be a size in pixels of at least 1, the epoch from which it grows and a "
+            "later one until which"
+        )
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:

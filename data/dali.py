@@ -211,7 +211,7 @@ class DaliLoader:
 
         PIL goes first, because it says why in a few words; then DALI, for what only it refuses.
         """
-        paths = [self._set.path(index % len(self._set.files)) for work in self._in_flight for index in work.indices]
+        paths = [self._set.path(index) for work in self._in_flight for index in work.indices]
         for path in paths:
             if error := decoding_error(path):
                 return damaged(path, error)

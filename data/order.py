@@ -17,6 +17,10 @@ from data.samples import DataError
 PADDING: Final = -1  # the index of an entry that only fills a batch up to its fixed size
 INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
 _ATTEMPTS: Final = 10  # torchvision's RandomResizedCrop gives up after as many
+_MOST_THREADS: Final = 1024
+_MOST_PREFETCHED: Final = 1000
+_MOST_REPEATS: Final = 1000
+_CROP_RATIOS: Final = (0.1, 1.0)  # an image is resized to image_size / crop_ratio: memory ends far below 0.1
 
 
 class Geometry(NamedTuple):
@@ -36,14 +40,31 @@ class Batch(NamedTuple):
     indices: torch.Tensor  # (n,) int64, on the CPU: what the plan gave; modulo the set's size the index of the file
 
 
+def number(value: float) -> str:
+    """How an error names a number: 2.0 as 2."""
+    return str(value).removesuffix(".0")
+
+
 def check_loader(interpolation: str, threads: int, prefetch: int, *, least_threads: int) -> None:
     """DataError for loader settings that cannot be."""
     if interpolation not in INTERPOLATIONS:
-        raise DataError(f"interpolation {interpolation!r} is unknown; use {' or '.join(INTERPOLATIONS)}")
-    if threads < least_threads:
-        raise DataError(f"loader.threads {threads} is below {least_threads}")
-    if prefetch < 1:
-        raise DataError(f"loader.prefetch {prefetch} is below 1")
+        raise DataError(f"interpolation={interpolation} is unknown; use {' or '.join(INTERPOLATIONS)}")
+    if not least_threads <= threads <= _MOST_THREADS:
+        raise DataError(f"threads={threads} must be from {least_threads} to {_MOST_THREADS}")
+    if not 1 <= prefetch <= _MOST_PREFETCHED:
+        raise DataError(f"prefetch={prefetch} must be from 1 to {_MOST_PREFETCHED}")
+
+
+def check_repeats(repeats: int) -> None:
+    """DataError for a number of repetitions that cannot be."""
+    if not 1 <= repeats <= _MOST_REPEATS:
+        raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MOST_REPEATS}; PVT uses 3")
+
+
+def _check_crop_ratio(crop_ratio: float) -> None:
+    least, most = _CROP_RATIOS
+    if not least <= crop_ratio <= most:
+        raise DataError(f"crop_ratio={number(crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -140,8 +161,6 @@ def _largest_within(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray
 def central_geometry(sizes: np.ndarray, image_size: int, crop_ratio: float) -> Geometry:
     """torchvision's Resize(int(image_size / crop_ratio)) and CenterCrop(image_size): the shorter side becomes exactly
     that, the longer one is cut to an integer, the offset is rounded half to even."""
-    if not 0 < crop_ratio <= 1:
-        raise DataError(f"crop_ratio {crop_ratio} is not in (0, 1]; 0.875 is usual")
     shorter = int(image_size / crop_ratio)
     short, long = sizes.min(axis=1, keepdims=True), sizes.max(axis=1, keepdims=True)
     size = np.where(sizes == short, shorter, (shorter * long / short).astype(np.int64))
@@ -157,8 +176,11 @@ class TrainPlan:
     samples: images in the split; left_out: the places of excluded files (data.samples.ImageSet); batch_size: global;
     crop_scale, crop_ratio: bounds of RandomResizedCrop's share of the area and width / height, crop_scale None for the
     evaluation's geometry at eval_crop_ratio; flip: probability.
-    repeats: repeated augmentation (Hoffer et al., "Augment Your Batch", 2020): each sample comes this often in a row,
-    with crops of its own, and the epoch is as long as before, so that it sees only a part of the samples.
+    repeats: repeated augmentation (Hoffer et al., "Augment Your Batch", 2020): each sample comes this often, with crops
+    of its own, and the epoch is as long as before, so that it sees only a part of the samples. The copies are spread
+    over the micro-batches of all ranks, as DeiT's and PVT's sampler spreads them over the ranks: with at least
+    `repeats` micro-batches none holds a sample twice, so mixup does not mix a sample with itself.
+    accumulation: micro-batches of a rank's batch, one after another in `indices`; only repeats above 1 depend on it.
     """
 
     samples: int
@@ -172,16 +194,26 @@ class TrainPlan:
     flip: float
     eval_crop_ratio: float
     repeats: int = 1
+    accumulation: int = 1
     left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise DataError(f"repeats {self.repeats} is below 1; 1 is every sample once, 3 is usual for PVT")
-        if self.batch_size % self.world_size:
-            below = max(self.batch_size // self.world_size, 1) * self.world_size
-            raise DataError(f"batch_size {self.batch_size} is not divisible by {self.world_size} ranks; use {below}")
+        check_repeats(self.repeats)
+        _check_crop_ratio(self.eval_crop_ratio)
+        if self.accumulation < 1:
+            raise DataError(f"accumulation={self.accumulation} must be at least 1")
+        if self.batch_size % self._parts:
+            below = max(self.batch_size // self._parts, 1) * self._parts
+            steps = f" x {self.accumulation} accumulation steps" if self.accumulation > 1 else ""
+            ranks = f"{self.world_size} ranks{steps}"
+            raise DataError(f"batch_size={self.batch_size} is not divisible by {ranks}; use {below}")
         if self.batch_size > self.samples:
-            raise DataError(f"batch_size {self.batch_size} is larger than the training set; use at most {self.samples}")
+            raise DataError(f"batch_size={self.batch_size} is larger than the training set; use at most {self.samples}")
+
+    @property
+    def _parts(self) -> int:
+        """Micro-batches of a global batch."""
+        return self.world_size * self.accumulation
 
     @property
     def rank_batch(self) -> int:
@@ -191,10 +223,17 @@ class TrainPlan:
         return self.samples // self.batch_size
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
-        first = batch * self.batch_size + self.rank * self.rank_batch
-        turn, repetition = np.divmod(np.arange(first, first + self.rank_batch), self.repeats)
+        turn, repetition = np.divmod(batch * self.batch_size + self._places(), self.repeats)
         order = permutation_without(self.samples, self.left_out, self.seed, epoch)
         return order[turn] + self.samples * repetition
+
+    def _places(self) -> np.ndarray:
+        """The (rank_batch,) places in the global batch of this rank's images: in a row, or for repeats above 1 every
+        `_parts`-th for each micro-batch."""
+        if self.repeats == 1:
+            return self.rank * self.rank_batch + np.arange(self.rank_batch)
+        first = self.rank * self.accumulation + np.arange(self.accumulation)
+        return (first[:, None] + np.arange(0, self.batch_size, self._parts)).ravel()
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip
@@ -220,6 +259,9 @@ class EvaluationPlan:
     world_size: int
     image_size: int
     crop_ratio: float
+
+    def __post_init__(self) -> None:
+        _check_crop_ratio(self.crop_ratio)
 
     @property
     def rank_batch(self) -> int:

@@ -43,8 +43,8 @@ _FLAVOURS: Final = {
 LARGEST: Final = {"cot": 15, "timm": 10, "timm-inc1": 10}  # magnitudes are cut there; torchvision's are refused above
 _BINS: Final = 31
 _NAME: Final = re.compile(
-    r"rand-(?P<flavour>cot|timm|torchvision)-m(?P<magnitude>\d+)-n(?P<count>[1-9])"
-    r"(-mstd(?P<spread>\d+(\.\d+)?))?(?P<variant>-inc1)?"
+    r"rand-(?P<flavour>cot|timm|torchvision)-m(?P<magnitude>\d{1,3})-n(?P<count>[1-9])"
+    r"(-mstd(?P<spread>\d{1,3}(\.\d{1,9})?))?(?P<variant>-inc1)?"
 )
 _DRAWS: Final = 8  # per operation: which, fires, with what probability, magnitude (2), sign, place (2)
 
@@ -75,7 +75,7 @@ def parse(name: str) -> Policy:
     bins_only = flavour == "torchvision" and (given["spread"] or int(given["magnitude"]) >= _BINS)
     if flavour not in _FLAVOURS or bins_only:
         raise DataError(
-            f"augmentation.policy {name!r} is unknown; use rand-cot-m15-n2-mstd0.5, rand-timm-m9-n2-mstd0.5-inc1, "
+            f"policy={name} is unknown; use rand-cot-m15-n2-mstd0.5, rand-timm-m9-n2-mstd0.5-inc1, "
             f"rand-torchvision-m9-n2 (magnitude up to {_BINS - 1}), other numbers in their place, or trivial-wide"
         )
     return Policy(

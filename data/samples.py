@@ -47,8 +47,8 @@ class ImageSet:
     left_out: tuple[int, ...] = ()
 
     def path(self, index: int) -> Path:
-        """Full path of one image."""
-        return self.root / self.files[index]
+        """Full path of one image; a plan's index is that of a file modulo their number."""
+        return self.root / self.files[index % len(self.files)]
 
 
 def fingerprint(classes: Sequence[str], files: Sequence[str], labels: np.ndarray) -> str:

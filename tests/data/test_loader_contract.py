@@ -14,7 +14,9 @@ from data.samples import DataError
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("plan", [TRAIN, EVALUATION, replace(TRAIN, repeats=3)])
+@pytest.mark.parametrize(
+    "plan", [TRAIN, EVALUATION, replace(TRAIN, repeats=3), replace(TRAIN, repeats=3, accumulation=3)]
+)
 def test_batches_are_what_the_plan_says(loader, plan, train_set, open_loader):
     plan = replace(plan, samples=len(train_set.files))
     found = list(open_loader(loader, train_set, plan).batches(3))
@@ -119,9 +121,11 @@ def test_batches_stay_what_they_were(loader, train_set, open_loader):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interpolation": "lanczos"}, "interpolation 'lanczos' is unknown; use bilinear or bicubic"),
-        ({"threads": -1}, r"loader\.threads -1 is below [01]"),
-        ({"prefetch": 0}, r"loader\.prefetch 0 is below 1"),
+        ({"interpolation": "lanczos"}, "^interpolation=lanczos is unknown; use bilinear or bicubic$"),
+        ({"threads": -1}, "^threads=-1 must be from [01] to 1024$"),
+        ({"threads": 10**12}, "^threads=1000000000000 must be from [01] to 1024$"),
+        ({"prefetch": 0}, "^prefetch=0 must be from 1 to 1000$"),
+        ({"prefetch": 10**12}, "^prefetch=1000000000000 must be from 1 to 1000$"),
     ],
 )
 def test_impossible_settings(loader, change, message, train_set):

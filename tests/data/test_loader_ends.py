@@ -47,6 +47,21 @@ def test_a_damaged_image_is_named(loader, damage, reason, tmp_path, open_loader)
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_damaged_image_is_named_in_any_repetition(loader, tmp_path, open_loader):
+    """Indices go beyond the number of files; the first batch of this rank holds only second repetitions."""
+    image_set = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
+    plan = replace(TRAIN, samples=12, batch_size=12, rank=1, world_size=2, repeats=2)
+    indices = plan.indices(0, 0)
+    assert (indices >= 12).all()
+    victim = image_set.path(int(indices[3]))
+    assert victim == image_set.root / image_set.files[indices[3] - 12]
+    victim.write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        list(open_loader(loader, image_set, plan).batches(0))
+    assert str(caught.value).startswith(f"{victim}: damaged image (not an image)")
+
+
 def test_an_image_that_only_dali_refuses_is_named(tmp_path, open_loader):
     image_set = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
     photographs()[0].resize((60, 60)).save(image_set.path(3), format="GIF")

@@ -23,6 +23,11 @@ def epoch_of(plan, epoch, ranks):
     )
 
 
+def by_place(taken, parts):
+    """(batches, global batch) indices of strided micro-batches in the order of their places in the global batch."""
+    return taken.reshape(len(taken), parts, -1).swapaxes(1, 2).reshape(taken.shape)
+
+
 @pytest.mark.parametrize("samples", [24, 97, 1003])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_training_takes_no_sample_twice_and_leaves_only_the_remainder_out(samples, ranks):
@@ -49,7 +54,7 @@ def test_an_epoch_goes_on_without_the_files_excluded_in_its_middle(ranks, repeat
     places = np.delete(np.arange(97), gone)  # of the files that are left
     taken = epoch_of(after, 3, ranks)
     assert (places[taken % after.samples][:2].ravel() == done % 97).all()
-    order = places[taken.ravel()[::repeats] % after.samples]
+    order = places[by_place(taken, 1 if repeats == 1 else ranks).ravel()[::repeats] % after.samples]
     assert (order == planned[~np.isin(planned, gone)][: len(order)]).all()
     assert taken.size == after.samples - after.samples % 24
 
@@ -91,15 +96,6 @@ def test_evaluation_takes_every_sample_once_in_batches_of_one_size(samples, rank
     assert sorted(taken[taken != PADDING].tolist()) == list(range(samples))
     assert (taken == PADDING).sum() == -samples % 7
     assert all((batch != PADDING).any() for batch in batches), "a batch without an image"
-
-
-def test_batch_size_must_fit_ranks_and_set():
-    with pytest.raises(DataError, match="batch_size 24 is not divisible by 7 ranks; use 21"):
-        replace(TRAIN, world_size=7)
-    with pytest.raises(DataError, match="batch_size 24 is larger than the training set; use at most 23"):
-        replace(TRAIN, samples=23)
-    with pytest.raises(DataError, match=r"crop_ratio 1\.5"):
-        replace(EVALUATION, crop_ratio=1.5).geometry(0, np.zeros(1), np.array([[40, 50]]))
 
 
 @pytest.mark.parametrize(("image_size", "crop_ratio"), [(32, 0.875), (224, 0.875), (224, 0.95), (33, 1.0), (64, 0.9)])
@@ -147,15 +143,77 @@ def test_flips_and_crops_are_drawn_per_epoch_and_sample():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_repeated_augmentation(ranks):
-    """Each sample three times in a row with crops of its own; the epoch is as long, and sees a third of the set."""
+    """Each sample three times with crops of its own; the epoch is as long, and sees a third of the set."""
     plan = replace(TRAIN, repeats=3)
     taken = epoch_of(plan, 0, ranks)
     assert taken.shape == epoch_of(TRAIN, 0, 1).shape
     files, counts = np.unique(taken % 1003, return_counts=True)
     assert counts.tolist() == [3] * len(files)
     assert len(np.unique(taken)) == taken.size
-    assert (taken.ravel() % 1003).reshape(-1, 3).std(1).max() == 0
+    assert (by_place(taken, ranks).ravel() % 1003).reshape(-1, 3).std(1).max() == 0
     boxes = plan.geometry(0, taken[0], np.tile([375, 500], (24, 1))).box
     assert len(np.unique(boxes, axis=0)) == 24
-    with pytest.raises(DataError, match="repeats 0 is below 1"):
-        replace(TRAIN, repeats=0)
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (2, 1), (8, 1), (1, 8), (2, 4), (4, 2), (3, 4)])
+@pytest.mark.parametrize("repeats", [2, 3, 5])
+def test_repeats_in_a_global_batch_do_not_depend_on_how_it_is_shared(ranks, accumulation, repeats):
+    """Global batch b holds the places b * 24 onward of the epoch, each sample `repeats` times in a row."""
+    whole = replace(TRAIN, repeats=repeats, accumulation=accumulation)
+    taken = epoch_of(whole, 2, ranks)
+    turn, repetition = np.divmod(np.arange(taken.size), repeats)
+    expected = (permutation(1003, 0, 2)[turn] + 1003 * repetition).reshape(taken.shape)
+    assert (by_place(taken, ranks * accumulation) == expected).all()
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8), (3, 1), (1, 3)])
+def test_copies_of_a_sample_are_in_different_micro_batches(ranks, accumulation):
+    """So a rank's micro-batch has distinct images, and mixup's pairs, i with n - 1 - i, are of two images."""
+    parts = ranks * accumulation
+    whole = replace(TRAIN, samples=4099, batch_size=128 * parts, repeats=3, accumulation=accumulation)
+    for batch in epoch_of(whole, 1, ranks):
+        for micro_batch in batch.reshape(parts, 128) % 4099:
+            assert len(np.unique(micro_batch)) == 128
+            assert (micro_batch != micro_batch[::-1]).all()
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_accumulation_on_one_rank_sees_what_as_many_ranks_see(repeats):
+    whole = replace(TRAIN, repeats=repeats)
+    eight = epoch_of(whole, 1, 8)
+    assert (epoch_of(replace(whole, accumulation=8), 1, 1) == eight).all()
+    assert (epoch_of(replace(whole, accumulation=2), 1, 4) == eight).all()
+
+
+def test_order_without_repeats_is_pinned():
+    """Whatever accumulation is: runs begun before it counted go on with the same batches."""
+    order = permutation(1003, 0, 5)
+    for ranks, accumulation in ((1, 1), (2, 1), (1, 4), (2, 3), (8, 1)):
+        taken = epoch_of(replace(TRAIN, accumulation=accumulation), 5, ranks)
+        assert (taken.ravel() == order[: taken.size]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 0}, "repeats=0 must be from 1, every image once, to 1000; PVT uses 3"),
+        ({"repeats": 10**12}, "repeats=1000000000000 must be from 1, every image once, to 1000; PVT uses 3"),
+        ({"accumulation": 0}, "accumulation=0 must be at least 1"),
+        ({"accumulation": 5}, "batch_size=24 is not divisible by 1 ranks x 5 accumulation steps; use 20"),
+        ({"world_size": 7}, "batch_size=24 is not divisible by 7 ranks; use 21"),
+        ({"samples": 23}, "batch_size=24 is larger than the training set; use at most 23"),
+        ({"eval_crop_ratio": float("nan")}, "crop_ratio=nan must be from 0.1 to 1; 0.875 is usual"),
+    ],
+)
+def test_impossible_plans(change, message):
+    with pytest.raises(DataError) as caught:
+        replace(TRAIN, **change)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("crop_ratio", [0.0, 1e-300, 0.05, 1.5, float("nan"), float("inf")])
+def test_impossible_crop_ratio(crop_ratio):
+    with pytest.raises(DataError) as caught:
+        replace(EVALUATION, crop_ratio=crop_ratio)
+    text = str(crop_ratio).removesuffix(".0")
+    assert str(caught.value) == f"crop_ratio={text} must be from 0.1 to 1; 0.875 is usual"

@@ -245,8 +245,14 @@ def test_operations_run_in_drawn_order_on_the_images_that_drew_them():
         "rand-torchvision-m31-n2",
         "rand-torchvision-m9-n2-mstd0.5",
         "trivial",
+        "",
+        "rand-cot-m1000-n2",
+        f"rand-timm-m{'9' * 5000}-n2",
+        f"rand-timm-m9-n2-mstd{'9' * 400}",
+        "rand-timm-m9-n2-mstdnan",
     ],
 )
 def test_unknown_policies(name):
-    with pytest.raises(DataError, match=f"augmentation.policy '{name}' is unknown; use rand-cot-m15-n2-mstd0.5"):
+    with pytest.raises(DataError) as caught:
         parse(name)
+    assert str(caught.value).startswith(f"policy={name} is unknown; use rand-cot-m15-n2-mstd0.5, rand-timm-m9-")
