@@ -56,7 +56,7 @@ def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digit
 
 
 def test_published_weights_are_evaluated_at_their_own_size(tmp_path):
-    """Nothing but the file, its model and the images is given: SE-CoTNetD-152 is for 256 px and a crop ratio of 0.888."""
+    """Nothing but the file, its model and the images is given: SE-CoTNetD-152 belongs to 256 px and 0.888."""
     make_digits(tmp_path / "few", train=1, val=1)
     torch.save(models.se_cotnetd_152(num_classes=10).state_dict(), tmp_path / "published.pth")
     given = ["checkpoint=published.pth", "backbone=se_cotnetd_152", "data.root=few", "data.num_classes=10"]
