@@ -143,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = compose("train", given.overrides)
         settings = assembly.settings_of(config)
         train, _ = assembly.read_data(settings.data)
+        if given.images > len(train.files):
+            raise DataError(f"--images {given.images}: the training set has {len(train.files)}; ask for at most these")
         words = class_words(settings.data.root, train.classes)
         augmentation: Augmentation = build(config["augmentation"], "augmentation")
         found, labels = columns(augmentation, settings, train, given.images, given.epoch)

@@ -36,7 +36,7 @@ def test_a_contact_sheet_of_a_recipe(tmp_path, capsys):
         (["experiment=digitz"], "experiment=digitz is unknown"),
         (["data.root=/nowhere"], "/nowhere: no such folder"),
         (["data.num_classes=2"], "has 3 classes but data.num_classes is 2"),
-        (["--images", "4"], "batch_size 4 is larger than the training set; use at most 3"),
+        (["--images", "4"], "--images 4: the training set has 3; ask for at most these"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, message, few, capsys):
