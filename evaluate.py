@@ -17,10 +17,12 @@ from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.precision import Precision
 from cotnet.engine.signals import StopRequest
+from cotnet.engine.state import Checkpoint
 from cotnet.engine.terminal import evaluation_bar, say
 from cotnet.errors import INTERRUPTED, InputError
+from cotnet.joining import joined
 from cotnet.models.fusing import fuse
-from cotnet.nodes import shown, typed
+from cotnet.nodes import require_group, shown, typed
 from cotnet.sections import DataSettings, LaunchSettings, check_keys
 from data.samples import read_split
 
@@ -30,10 +32,29 @@ KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "back
 @entry("evaluate", outputs="outputs/evaluation")
 def main(config: Config) -> int:
     """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
+    config, checkpoint, ranks = checked(config)
+    folder = Path(config["output_dir"])
+    with runs.claimed(folder):
+        runs.write_config(folder / "evaluation.yaml", config)
+        code = launch(worker, config, ranks)
+    better = subject.better_weights(config, checkpoint)
+    if code == 0 and better:
+        say(f"in training its {better} weights were the better ones; add weights={better} for them")
+    return code
+
+
+def checked(config: Config) -> tuple[Config, Checkpoint, int]:
+    """The completed configuration, the checkpoint (empty for published weights) and the number of ranks.
+
+    Raises:
+        InputError, DataError: a setting, the checkpoint or the images are wrong.
+    """
     check_keys(config, KEYS)
-    config["checkpoint"] = checkpoint_file(config["checkpoint"])
+    for key in ("data", "loader", "launch"):
+        require_group(config[key], key)
+    config = {**config, "checkpoint": checkpoint_file(config["checkpoint"])}
     if config["weights"] not in ("ema", "raw"):
-        raise InputError(f"weights={config['weights']} is unknown; valid: ema, raw")
+        raise InputError(f"weights={shown(config['weights'])} is unknown; valid: ema, raw")
     checkpoint = subject.own_checkpoint(config)
     config = subject.completed(config, checkpoint)
     if config["compile"]:
@@ -43,14 +64,7 @@ def main(config: Config) -> int:
     data = typed(DataSettings, config["data"], "data")
     subject.load_model(config, checkpoint)
     subject.check_classes(config, read_split(data.root, "val"))
-    folder = Path(config["output_dir"])
-    with runs.claimed(folder):
-        runs.write_config(folder / "evaluation.yaml", config)
-        code = launch(worker, config, ranks)
-    better = subject.better_weights(config, checkpoint)
-    if code == 0 and better:
-        say(f"in training its {better} weights were the better ones; add weights={better} for them")
-    return code
+    return config, checkpoint, ranks
 
 
 def checkpoint_file(given: object) -> str:
@@ -71,7 +85,7 @@ def checkpoint_file(given: object) -> str:
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of the evaluation; its exit code."""
-    with assembly.joined(config, store) as (ranks, stop):
+    with joined(config, store) as (ranks, stop):
         try:
             figures = measure(config, ranks, stop)
         except Interrupted:

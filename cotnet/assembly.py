@@ -1,34 +1,27 @@
 """From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
 
 import dataclasses
-import errno
 import functools
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from cotnet.config import Config, flatten
-from cotnet.continuing import memory_advice
-from cotnet.engine.distributed import Ranks, join_ranks
-from cotnet.engine.launch import HANGING
+from cotnet.config import Config
+from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
-from cotnet.engine.signals import StopRequest, stop_request
-from cotnet.errors import InputError, RunError
+from cotnet.errors import InputError
 from cotnet.models.weights import load_weights, trusted_backbone
 from cotnet.nodes import about, bind, build, check, shown, typed
-from cotnet.sections import DataSettings, LaunchSettings, Settings, read_settings
+from cotnet.sections import DataSettings, Settings, read_settings
 from data.augment import Augmentation, Transform, normalize
 from data.order import EvaluationPlan, TrainPlan
+from data.order import check_loader as check_loader_settings
 from data.progressive import ProgressiveLoader, ramp
 from data.samples import DataError, ImageSet, read_splits
 
@@ -43,7 +36,6 @@ class Pretrained:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
-NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
@@ -83,7 +75,13 @@ def on_meta(node: Mapping[str, Any]) -> nn.Module:
 
 def check_loader(config: Config) -> None:
     """Raise InputError for an unknown loader, or for a setting it does not have."""
-    check(config["loader"], "loader", LOADER_GIVEN)
+    node = config["loader"]
+    check(node, "loader", LOADER_GIVEN)
+    least = 0 if node["_target_"].endswith("TorchvisionLoader") else 1  # 0: in the training process
+    try:
+        check_loader_settings("bilinear", node["threads"], node["prefetch"], least_threads=least)
+    except DataError as error:
+        raise InputError(about("loader", error)) from None
 
 
 def check_backbone(node: Mapping[str, Any]) -> None:
@@ -162,10 +160,14 @@ def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
     """The train and val splits, checked against the number of classes.
 
     Raises:
-        DataError: the folder is missing, empty or inconsistent.
-        InputError: it has another number of classes than `data.num_classes`.
+        InputError: the folder is missing, empty or inconsistent, or has another number of classes than
+            `data.num_classes`.
     """
-    splits = read_splits(settings.root)
+    try:
+        splits = read_splits(settings.root)
+    except DataError as error:
+        names_root = str(error).startswith(f"{settings.root}:")
+        raise InputError(f"data.root{'=' if names_root else ': '}{error}") from None
     check_classes(settings, splits[0])
     return splits
 
@@ -200,6 +202,7 @@ def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ra
         eval_crop_ratio=settings.data.crop_ratio,
         repeats=augmentation.repeats,
         left_out=images.left_out,
+        accumulation=settings.train.accumulation,
     )
 
     def of_size(size: int) -> Any:
@@ -260,50 +263,3 @@ def train_transform(config: Config, settings: Settings, precision: Precision) ->
 def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[Tensor], Tensor]:
     """uint8 batch -> normalised batch."""
     return functools.partial(normalize, mean=data.mean, std=data.std, dtype=precision.parameters)
-
-
-@contextmanager
-def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
-    """This process as one rank of a run, and what tells it to stop."""
-    minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
-    with (
-        stop_request() as stop,
-        plain_errors(config),
-        join_ranks(store, timeout_minutes=minutes) as ranks,
-    ):
-        yield ranks, stop
-
-
-@contextmanager
-def plain_errors(config: Config) -> Iterator[None]:
-    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, too little
-    memory, a disk that is full or refuses, and a rank that never came."""
-    rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
-    try:
-        yield
-    except DataError as error:
-        raise InputError(str(error)) from None
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
-            raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None
-        if not re.search(r"(?i)timed ?out", str(error)):
-            raise
-        raise RunError(f"rank {rank} waited in vain for another rank, which hangs or has died: {HANGING}") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
-            raise
-        raise RunError(
-            f"cannot write into {folder}: {error.strerror}; make room there, the same command resumes"
-        ) from None
-
-
-def _asked_for(text: str) -> str:
-    """What an allocator says it was asked for; torch and NumPy say it."""
-    found = re.search(r"(?i)(?:tried to|unable to) allocate (\d[\d.]* \w+)", text)
-    return f" when it asked for {found[1]}" if found else ""
-
-
-def _less_memory(config: Config) -> str:
-    """What a person can do: of a run that has a checkpoint only what may still change."""
-    begun = (Path(config["output_dir"]) / "checkpoints" / "last.pt").exists()
-    return memory_advice(flatten(config), begun=begun)

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cotnet.continuing import names_run
 from cotnet.engine.outside import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
-from cotnet.nodes import nearest
+from cotnet.nodes import nearest, shown
 from cotnet.sweeps import sweeper
 from data.samples import DataError
 
@@ -75,6 +75,8 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
                 if config.pop("sweep", None) and any(o.startswith(("sweep=", "sweep.")) for o in overrides):
                     raise InputError("sweep settings need --multirun; add it, or leave them out for a single run")
                 given = config["output_dir"]  # a folder may be called 1
+                if isinstance(given, list | dict | bool):
+                    raise InputError(f"output_dir={shown(given)} must be a path, or null for a folder of its own")
                 folder = default_folder(Path(outputs), overrides) if given is None else str(given)
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code

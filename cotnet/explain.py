@@ -101,7 +101,7 @@ def budget(config: Config, settings: Settings, ranks: int, images: int | None, a
         yield "steps", f"{per_epoch:,} an epoch, {steps:,} in {train.epochs} epochs: {seen}"
     repeats = config["augmentation"]["repeats"]
     if isinstance(repeats, int) and repeats > 1:
-        yield "", f"{repeats} crops of an image in a row, so an epoch shows 1/{repeats} of the images"
+        yield "", f"{repeats} crops of each image in a batch, so an epoch shows 1/{repeats} of the images"
 
 
 def fit(settings: Settings, ranks: int, images: int | None, train: ImageSet | None) -> Lines:
@@ -156,7 +156,7 @@ def model(config: Config, settings: Settings) -> Lines:
 def evaluation(settings: Settings) -> Lines:
     """How accuracy is measured."""
     data = settings.data
-    shorter = round(data.eval_size / data.crop_ratio)
+    shorter = int(data.eval_size / data.crop_ratio)  # as data.order.central_geometry cuts it
     how = f"the shorter side to {shorter} px ({data.eval_interpolation}), the central {data.eval_size} px of it"
     yield "evaluation", f"{how}: crop ratio {data.crop_ratio:g}"
 

@@ -1,6 +1,6 @@
 """The run folder: who may write in it, what it already holds, what several of them came to."""
 
-import fcntl
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from cotnet.engine.settings import TrainSettings
 from cotnet.engine.terminal import clock, results_table, say
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
+from cotnet.files import locked
 from cotnet.nodes import typed
 from cotnet.sweeps.ledger import NAME as LEDGER
 
@@ -30,18 +31,16 @@ def claimed(folder: Path) -> Iterator[None]:
     if not first_process():
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock"))
         except BlockingIOError:
             raise InputError(
                 f"{folder} is in use by another process; wait for it or choose another output_dir"
             ) from None
+        except OSError as error:
+            raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
         yield
 
 

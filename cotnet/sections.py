@@ -8,6 +8,7 @@ from cotnet.config import Config
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError
 from cotnet.nodes import nearest, require_group, shown, typed
+from data.order import INTERPOLATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class DataSettings:
         for name in ("num_classes", "image_size", "eval_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.eval_interpolation not in INTERPOLATIONS:
+            raise ValueError(f"eval_interpolation={self.eval_interpolation} must be {' or '.join(INTERPOLATIONS)}")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"crop_ratio={self.crop_ratio:g} must be above 0 and at most 1")
         if min(self.std) <= 0:

@@ -28,15 +28,39 @@ from cotnet.engine.training import fit
 from cotnet.environment import start_of
 from cotnet.errors import INTERRUPTED, InputError
 from cotnet.explain import explain
+from cotnet.joining import joined
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.nodes import build
 from cotnet.sections import Settings
+from data.samples import ImageSet
 
 
 def run(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
-    if config["explain"]:
+    if config["explain"] is True:
         return explain(config)
+    ranks, train_set, val_set = checked(config)
+    folder = Path(config["output_dir"])
+    with runs.claimed(folder):
+        if runs.already_finished(folder, config, train_set.whole):
+            return 0
+        runs.write_config(folder / "config.yaml", config)
+        runs.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
+        if (line := assembly.default_warmup(config)) and first_process():
+            say(line)
+        code = launch(worker, config, ranks)
+        if code == 0:
+            runs.say_where(folder)
+        return code
+
+
+def checked(config: Config) -> tuple[int, ImageSet, ImageSet]:
+    """The number of ranks and the two splits of a configuration that can be trained; `train.precision=auto` in it
+    becomes what it comes to here.
+
+    Raises:
+        InputError, DataError: a setting or an image set is wrong.
+    """
     settings = assembly.settings_of(config)
     assembly.check_parts(config)
     ranks = count_ranks(settings.launch.ranks)
@@ -48,23 +72,12 @@ def run(config: Config) -> int:
         raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
     if settings.train.compile:
         require_compiler(device, "train.compile")
-    folder = Path(config["output_dir"])
-    with runs.claimed(folder):
-        if runs.already_finished(folder, config, train_set.whole):
-            return 0
-        runs.write_config(folder / "config.yaml", config)
-        runs.say_excluded(settings.data.root, train=train_set.excluded, val=val_set.excluded)
-        if (line := assembly.default_warmup(config)) and first_process():
-            say(line)
-        code = launch(worker, config, ranks)
-        if code == 0:
-            runs.say_where(folder)
-        return code
+    return ranks, train_set, val_set
 
 
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of a run; its exit code."""
-    with assembly.joined(config, store) as (ranks, stop):
+    with joined(config, store) as (ranks, stop):
         try:
             train(config, ranks, stop)
         except Interrupted:

@@ -1,12 +1,15 @@
-"""Cut a real run at random points and compare it with one never cut:
+"""Cut real runs at every kind of moment and compare each with a run never cut:
 
-python -m cotnet.verify_resume [--cuts N] [--seed N] [--folder DIR] [OVERRIDE ...]
+python -m cotnet.verify_resume [--cuts N] [--ranks 1,2,3,4] [--seed N] [--folder DIR] [OVERRIDE ...]
 
-SIGTERM (a stop that saves) and kill -9 (continues from the last checkpoint) take turns. Weights, averaged weights,
-optimizer, progress and every logged figure but those of the clock must be the same to the last bit; exit code 1 if not.
+Moments: during start-up, before a process's first log line, between two steps, while a checkpoint is written, and
+during an evaluation. Cuts: SIGTERM, Ctrl-C for the whole group, kill -9 of the parent alone and of the whole group.
+Weights, averaged weights, optimizer, progress and every logged figure but those of the clock must be the same to the
+last bit, and no process may be left 10 seconds after a cut. Exit code 1 if not.
 """
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -14,9 +17,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich import box
@@ -27,19 +31,29 @@ from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.terminal import say
 from cotnet.errors import InputError, RunError
+from data.lists import subset
+from data.samples import DataError
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
+DIGITS = PROGRAM.parent / "datasets" / "digits"
 CLOCK = (  # figures of a training record that depend on the machine
     *("train/images_per_second", "train/images_per_second_per_device", "train/data_wait"),
     *("train/step_ms_p50", "train/step_ms_p95", "train/memory_gb"),
 )
 OWN = ("run_id", "seconds", "train_seconds", "trained_images")  # progress that is not part of the result
-# Every random thing at once: two ranks, accumulation, RandAugment, mixup, dropout, drop path, EMA.
+# Every random thing at once: accumulation, RandAugment, mixup, dropout, drop path, EMA. The batch divides over 1 to 4
+# ranks, and some checkpoints come before a log line.
 RUN = (
-    *("experiment=digits", "logger=none", "launch.ranks=2", "train.epochs=4", "train.accumulation=2"),
+    *("experiment=digits", "logger=none", "train.batch_size=48", "train.accumulation=2"),
     *("augmentation=cotnet", "augmentation.flip=0", "backbone.drop_path=0.1", "backbone.dropout=0.1"),
-    *("train.log_every=1", "checkpoint.every_steps=3"),
+    *("train.log_every=3", "checkpoint.every_steps=2"),
 )
+SHARE: Final = 0.25  # of the digits, so that an epoch has seven steps
+GONE_SECONDS: Final = 10.0  # in which every process of a run that was cut must have ended
+STUCK_SECONDS: Final = 300.0  # a run that gets no further in this time is a failure
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -83,100 +97,196 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def cut(command: Sequence[str], folder: Path, number: signal.Signals, step: int, delay: float) -> tuple[int, float]:
-    """Start the run and send the signal `delay` seconds after its first record at or past `step`; its exit code (0: it
-    was done before) and the seconds it took to end.
+# --- cutting ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What a run's folder shows from outside."""
+
+    folder: Path
+
+    def rows(self) -> list[dict[str, Any]]:
+        log = self.folder / "metrics.jsonl"
+        return records.read(log) if log.exists() else []
+
+    def step(self) -> int:
+        """The last logged step, 0 without one."""
+        rows = self.rows()
+        return int(rows[-1]["step"]) if rows else 0
+
+    def started(self) -> int:
+        """How often a process has taken the run up."""
+        log = self.folder / "environment.jsonl"
+        return len(records.read(log)) if log.exists() else 0
+
+    def saved(self) -> int:
+        """When last.pt was written, in nanoseconds; 0 without one."""
+        last = self.folder / "checkpoints" / "last.pt"
+        return last.stat().st_mtime_ns if last.exists() else 0
+
+    def saving(self) -> bool:
+        return (self.folder / "checkpoints" / ".last.pt.tmp").exists()
+
+    def evaluating(self) -> bool:
+        """Whether the last record is of the last steps of an epoch, whose evaluation then runs."""
+        rows = self.rows()
+        return bool(rows) and "train/loss" in rows[-1] and rows[-1]["epoch"] == int(rows[-1]["epoch"])
+
+
+def moments(run: Observed, chance: random.Random) -> dict[str, Callable[[], bool]]:
+    """Whether it is time, by kind of moment, as seen since now."""
+    began, started, rows, saved = time.monotonic(), run.started(), run.rows(), run.saved()
+    wait = chance.uniform(0.5, 7)
+
+    def up() -> bool:
+        return run.started() > started
+
+    return {
+        "start-up": lambda: time.monotonic() - began > wait,
+        "first line": lambda: up() and (run.saved() != saved or run.rows() != rows),
+        "step": lambda: up() and len(run.rows()) > len(rows),
+        "saving": lambda: up() and run.saving(),
+        "evaluation": lambda: up() and run.evaluating(),
+    }
+
+
+CUTS: Final[dict[str, tuple[signal.Signals, bool]]] = {  # the signal, and whether the whole group gets it
+    "SIGTERM": (signal.SIGTERM, False),
+    "kill -9, parent": (signal.SIGKILL, False),
+    "Ctrl-C": (signal.SIGINT, True),
+    "kill -9, group": (signal.SIGKILL, True),
+}
+ENDED: Final = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # before the handlers are there, too
+
+
+def cut(command: Sequence[str], run: Observed, moment: str, how: str, chance: random.Random) -> tuple[int, float]:
+    """Start the run and cut it at the moment; its exit code (0: it was done before) and the seconds until its last
+    process was gone.
 
     Raises:
-        RunError: it failed by itself.
+        RunError: it failed by itself, got stuck, or left a process behind.
     """
-    log, errors = folder / "metrics.jsonl", folder.with_suffix(".err")
-    before = log.stat().st_mtime if log.exists() else 0.0
+    errors = run.folder.with_suffix(".err")
+    is_time, deadline = moments(run, chance)[moment], time.monotonic() + STUCK_SECONDS
     with errors.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
-    while process.poll() is None and not (log.exists() and log.stat().st_mtime > before and last_step(log) >= step):
-        time.sleep(0.02)
-    time.sleep(delay)
+    while process.poll() is None and not is_time():
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RunError(f"no {moment} within {STUCK_SECONDS:.0f} s at step {run.step()}")
+        time.sleep(0.004)
+    time.sleep(chance.uniform(0, 0.05) if moment in ("saving", "first line") else chance.uniform(0, 0.2))
+    number, whole_group = CUTS[how]
     sent = time.monotonic()
     if process.poll() is None:
-        process.send_signal(number)
+        (os.killpg if whole_group else os.kill)(process.pid, number)
     code = process.wait()
-    deadline = time.monotonic() + 30
-    while (
-        _group_lives(process.pid) and time.monotonic() < deadline
-    ):  # the ranks of a parent that was killed finish their step and save
+    died = time.monotonic()
+    while left := members(process.pid):
+        if time.monotonic() - died > GONE_SECONDS:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RunError(f"{how} during {moment}: processes {left} outlived the run by {GONE_SECONDS:.0f} s")
         time.sleep(0.02)
-    if code not in (0, 75, -signal.SIGKILL):
+    if code not in ENDED:
         raise RunError(f"the run ended with code {code}: {errors.read_text().strip().splitlines()[-1:]}")
     return code, time.monotonic() - sent
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def members(group: int) -> list[int]:
+    """The processes of a process group that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, _, pgrp = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(pgrp) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
 
 
-def last_step(log: Path) -> int:
-    """The last step in metrics.jsonl, 0 without one."""
-    rows = records.read(log) if log.exists() else []
-    return int(rows[-1]["step"]) if rows else 0
-
-
-def cut_all_the_way(command: list[str], folder: Path, cuts: int, steps: int, chance: random.Random) -> Table:
-    """Cut a run of `steps` steps `cuts` times on its way, then let it finish; the table of what happened.
+def cut_all_the_way(command: list[str], folder: Path, cuts: int, chance: random.Random, table: Table) -> None:
+    """Cut a run `cuts` times, a row of the table each: moments and ways to cut take turns.
 
     Raises:
-        RunError: it was too fast to be cut so often.
+        RunError: it was too short to be cut so often.
     """
-    table = Table("cut", "signal", "at step", "exit code", "seconds to end", box=box.SIMPLE_HEAD)
-    for index, wanted in enumerate(sorted(chance.choices(range(steps * 9 // 10), k=cuts))):
-        number = (signal.SIGTERM, signal.SIGKILL)[index % 2]
-        code, seconds = cut(command, folder, number, wanted, chance.uniform(0, 0.2))
+    run, ranks = Observed(folder=folder), command[-1].rpartition("=")[2]
+    ways = itertools.cycle(CUTS)
+    kinds = ["start-up", "first line", "step", "saving", "evaluation"]
+    for index in range(cuts):
+        moment, how = kinds[index % len(kinds)], next(ways)
+        code, seconds = cut(command, run, moment, how, chance)
         if code == 0:
             raise RunError(f"the run ended after {index} of {cuts} cuts; lengthen it with train.epochs=N")
-        step = last_step(folder / "metrics.jsonl")
-        table.add_row(str(index + 1), number.name, str(step), str(code), f"{seconds:.1f}")
-        say(f"cut {index + 1}/{cuts}: {number.name} at step {step} of {steps}")
-    return table
+        table.add_row(ranks, str(index + 1), moment, how, str(run.step()), str(code), f"{seconds:.1f}")
+        say(f"{ranks} ranks, cut {index + 1}/{cuts}: {how} during {moment}, step {run.step()}")
 
 
-def verify(folder: Path, overrides: Sequence[str], cuts: int, seed: int) -> int:
-    """Run, cut, compare, print; the exit code."""
+def verify(folder: Path, overrides: Sequence[str], cuts: int, chance: random.Random, table: Table) -> list[str]:
+    """Run once without and once with cuts; what differs.
+
+    Raises:
+        RunError: a run failed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {name: folder / name for name in ("uncut", "cut")}
-    for path in names.values():
+    whole, in_parts = folder / "uncut", folder / "cut"
+    for path in (whole, in_parts):
         shutil.rmtree(path, ignore_errors=True)
-    base = [sys.executable, str(PROGRAM), *overrides]
-    say(f"a run of: {' '.join(overrides)}")
-    if subprocess.run([*base, f"output_dir={names['uncut']}"], check=False).returncode:
+    base = [sys.executable, str(PROGRAM)]
+    if subprocess.run([*base, f"output_dir={whole}", *overrides], check=False).returncode:
         raise RunError("the run that is not cut failed; see above")
-    steps = last_step(names["uncut"] / "metrics.jsonl")
-    again = [*base, f"output_dir={names['cut']}"]
-    table = cut_all_the_way(again, names["cut"], cuts, steps, random.Random(seed))
-    if subprocess.run(again, check=False).returncode:
+    command = [*base, f"output_dir={in_parts}", *overrides]
+    cut_all_the_way(command, in_parts, cuts, chance, table)
+    if subprocess.run(command, check=False).returncode:
         raise RunError("the run that was cut did not finish; see above")
+    return differences(whole, in_parts)
+
+
+def verify_all(given: argparse.Namespace) -> int:
+    """Each rank count in turn; the exit code."""
+    chance, found = random.Random(given.seed), []
+    images = given.folder / "digits.csv"
+    say(subset(DIGITS, images, classes=None, share=SHARE))
+    columns = ("ranks", "cut", "during", "by", "at step", "exit code", "s to end")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for index, ranks in enumerate(given.ranks):
+        cuts = given.cuts // len(given.ranks) + (index < given.cuts % len(given.ranks))
+        epochs = f"train.epochs={cuts // 4 + 3}"  # a cut during an evaluation costs an epoch
+        overrides = [*RUN, f"data.root={images}", epochs, *given.overrides, f"launch.ranks={ranks}"]
+        say(f"a run of: {' '.join(overrides)}")
+        lines = verify(given.folder / f"{ranks}-ranks", overrides, cuts, chance, table)
+        found += [f"{ranks} ranks: {line}" for line in lines]
     Console(highlight=False).print(table)
-    found = differences(names["uncut"], names["cut"])
     for line in found[:20]:
         say(f"differs: {line}")
-    say(f"{len(found)} differences" if found else f"after {cuts} cuts in {steps} steps: the same run to the last bit")
+    same = f"after {given.cuts} cuts on {given.ranks} ranks: 0 differences, no process left"
+    say(f"{len(found)} differences" if found else same)
     return int(bool(found))
+
+
+def _ranks(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
 
 
 def main() -> int:
     """The command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cotnet.verify_resume", description=__doc__)
-    parser.add_argument("--cuts", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the points where it is cut")
+    parser = argparse.ArgumentParser(
+        prog="python -m cotnet.verify_resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cuts", type=int, default=20, help="in all, over the rank counts (%(default)s)")
+    parser.add_argument("--ranks", type=_ranks, default=[1, 2, 3, 4], help="rank counts in turn (1,2,3,4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the cuts (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/verify_resume"))
     parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}")
-    given = parser.parse_args()
     try:
-        return verify(given.folder, [*RUN, *given.overrides], given.cuts, given.seed)
-    except (InputError, RunError) as error:
+        return verify_all(parser.parse_args())
+    except (InputError, DataError, RunError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
 

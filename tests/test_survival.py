@@ -100,7 +100,7 @@ def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert "waited in vain for another rank" in line and "launch.timeout_minutes" in line
+    assert "timed out waiting for another rank" in line and "launch.timeout_minutes" in line
     assert "Traceback" not in err
 
 

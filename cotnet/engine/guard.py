@@ -79,7 +79,8 @@ def _report(taken: list[Step], first: int, per_rank: list[Any], files: Sequence[
         "epoch": bad.epoch,
         "batch": bad.batch,
         "lr": bad.rate,
-        "files": [[files[index] for index in indices[first]] for _, indices, _ in per_rank],  # of each rank
+        # of each rank; a repeated image has an index of its own per repetition (data.order)
+        "files": [[files[index % len(files)] for index in indices[first]] for _, indices, _ in per_rank],
         "steps": [
             {
                 "step": step.step,

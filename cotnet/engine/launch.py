@@ -19,12 +19,13 @@ from torch.multiprocessing import ProcessContext, ProcessExitedException, Proces
 
 from cotnet.engine.outside import adopt_slurm, started_outside
 from cotnet.engine.signals import end_with_parent, hand_on, stop_signals
-from cotnet.errors import INTERRUPTED, InputError, RunError
+from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
     "py-spy dump --pid shows where it is; NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the "
     "network is wrong; launch.timeout_minutes where it is only slow"
 )
+LOST = "lost its connection to another rank"  # in the RunError of a rank whose peer died
 Worker = Callable[[dict[str, Any], dist.Store | None], int]
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
 
@@ -85,30 +86,36 @@ def _rank(index: int, work: tuple[str, str, dict[str, Any]], group: tuple[int, i
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         outcomes.put((index, worker(config, store), ""))
     except (InputError, RunError) as error:
-        code = 2 if isinstance(error, InputError) else 1
+        code = WRONG_INPUT if isinstance(error, InputError) else FAILED
         outcomes.put((index, code, str(error)))
         sys.exit(code)
+    except KeyboardInterrupt:  # torch would end the process with 0, and the other ranks would wait for it
+        sys.exit(INTERRUPTED)
     except Exception:  # a bug, of whatever class: the parent reports its traceback
-        outcomes.put((index, 1, traceback.format_exc()[-8000:]))
-        sys.exit(1)
+        outcomes.put((index, FAILED, traceback.format_exc()[-8000:]))
+        sys.exit(FAILED)
 
 
 def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
-    """Raise what the first failing rank reported; the others' errors are its consequences."""
+    """Raise what the first failing rank reported; what it did to the others comes last."""
+    told = []
     while not outcomes.empty():
-        index, code, text = outcomes.get()
-        if code == 2:
+        told.append(outcomes.get())
+    for index, code, text in sorted(told, key=lambda outcome: LOST in outcome[2]):
+        if code == WRONG_INPUT:
             raise InputError(text)
-        if code == 1 and "\n" in text:
+        if code == FAILED and "\n" in text:
             raise RuntimeError(f"rank {index} failed:\n{text}")
-        if code == 1:
+        if code == FAILED and LOST not in text:
             raise RunError(text)
     if stopped:
         return INTERRUPTED
     killed = "; a rank that is killed often ran out of memory: lower train.batch_size"
-    hung = f"; a rank that aborts often waited in vain for another: {HANGING}"
+    hung = f"; a rank that aborts often timed out waiting for another: {HANGING}"
     hints = {-signal.SIGKILL: killed, -signal.SIGABRT: hung}
-    raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
+    if getattr(error, "exit_code", 0) in hints or not told:
+        raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
+    raise RunError(told[-1][2])
 
 
 def _end_ranks(context: ProcessContext, received: list[int]) -> None:

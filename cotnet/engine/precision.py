@@ -75,7 +75,7 @@ def choose_precision(name: str, device: torch.device, *, key: str = "train.preci
     bf16 = ampere if gpu else _cpu_has_bf16()
     if name == "auto":
         return "bf16" if bf16 else "fp16" if gpu else "fp32"
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise InputError(f"{key}={name} is unknown; valid: auto, {', '.join(DTYPES)}")
     if name == "bf16" and gpu and not bf16:
         raise InputError(f"{key}=bf16 needs a GPU of compute capability 8.0 or newer; use {key}=fp16")

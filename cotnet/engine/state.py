@@ -111,6 +111,15 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
     Raises:
         InputError: the checkpoint is of another model.
     """
+    theirs, ours = (
+        [len(group["params"]) for group in groups]
+        for groups in (checkpoint["optimizer"]["param_groups"], state.optimizer.param_groups)
+    )
+    if theirs != ours:
+        raise InputError(
+            f"{path} has weight decay on other parameters (groups of {theirs} tensors, here {ours}): another version "
+            f"wrote it; choose another output_dir, and start from its weights with backbone.weights={path}"
+        )
     load_tensors(state.model, checkpoint["model"], path)
     load_tensors(state.ema.module, checkpoint["ema"], path)
     state.ema.updates = checkpoint["ema_updates"]

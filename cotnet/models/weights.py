@@ -167,7 +167,9 @@ def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
     name = target.removeprefix("cotnet.models.")
     if target == name or name not in models.__all__:
         near = difflib.get_close_matches(name, models.__all__, n=1)
-        raise InputError(f"backbone {target!r} is not one of cotnet.models" + (f"; nearest: {near[0]}" if near else ""))
+        raise InputError(
+            f"backbone._target_ {target!r} is not one of cotnet.models" + (f"; nearest: {near[0]}" if near else "")
+        )
     settings = {key: value for key, value in node.items() if key not in WEIGHT_SETTINGS and key != "_target_"}
     for key, value in settings.items():
         if key.startswith("_") or not _is_plain(value):

@@ -1,0 +1,94 @@
+"""A checkpoint or a file of weights that is damaged anywhere is noticed, and the line says what to use instead."""
+
+import os
+import random
+import shutil
+
+import pytest
+import torch
+from programs import SMALL, run
+
+from cotnet.engine import state as checkpoints
+from cotnet.errors import InputError
+from cotnet.integrity import checksum
+from cotnet.models import cotnet_small
+from cotnet.models.weights import load_weights
+
+pytestmark = pytest.mark.slow
+
+
+def flip(path, place, bit=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, digits):
+    """A run of two epochs, of which every checkpoint is kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    given = [*SMALL, f"data.root={digits}", "checkpoint.keep_every=1", "output_dir=run"]
+    run("train.py", *given, cwd=folder)
+    return folder / "run"
+
+
+def test_any_flipped_bit_is_noticed_or_changes_nothing(kept, tmp_path):
+    whole = kept / "checkpoints" / "best.pt"
+    content, size = checkpoints.load(whole), whole.stat().st_size
+    chance, noticed = random.Random(0), 0
+    for place in [size // 2, *(chance.randrange(size) for _ in range(60))]:
+        shutil.copy(whole, tmp_path / "flipped.pt")
+        flip(tmp_path / "flipped.pt", place, chance.randrange(8))
+        try:
+            read = checkpoints.load(tmp_path / "flipped.pt")
+        except InputError as error:
+            assert "flipped.pt is " in str(error) and "\n" not in str(error)
+            noticed += 1
+        else:
+            assert checksum(read) == checksum(content)
+    assert noticed > 50
+
+
+def test_the_line_names_the_whole_checkpoint_that_is_furthest_on(kept, digits, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(kept, folder)  # copies: no hard links between the names
+    last = folder / "checkpoints" / "last.pt"
+    flip(last, last.stat().st_size // 2)
+    given = [*SMALL, f"data.root={digits}", "checkpoint.keep_every=1", "output_dir=run"]
+    line = run("train.py", *given, "train.epochs=3", cwd=tmp_path, code=2).stderr
+    assert "last.pt is damaged or truncated (its checksum differs); run/checkpoints/" in line
+    assert "is whole: use that one, or copy it over the damaged file to continue from step 8" in line
+    best, second = folder / "checkpoints" / "best.pt", folder / "checkpoints" / "epoch_0002.pt"
+    os.link(best, tmp_path / "kept.pt")
+    best.unlink()
+    flip(second, second.stat().st_size // 2)
+    line = run("evaluate.py", f"checkpoint={last}", cwd=tmp_path, code=2).stderr
+    assert "checkpoints/epoch_0001.pt is whole" in line and "from step 4" in line
+    shutil.copy(folder / "checkpoints" / "epoch_0001.pt", last)
+    done = run("train.py", *given, "train.epochs=3", cwd=tmp_path)
+    assert "continuing run at epoch 1, step 4" in done.stdout
+
+
+def test_files_of_the_version_before_have_no_checksum_and_are_checked_by_their_zip(kept, tmp_path):
+    content = checkpoints.load(kept / "checkpoints" / "best.pt")
+    assert "checksum" not in content
+    old = tmp_path / "old.pt"
+    torch.save(content, old)
+    assert checksum(checkpoints.load(old)) == checksum(content)
+    flip(old, old.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"old\.pt is damaged or truncated \(the checksum of old/data/\d+ differs\)"):
+        checkpoints.load(old)
+
+
+def test_published_files_are_checked_against_their_own_checksums(tmp_path):
+    model = cotnet_small(num_classes=10)
+    path = tmp_path / "cotnet_small.pth"
+    torch.save(model.state_dict(), path)
+    load_weights(model, path)
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"is damaged: the checksum of .* differs; get it again"):
+        load_weights(model, path)
+    torch.save(model.state_dict(), path)
+    named = path.rename(tmp_path / "cotnet_small-0badc0de.pth")
+    with pytest.raises(InputError, match="its name says SHA-256 0badc0de, its content has "):
+        load_weights(model, named)
