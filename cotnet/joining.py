@@ -12,7 +12,7 @@ from torch import distributed as dist
 from cotnet.config import Config, flatten
 from cotnet.continuing import memory_advice
 from cotnet.engine.distributed import Ranks, join_ranks
-from cotnet.engine.launch import HANGING, LOST
+from cotnet.engine.launch import HANGING, LOST, PEER_GONE
 from cotnet.engine.signals import StopRequest, stop_request
 from cotnet.errors import InputError, RunError
 from cotnet.nodes import typed
@@ -46,7 +46,7 @@ def plain_errors(config: Config) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None
-        if re.search(r"(?i)(closed|reset) by peer|broken pipe", str(error)):
+        if re.search(PEER_GONE, str(error)):
             raise RunError(
                 f"rank {rank} {LOST}, which has died: look for its error, the same command resumes"
             ) from None

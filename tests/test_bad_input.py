@@ -68,7 +68,7 @@ def only_line(done: Done) -> str:
         (["train.batch_size=4000"], "train.batch_size=4000 exceeds the 40 training images; lower it"),
         (["data.root=nowhere"], "nowhere: no such folder; give one that holds train/ and val/"),
         (["data.num_classes=7"], "has 10 classes but data.num_classes is 7; set data.num_classes=10"),
-        (["augmentation.flip=2"], "flip 2"),
+        (["augmentation.flip=2"], "augmentation.flip=2 must be from 0 to 1"),
         (["backbone._target_=os.system"], "'os.system' is not one of cotnet.models"),
         (["optimizer._target_=subprocess.run"], "optimizer._target_ 'subprocess.run' is not allowed"),
         (["optimizer.lr=["], "cannot read optimizer.lr=[: write key=value"),

@@ -96,6 +96,7 @@ def test_data_root(root, tmp_path):
     assert line.startswith("error: data.root=")
 
 
+@pytest.mark.slow
 def test_every_key_of_evaluate(digits, tmp_path):
     config = compose("evaluate", ["checkpoint=x.pt", f"data.root={digits}", "output_dir=x"])
     keys = [key for key in flatten(config) if key not in ("output_dir", "data.root")]

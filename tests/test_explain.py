@@ -55,7 +55,7 @@ def test_explains_an_imagenet_recipe_without_imagenet(tmp_path):
     said = page(run("train.py", *given, cwd=tmp_path))
     assert said["images"] == ["1,281,167 to train on, ImageNet-1k's published number: data.root is not given"]
     assert said["steps"][0].startswith("1,251 an epoch, 375,300 in 300 epochs: 384,307,200 images seen")
-    assert said[""] == ["3 crops of an image in a row, so an epoch shows 1/3 of the images"]
+    assert said[""] == ["3 crops of each image in a batch, so an epoch shows 1/3 of the images"]
     assert said["backbone"] == ["pvt_medium: 44,208,104 parameters, 1000 classes"]
     assert "weight decay 0.05" in said["group 1"][0]
     assert said["an image"] == ["there is no image set to show it on"]

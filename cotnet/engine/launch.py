@@ -5,6 +5,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -25,7 +26,8 @@ HANGING = (
     "py-spy dump --pid shows where it is; NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the "
     "network is wrong; launch.timeout_minutes where it is only slow"
 )
-LOST = "lost its connection to another rank"  # in the RunError of a rank whose peer died
+LOST = "lost its connection to another rank"  # says a rank whose peer died; gloo says PEER_GONE
+PEER_GONE = "[Cc]losed by peer|[Rr]eset by peer"
 Worker = Callable[[dict[str, Any], dist.Store | None], int]
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
 
@@ -97,25 +99,25 @@ def _rank(index: int, work: tuple[str, str, dict[str, Any]], group: tuple[int, i
 
 
 def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
-    """Raise what the first failing rank reported; what it did to the others comes last."""
+    """Raise what the first failing rank reported, not what its end did to the others."""
     told = []
     while not outcomes.empty():
         told.append(outcomes.get())
-    for index, code, text in sorted(told, key=lambda outcome: LOST in outcome[2]):
+    for index, code, text in told:
+        if re.search(f"{LOST}|{PEER_GONE}", text):
+            continue
         if code == WRONG_INPUT:
             raise InputError(text)
         if code == FAILED and "\n" in text:
             raise RuntimeError(f"rank {index} failed:\n{text}")
-        if code == FAILED and LOST not in text:
+        if code == FAILED:
             raise RunError(text)
     if stopped:
         return INTERRUPTED
     killed = "; a rank that is killed often ran out of memory: lower train.batch_size"
     hung = f"; a rank that aborts often timed out waiting for another: {HANGING}"
     hints = {-signal.SIGKILL: killed, -signal.SIGABRT: hung}
-    if getattr(error, "exit_code", 0) in hints or not told:
-        raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
-    raise RunError(told[-1][2])
+    raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
 
 
 def _end_ranks(context: ProcessContext, received: list[int]) -> None:
