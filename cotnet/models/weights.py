@@ -74,11 +74,11 @@ def read_file(path: Path) -> Any:
     if not path.exists():
         raise InputError(f"no weights at {path}")
     try:
+        if path.is_file() and (reason := damage(path)):
+            raise InputError(f"{path} is damaged: {reason}; get it again (or rename it, if its name holds no checksum)")
         if path.suffix == ".safetensors":
             return load_file(path)
         source = _zipped(path) if path.is_dir() else path
-        if path.is_file() and (reason := damage(path)):
-            raise InputError(f"{path} is damaged: {reason}; get it again (or rename it, if its name holds no checksum)")
         if _is_torchscript(source):
             raise InputError(f"{path} holds TorchScript code; only weights are loaded")
         # Not weights_only: that refuses files with configuration objects. StandInPickle runs nothing either.
