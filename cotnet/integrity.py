@@ -30,7 +30,7 @@ def checksum(tree: Any) -> str:
             continue
         told.append(f"{leaf.dtype} {leaf.shape}")
         values = leaf.view(torch.int16) if leaf.dtype == torch.bfloat16 else leaf  # NumPy has no bfloat16
-        digest.update(np.ascontiguousarray(values.numpy(force=True)))
+        digest.update(np.ascontiguousarray(values.numpy(force=True)).data)
     digest.update("\n".join(told).encode())
     return digest.hexdigest()
 
