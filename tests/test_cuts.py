@@ -31,7 +31,7 @@ def kill_group(process):
 def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     """DDP rebuilds its buckets after a process's first backward pass: three and four ranks add up in another order."""
     given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", f"train.batch_size={batch}", "train.log_every=50"]
-    given += ["train.epochs=3", "schedule.warmup_epochs=1", "checkpoint.every_steps=3"]
+    given += ["train.max_steps=6", "checkpoint.every_steps=3"]
     run("train.py", *given, "output_dir=uncut", cwd=tmp_path)
     process = start("train.py", *given, "output_dir=cut", cwd=tmp_path)
     last, log = tmp_path / "cut" / "checkpoints" / "last.pt", tmp_path / "cut" / "metrics.jsonl"
@@ -47,7 +47,7 @@ def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
 
 def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.max_minutes=0.001", "train.log_every=1", "output_dir=run"]
-    given += ["data.eval_size=256", "data.eval_batch_size=1"]  # an evaluation of seconds
+    given += ["data.eval_size=192", "data.eval_batch_size=1"]  # an evaluation of seconds
     process = start("train.py", *given, "launch.ranks=2", cwd=tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text())
@@ -65,7 +65,7 @@ def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits
     assert rows[-1]["step"] == before[-1]["step"]
 
 
-@pytest.mark.parametrize("delay", [0.0, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("delay", [0.5, 2.5])
 def test_ranks_end_with_a_parent_that_is_killed_during_start_up(delay, digits, tmp_path):
     process = start("train.py", *SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=run", cwd=tmp_path)
     wait_for(lambda: len(members(process.pid)) >= 3)  # the parent and what it spawned
