@@ -1,32 +1,263 @@
-"""Uploads the offline W&B runs below a folder: `python -m cotnet.sync [FOLDER]`, outputs/ without one.
+"""Uploads the offline W&B runs below a folder, and rebuilds W&B runs that differ from metrics.jsonl.
 
 Runs that were sent already are left out, and so are those that some process is still writing: they would count as sent.
 """
 
+import argparse
 import fcntl
+import http.client
+import json
+import shutil
+import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cotnet.config import one_line
-from cotnet.engine.loggers import sent_mark, upload
+from cotnet.engine import records
+from cotnet.engine.loggers import account, wandb_settings
 from cotnet.engine.terminal import say
-from cotnet.errors import InputError
+from cotnet.engine.wandb_file import (
+    LocalRecord,
+    Start,
+    difference,
+    id_of,
+    is_online,
+    read_metrics,
+    read_start,
+    rebuilt_number,
+    run_files,
+    write_run,
+)
+from cotnet.errors import InputError, RunError
+
+ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
+DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not whole yet
+
+HELP = "upload the offline W&B runs below a folder; runs that are still being written are left out"
+REBUILD_HELP = (
+    "first write a new offline W&B run from metrics.jsonl for every run below FOLDER whose W&B record differs from it "
+    "(where FOLDER is a run's own folder, in any case); the new run, with -r1, -r2, ... behind the id, takes the place "
+    "of the offline files so far. W&B runs that are on the server already stay there; delete them by hand"
+)
+CODES = (
+    "exit codes: 0 all sent, nothing to send, or rebuilt and kept because nobody is logged in; 1 the server did not "
+    "take it; 2 no such folder, no run to rebuild, a run to rebuild is in use, nobody logged in"
+)
 
 
 def main() -> None:
-    """Exit codes: 0 all sent, or nothing to send; 1 the server did not take it; 2 no such folder, nobody logged in."""
+    """The command line; see `CODES`."""
+    parser = argparse.ArgumentParser(prog="python -m cotnet.sync", description=HELP, epilog=CODES)
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", type=Path, default=Path("outputs"), help="default: outputs"
+    )
+    parser.add_argument("--rebuild", action="store_true", help=REBUILD_HELP)
+    given = parser.parse_args()
     with one_line(keep=False):
-        folder = Path(next(iter(sys.argv[1:]), "outputs"))
-        if not folder.is_dir():
-            raise InputError(f"no folder {folder}; give the one that holds the runs")
-        files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if not sent_mark(file).exists()]
-        ready = sorted(file for file in files if not _in_use(file.parents[2]))
-        if len(ready) < len(files):
-            say(f"{len(files) - len(ready)} offline run(s) are still being written; sync them when they have ended")
-        if not ready:
-            say(f"nothing to sync below {folder}")
+        if not given.folder.is_dir():
+            raise InputError(f"no folder {given.folder}; give the one that holds the runs")
+        rebuilt = rebuild_all(given.folder) if given.rebuild else 0
+        sync(given.folder, keep=rebuilt > 0)
+
+
+def sync(folder: Path, *, keep: bool = False) -> None:
+    """Send every offline run below the folder; `keep`: without a login it is enough to say that they wait.
+
+    Raises:
+        InputError: nobody is logged in.
+        RunError: as `upload`.
+    """
+    files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if DRAFT not in file.parts]
+    files = [file for file in files if not sent_mark(file).exists()]
+    ready = sorted(file for file in files if not _in_use(file.parents[2]))
+    if len(ready) < len(files):
+        say(f"{len(files) - len(ready)} offline run(s) are still being written; sync them when they have ended")
+    if not ready:
+        say(f"nothing to sync below {folder}")
+        return
+    known, server = account()
+    if known:
+        upload(ready, server)
+        return
+    line = f"not logged in to W&B, {len(ready)} offline runs wait; run wandb login, then "
+    if not keep:
+        raise InputError(f"{line}this again")
+    say(f"{line}python -m cotnet.sync {folder}")
+
+
+def upload(files: Sequence[Path], server: str) -> None:
+    """Send offline runs, given by their .wandb files, to the server; files of one run id become one run, in order.
+
+    Raises:
+        RunError: the server does not answer, or did not take everything; what it did not take stays to be sent.
+    """
+    _require_answer(server)
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
+    complaints = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            say(line.rstrip())
+            complaints += line if "ERROR" in line else ""
+    # wandb marks a run as sent, and exits with 0, even where the server refused it.
+    refused = [file for file in files if id_of(file) in complaints]
+    for file in refused or (files if complaints else ()):
+        sent_mark(file).unlink(missing_ok=True)
+    left = sum(not sent_mark(file).exists() for file in files)
+    if left:
+        raise RunError(
+            f"{left} of {len(files)} offline runs were not sent, for the reasons above; they stay to be sent"
+        )
+
+
+def sent_mark(file: Path) -> Path:
+    """The empty file by which `wandb sync` knows a .wandb file that it has sent."""
+    return file.with_name(f"{file.name}.synced")
+
+
+def _require_answer(server: str) -> None:
+    """Raise RunError where the server is out of order: `wandb sync` would wait for it without an end."""
+    try:
+        with urllib.request.urlopen(server, timeout=ANSWER_SECONDS):
             return
-        upload(ready)
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return
+        reason = str(error)
+    except (OSError, http.client.HTTPException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    raise RunError(f"W&B at {server} does not answer ({reason}); nothing was sent, try again later") from None
+
+
+# --- rebuilding ---------------------------------------------------------------------------------------------------
+
+
+def rebuild_all(folder: Path) -> int:
+    """Rebuild the run in this folder, or every run below it whose W&B record differs from metrics.jsonl; how many.
+
+    Raises:
+        InputError: there is no run, or this one is in use or has nothing to rebuild from.
+    """
+    runs = sorted({file.parents[2] for file in folder.rglob("wandb/*run-*/*.wandb") if DRAFT not in file.parts})
+    runs = [run for run in runs if (run / "metrics.jsonl").exists()]
+    if not runs:
+        raise InputError(f"no run below {folder} has metrics.jsonl and a W&B record; give a run's folder")
+    if runs == [folder]:
+        rebuild(folder)
+        return 1
+    rebuilt = 0
+    for run in runs:
+        try:
+            rebuilt += rebuild(run, only_different=True)
+        except InputError as error:
+            say(f"left out: {error}")
+    return rebuilt
+
+
+def rebuild(folder: Path, *, only_different: bool = False) -> bool:
+    """Write a run's metrics.jsonl as a new offline W&B run in the place of the offline files so far; whether it was.
+
+    Raises:
+        InputError: the run is in use, or no W&B record of it can be read.
+        RunError: wandb did not write what metrics.jsonl says.
+    """
+    with _held(folder):
+        draft = folder / "wandb" / DRAFT
+        shutil.rmtree(draft, ignore_errors=True)
+        files = run_files(folder)
+        last = id_of(files[-1])
+        wanted = not only_different or any(difference(folder, last).values())
+        if wanted:
+            draft.mkdir()
+            try:
+                new = _write_draft(folder, draft, files)
+                new.parent.rename(folder / "wandb" / new.parent.name)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+            last = id_of(new)
+            _forget_difference(folder)
+            say(f"{folder}: rebuilt from metrics.jsonl as W&B run {last}{_left_on_server(files)}")
+        replaced = [file for file in files if id_of(file) != last] if rebuilt_number(last)[1] else []
+        for file in replaced:  # also where an earlier call was killed before it came to that
+            if not is_online(file) and not sent_mark(file).exists():
+                sent_mark(file).write_text(f"replaced by {last}\n")  # wandb's own mark is empty
+        return wanted
+
+
+def _write_draft(folder: Path, draft: Path, files: Sequence[Path]) -> Path:
+    """The .wandb file of the new run, like the last one that can be read."""
+    starts = [read_start(file) for file in files]
+    readable = [start for start in starts if start.run]
+    if not readable:
+        raise InputError(f"{folder}: no file of its W&B record can be read, so its project and name are unknown")
+    ids = list(dict.fromkeys(map(id_of, files)))
+    rows = read_metrics(folder)
+    chosen = _identity(readable[-1]) | {"id": _next_id(ids)}
+    chosen |= {"notes": f"Rebuilt from metrics.jsonl; replaces W&B run {', '.join(ids)}."}
+    code = 1 if starts[-1].exit_code is None else starts[-1].exit_code  # None: killed
+    try:
+        with wandb_settings():
+            new = write_run(draft, rows, summary=_best(folder), exit_code=code, **chosen)
+        missing, extra = LocalRecord([new]).compare(rows, all_rows=True)
+    except Exception as error:  # wandb's errors have no common base, see WandbLogger
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"{folder}: wandb could not write the run ({reason}); nothing was changed") from error
+    if missing or extra:
+        raise RunError(f"{folder}: wandb wrote {len(missing)} rows too few, {extra} too many; nothing was changed")
+    return new
+
+
+def _left_on_server(files: Sequence[Path]) -> str:
+    """The end of a line that says which replaced runs are on the server already."""
+    sent = [file for file in files if is_online(file) or (sent_mark(file).exists() and not sent_mark(file).read_text())]
+    ids = ", ".join(dict.fromkeys(map(id_of, sent)))
+    return f"; what was sent of {ids} stays on the server: delete it there" if ids else ""
+
+
+def _forget_difference(folder: Path) -> None:
+    """summary.json without what it says about the record that was replaced."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    if summary.pop("wandb", None):
+        records.write_json(path, summary)
+
+
+def _next_id(ids: Sequence[str]) -> str:
+    first = rebuilt_number(ids[-1])[0]
+    return f"{first}-r{1 + max(number for name, number in map(rebuilt_number, ids) if name == first)}"
+
+
+def _identity(start: Start) -> dict[str, object]:
+    """What names a run on W&B, as arguments of wandb.init."""
+    run = start.run
+    named = {"project": run.project, "entity": run.entity, "group": run.run_group, "job_type": run.job_type}
+    named |= {"name": run.display_name}
+    return {key: value or None for key, value in named.items()} | {"tags": list(run.tags), "config": start.config}
+
+
+def _best(folder: Path) -> dict[str, object]:
+    """The best accuracy, from summary.json; empty before the first evaluation."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return {key: value for key, value in summary.items() if key.startswith("best_") and value is not None}
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in this run folder; InputError where one does."""
+    try:
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is in use by another process; rebuild its record when that has ended") from None
+        yield
 
 
 def _in_use(folder: Path) -> bool:

@@ -22,6 +22,33 @@ def core():
     return int(subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True).stdout)
 """
 
+REPORTS = """
+import torch
+from cotnet.engine.optimizer import MovingAverage
+from cotnet.engine.reports import RunReports
+from cotnet.engine.state import State
+
+def reports(step, run_id=""):
+    "What rank 0 writes about a run that is taken up at `step`, as train.py has it."
+    model = torch.nn.Linear(1, 1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = State(model=model, ema=MovingAverage(model, 0.0), optimizer=sgd, scaler=scaler, step=step, run_id=run_id)
+    config = {"data": {"num_classes": 10}, "train": {"epochs": 9, "max_steps": None}}
+    made = RunReports(folder, logger, state, config, {"step": step}, steps_per_epoch=10, terminal=False)
+    made.epoch(state)
+    made.status("running", state)
+    return made, state
+
+def row(step, loss=2.5):
+    speed = {"train/images_per_second": 100.0, "train/data_wait": 0.5, "train/grad_norm": float("nan")}
+    return {"step": step, "epoch": step / 10, "train/loss": loss, "train/lr": 0.1} | speed
+
+def validated(step, top1):
+    figures = {"val/top1": top1, "val/top5": 90.0, "val/loss": 2.0, "val/images": 50}
+    return {"step": step, "epoch": step / 10} | figures
+"""
+
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """Nobody logged in, no setting of this machine's user."""

@@ -3,7 +3,8 @@
     python wandb_server.py PORT-FILE [healthy | hanging | failing | full]
 
 A hanging server takes connections and never answers, a failing one says 500 to everything; a full one opens runs but
-takes no rows (402: the quota is used up). GET /runs tells what it holds: {run id: {"config", "rows", "ended", ...}}.
+takes no rows (402: the quota is used up). GET /runs tells what it holds: {run id: {"config", "rows", "ended", "named",
+"summary", ...}}.
 """
 
 import gzip
@@ -63,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         if operation == "UpsertBucket":
             run = self.runs.setdefault(given["name"], {"config": "{}", "rows": [], "starts": 0, "ended": None})
             run["config"] = given["config"] or run["config"]
+            names = ("displayName", "groupName", "tags", "notes")  # a later call need not say them again
+            run["named"] = run.get("named", {}) | {name: given[name] for name in names if given.get(name)}
             run["starts"] += given["id"] is None
             return {"upsertBucket": {"bucket": self._bucket(given["name"]), "inserted": True}}
         if operation == "CreateRunFiles":
@@ -96,6 +99,9 @@ class Handler(BaseHTTPRequestHandler):
         history = message.get("files", {}).get("wandb-history.jsonl")
         if history:
             run["rows"][history["offset"] :] = [json.loads(line) for line in history["content"]]
+        summary = message.get("files", {}).get("wandb-summary.json")
+        if summary:
+            run["summary"] = json.loads(summary["content"][-1])
         if message.get("complete"):
             run["ended"] = message.get("exitcode")
 

@@ -4,23 +4,22 @@ wandb is imported when a run starts, so that `--help` and a run without it do no
 """
 
 import contextlib
-import http.client
+import math
 import netrc
 import os
 import queue
 import secrets
-import subprocess
-import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from cotnet.engine.terminal import say
-from cotnet.errors import InputError, RunError
+from cotnet.engine.wandb_file import LocalRecord, as_logged, difference, latest_id, read_metrics, run_files
+from cotnet.errors import InputError
 
 if TYPE_CHECKING:
     import wandb
@@ -30,7 +29,7 @@ Record = dict[str, Any]
 READY_SECONDS = 2.0  # how long a run waits for W&B before it trains on; going offline takes about one
 INIT_SECONDS = 15.0  # a server that has not answered by then is left alone
 FINISH_SECONDS = 30.0  # what the last upload may take
-ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
+SETTLE_SECONDS = 3.0  # wandb's process outlives a run that is killed by up to 2 s
 
 WANDB_SETTINGS: dict[str, Any] = {
     "show_info": False,
@@ -52,15 +51,19 @@ WANDB_SETTINGS: dict[str, Any] = {
 class NoLogger:
     """The mirror that shows nothing."""
 
-    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str:  # noqa: ARG002
+    def start(self, *arguments: Any, **more: Any) -> str:  # noqa: ARG002
         """The empty run id."""
         return ""
 
     def log(self, record: Record) -> None:
         """Does nothing."""
 
-    def finish(self, exit_code: int) -> None:
+    def summary(self, values: Record) -> None:
         """Does nothing."""
+
+    def finish(self, exit_code: int) -> dict[str, int]:  # noqa: ARG002
+        """No difference."""
+        return {}
 
 
 class WandbLogger:
@@ -70,8 +73,9 @@ class WandbLogger:
     it nor end with it: wandb's finish waits for the network longer than its own limit when much is left to send, and
     its log call waits when wandb's process hangs. The thread is a daemon, so it cannot hold the process either.
 
-    One process (rank 0) uses it. After a resume the server holds the rows between the last checkpoint and the
-    interruption twice, at the same `step`. Offline runs lie in one folder per start; `wandb sync` joins them.
+    One process (rank 0) uses it. After a resume W&B holds the rows between the last checkpoint and the interruption
+    twice, at the same `step`: `finish` counts them. Rows that a kill cost W&B are logged again when the run continues.
+    Offline runs lie in one folder per start; `wandb sync` joins them.
     """
 
     def __init__(
@@ -85,12 +89,21 @@ class WandbLogger:
     ) -> None:
         self._mode = mode
         self._chosen: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": tags}
-        self._queue: queue.SimpleQueue[Record | int] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()  # what it is, and the thing
         self._ready, self._abandoned = threading.Event(), threading.Event()
+        self._mirrors = True  # unless wandb is disabled
+        self._record = LocalRecord()
 
-    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str:
-        """Opens the run under `output_dir`/wandb, or continues the one `run_id` names; the run's id."""
-        self._id, self._folder = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), output_dir.absolute()
+    def start(
+        self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str, *, kept: Sequence[Record] = ()
+    ) -> str:
+        """Opens the run under `output_dir`/wandb, or continues the one `run_id` names; the run's id.
+
+        Records in `kept` that are not in the run's local files are logged first.
+        """
+        self._folder = output_dir.absolute()
+        given = latest_id(self._folder, run_id) if run_id else os.environ.get("WANDB_RUN_ID")
+        self._id, self._is_new, self._kept = given or secrets.token_hex(4), not given, kept
         self._chosen |= {"dir": str(self._folder), "config": config, "name": name, "resume": "allow"}
         self._thread = threading.Thread(target=self._mirror, name="wandb-mirror", daemon=True)
         self._thread.start()
@@ -99,13 +112,27 @@ class WandbLogger:
 
     def log(self, record: Record) -> None:
         """Hands a record over; returns at once."""
-        if self._thread.is_alive():
-            self._queue.put(dict(record))
+        self._put("row", record)
 
-    def finish(self, exit_code: int) -> None:
-        """Waits until everything is sent or written, at most half a minute."""
-        self._queue.put(exit_code)
+    def summary(self, values: Record) -> None:
+        """Sets values of the run's summary; returns at once."""
+        self._put("summary", values)
+
+    def _put(self, kind: str, values: Record) -> None:
+        if self._thread.is_alive():
+            self._queue.put((kind, dict(values)))
+
+    def finish(self, exit_code: int) -> dict[str, int]:
+        """Waits until everything is sent or written, at most half a minute.
+
+        Returns how many rows are `missing` in W&B's local files and how many are `extra`; empty if none, or if unknown.
+        """
+        deadline = time.monotonic() + FINISH_SECONDS
+        self._queue.put(("end", exit_code))
         self._thread.join(FINISH_SECONDS)
+        found: dict[str, int] = {}
+        compare = threading.Thread(target=self._compare, args=(found,), daemon=True)
+        compare.start()
         if self._thread.is_alive():
             self._abandoned.set()
             self._say_stopped(f"not done after {FINISH_SECONDS:.0f} s")
@@ -113,23 +140,71 @@ class WandbLogger:
             abandon = threading.Thread(target=_tear_down, daemon=True)
             abandon.start()
             abandon.join(READY_SECONDS)
+        compare.join(max(deadline - time.monotonic(), 0.0))
+        if not any(found.values()):
+            return {}
+        say(
+            f"warning: W&B's record lacks {found['missing']} rows of metrics.jsonl and has {found['extra']} that were "
+            f"rolled back or logged twice; to rebuild it: python -m cotnet.sync --rebuild {self._folder}"
+        )
+        return found
 
     def _mirror(self) -> None:
         """The thread: open the run, then one row per record, until an exit code comes."""
         try:
             run = self._open()
             self._ready.set()
-            while isinstance(item := self._queue.get(), dict):
-                run.log(item)
-            run.finish(exit_code=item)
+            self._log_missing(run)
+            while (item := self._queue.get())[0] != "end":
+                if item[0] == "row":
+                    self._log_row(run, item[1])
+                else:
+                    run.summary.update(item[1])
+            self._summarise_extra(run)
+            run.finish(exit_code=item[1])
         # wandb raises wandb.Error, OSError, its mailbox's own exceptions and pydantic's, without a common base. All
-        # of them mean the same here: the mirror is gone. Nothing but wandb is called in this block.
+        # of them mean the same here: the mirror is gone. Nothing but wandb and its files is used in this block.
         except Exception as error:
             if not self._abandoned.is_set():
                 self._say_stopped(_first_line(error))
         finally:
             _tear_down()
             self._ready.set()
+
+    def _log_missing(self, run: "wandb.Run") -> None:
+        """Logs the kept records that the run's local files lack: wandb writes every second, a kill loses the rest."""
+        self._mirrors = run.settings.mode != "disabled"
+        if not self._mirrors:
+            return
+        files = [file for file in run_files(self._folder, run.id) if file != Path(run.settings.sync_file)]
+        written = max((file.stat().st_mtime for file in files), default=0.0)
+        time.sleep(min(max(written + SETTLE_SECONDS - time.time(), 0.0), SETTLE_SECONDS))
+        try:
+            self._record = LocalRecord(files, received=math.inf if run.offline else run.starting_step)
+        except Exception:  # files of another version of wandb; without them it is unknown what is missing
+            return
+        missing, _ = self._record.compare(self._kept, all_rows=self._is_new)
+        for row in missing:
+            self._log_row(run, as_logged(row))
+        if missing:
+            say(f"W&B: logged {len(missing)} rows of metrics.jsonl again that its record lacked")
+        self._summarise_extra(run)
+        self._kept = ()
+
+    def _log_row(self, run: "wandb.Run", row: Record) -> None:
+        run.log(row)
+        self._record.add(row)
+
+    def _summarise_extra(self, run: "wandb.Run") -> None:
+        """Says in W&B itself how many of its rows metrics.jsonl does not have."""
+        with contextlib.suppress(OSError, InputError):  # metrics.jsonl cannot be read
+            _, extra = self._record.compare(read_metrics(self._folder))
+            run.summary.update({"extra_rows": extra} if extra else {})
+
+    def _compare(self, found: dict[str, int]) -> None:
+        """Puts into `found` how the run's local files differ from metrics.jsonl."""
+        with contextlib.suppress(Exception):  # as in _log_missing
+            found |= difference(self._folder, self._id) if self._mirrors else {}
 
     def _open(self) -> "wandb.Run":
         """The run, online if asked for and possible, else offline; says which."""
@@ -144,10 +219,9 @@ class WandbLogger:
                 return self._begin(mode)
             # As in _mirror: whatever kept it from going online does not keep it from going offline.
             except Exception as error:
-                reason = f"{settings.base_url}: {_first_line(error)}"
+                mode, reason = "offline", f"{settings.base_url}: {_first_line(error)}"
                 _tear_down()  # the id stays taken until wandb's process is gone
                 _set_up()
-            mode = "offline"
         return self._begin(mode, reason)
 
     def _begin(self, mode: str, reason: str = "") -> "wandb.Run":
@@ -188,68 +262,27 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
+@contextmanager
+def wandb_settings() -> Iterator["wandb.Settings"]:
+    """wandb's settings; its process ends with the block."""
+    try:
+        yield _set_up()
+    finally:
+        _tear_down()
+
+
+def account() -> tuple[bool, str]:
+    """Whether somebody is logged in, and the server's address; asks no server."""
+    with wandb_settings() as settings:
+        return _logged_in(settings), settings.base_url
+
+
 def login_state() -> str:
     """For people: whether runs would go online; asks no server."""
     try:
-        settings = _set_up()
-        return (
-            "logged in" if _logged_in(settings) else "not logged in: runs are kept offline (wandb login changes that)"
-        )
+        return "logged in" if account()[0] else "not logged in: runs are kept offline (wandb login changes that)"
     except Exception as error:  # see WandbLogger._mirror
         return f"cannot be used ({_first_line(error)})"
-    finally:
-        _tear_down()
-
-
-def upload(files: Sequence[Path]) -> None:
-    """Send offline runs, given by their .wandb files, to the server; files of one run id become one run, in order.
-
-    Raises:
-        InputError: nobody is logged in.
-        RunError: the server does not answer, or did not take everything; what it did not take stays to be sent.
-    """
-    try:
-        settings = _set_up()
-        known, server = _logged_in(settings), settings.base_url
-    finally:
-        _tear_down()
-    if not known:
-        raise InputError(f"not logged in to W&B, {len(files)} offline runs wait; run wandb login, then this again")
-    _require_answer(server)
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
-    complaints = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():
-            say(line.rstrip())
-            complaints += line if "ERROR" in line else ""
-    # wandb marks a run as sent, and exits with 0, even where the server refused it.
-    refused = [file for file in files if file.stem.removeprefix("run-") in complaints]
-    for file in refused or (files if complaints else ()):
-        sent_mark(file).unlink(missing_ok=True)
-    left = sum(not sent_mark(file).exists() for file in files)
-    if left:
-        raise RunError(
-            f"{left} of {len(files)} offline runs were not sent, for the reasons above; they stay to be sent"
-        )
-
-
-def sent_mark(file: Path) -> Path:
-    """The empty file by which `wandb sync` knows a .wandb file that it has sent."""
-    return file.with_name(f"{file.name}.synced")
-
-
-def _require_answer(server: str) -> None:
-    """Raise RunError where the server is out of order: `wandb sync` would wait for it without an end."""
-    try:
-        with urllib.request.urlopen(server, timeout=ANSWER_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code < 500:
-            return
-        reason = str(error)
-    except (OSError, http.client.HTTPException) as error:
-        reason = _first_line(error)
-    raise RunError(f"W&B at {server} does not answer ({reason}); nothing was sent, try again later") from None
 
 
 def _logged_in(settings: "wandb.Settings") -> bool:

@@ -1,6 +1,9 @@
 """What rank 0 writes about a run: metrics.jsonl first, then everything that mirrors it."""
 
+import contextlib
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +19,18 @@ from cotnet.engine.watch import Watch
 class Logger(Protocol):
     """A mirror of metrics.jsonl; it may fail, training goes on."""
 
-    def start(self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str) -> str: ...
+    def start(
+        self,
+        output_dir: Path,
+        config: dict[str, Any],
+        run_id: str | None,
+        name: str,
+        *,
+        kept: Sequence[dict[str, Any]] = (),
+    ) -> str: ...
     def log(self, record: dict[str, float]) -> None: ...
-    def finish(self, exit_code: int) -> None: ...
+    def summary(self, values: dict[str, Any]) -> None: ...
+    def finish(self, exit_code: int) -> dict[str, int]: ...
 
 
 class RunReports(Reports):
@@ -40,7 +52,9 @@ class RunReports(Reports):
         self.classes = config["data"]["num_classes"]
         self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
-        state.run_id = logger.start(folder, config | {"environment": environment}, state.run_id or None, folder.name)
+        kept = records.read(self.metrics) if self.metrics.exists() else []
+        told = config | {"environment": environment}
+        state.run_id = logger.start(folder, told, state.run_id or None, folder.name, kept=kept)
         self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
         total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
         self.progress = Progress(total, enabled=terminal)
@@ -78,10 +92,16 @@ class RunReports(Reports):
         summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
         summary["warnings"] = self.watch.warnings
         records.write_json(self.folder / "summary.json", summary)
+        if state.best:
+            self.logger.summary(state.best)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()
-        self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
+        differs = self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
+        if differs:
+            path = self.folder / "summary.json"
+            with contextlib.suppress(OSError, ValueError):  # the run has ended, and may have ended for want of room
+                records.write_json(path, json.loads(path.read_text()) | {"wandb": differs})
 
     def _write(self, record: dict[str, float]) -> None:
         records.append(self.metrics, record)
