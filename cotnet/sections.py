@@ -8,7 +8,7 @@ from cotnet.config import Config
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError
 from cotnet.nodes import nearest, require_group, shown, typed
-from data.order import INTERPOLATIONS
+from data.order import CROP_RATIOS, INTERPOLATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class DataSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.eval_interpolation not in INTERPOLATIONS:
             raise ValueError(f"eval_interpolation={self.eval_interpolation} must be {' or '.join(INTERPOLATIONS)}")
-        if not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"crop_ratio={self.crop_ratio:g} must be above 0 and at most 1")
+        if not CROP_RATIOS[0] <= self.crop_ratio <= CROP_RATIOS[1]:
+            raise ValueError(f"crop_ratio={self.crop_ratio:g} must be from {CROP_RATIOS[0]:g} to {CROP_RATIOS[1]:g}")
         if min(self.std) <= 0:
             raise ValueError(f"std={list(self.std)} must be positive")
 

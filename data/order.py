@@ -20,7 +20,7 @@ _ATTEMPTS: Final = 10  # torchvision's RandomResizedCrop gives up after as many
 _MOST_THREADS: Final = 1024
 _MOST_PREFETCHED: Final = 1000
 _MOST_REPEATS: Final = 1000
-_CROP_RATIOS: Final = (0.1, 1.0)  # an image is resized to image_size / crop_ratio: memory ends far below 0.1
+CROP_RATIOS: Final = (0.1, 1.0)  # an image is resized to image_size / crop_ratio: memory ends far below 0.1
 
 
 class Geometry(NamedTuple):
@@ -62,7 +62,7 @@ def check_repeats(repeats: int) -> None:
 
 
 def _check_crop_ratio(crop_ratio: float) -> None:
-    least, most = _CROP_RATIOS
+    least, most = CROP_RATIOS
     if not least <= crop_ratio <= most:
         raise DataError(f"crop_ratio={number(crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
 

@@ -105,7 +105,12 @@ def start(*command: str, cwd: Path, variables: Mapping[str, str] | None = None) 
 def _all_digits() -> Path:
     """The whole digits set, made once per machine and checkout."""
     folder = ROOT / "datasets" / "digits"
-    run_process("-m", "data.prepare", "digits", "--out", str(folder), cwd=ROOT)
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / ".tests.lock").open(
+        "w"
+    ) as lock:  # several test processes ask at once; a second one is refused
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_process("-m", "data.prepare", "digits", "--out", str(folder), cwd=ROOT)
     return folder
 
 
