@@ -36,6 +36,7 @@ class Pretrained:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
+COUNTS = {"num_classes", "image_size", "width", "heads", "stride", "kernel_size", "dilation"}  # of a backbone
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
@@ -87,6 +88,9 @@ def check_loader(config: Config) -> None:
 def check_backbone(node: Mapping[str, Any]) -> None:
     """Raise InputError for a backbone that is not one of ours, or for a setting it does not have."""
     check(trusted_backbone(dict(node)), "backbone", ())
+    for name in COUNTS & node.keys():
+        if isinstance(node[name], int) and node[name] < 1:
+            raise InputError(f"backbone.{name}={node[name]} must be at least 1")
     start = pretrained(node)
     if start.weights is not None and not start.weights.exists():
         raise InputError(f"backbone.weights={start.weights} does not exist; give the path of a weights file")

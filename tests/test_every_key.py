@@ -35,7 +35,7 @@ RIGHT = {
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
-        "train.recompute_norms",
+        *("train.recompute_norms", "backbone.positions"),
     ),
     "text": ("logger.project", "logger.entity", "logger.group"),
     "list": ("logger.tags",),
@@ -78,6 +78,24 @@ def test_every_key_of_train(digits):
     keys = [key for key in flatten(config) if key not in program]
     assert len(keys) > 70
     assert checked_keys(config, trainer.checked, [*keys, *GROUPS, "logger"]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "member",
+    [
+        *("optimizer=adamw", "optimizer=lamb", "schedule=polynomial", "schedule=step", "schedule=triangular"),
+        *("backbone=botnet50", "backbone=cotnet50", "backbone=torchvision backbone.model_name=resnet18"),
+        *("augmentation=advanced", "loader=torchvision"),
+    ],
+)
+def test_every_key_of_other_members(member, digits):
+    given = ["experiment=digits", f"data.root={digits}", "train.batch_size=20", "output_dir=x", *member.split()]
+    config = compose("train", given)
+    group = member.partition("=")[0]
+    keys = [key for key in flatten(config) if key.startswith(f"{group}.")]
+    assert len(keys) > 2
+    assert checked_keys(config, trainer.checked, keys) == []
 
 
 @pytest.mark.parametrize("given", ["output_dir=[a,b]", "output_dir={a:1}", "output_dir=true", "explain=[a]"])

@@ -111,7 +111,13 @@ def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epo
 @phased
 def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: float, **_unused: float) -> float:
     """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4); `end`
-    is the cool-down's rate only."""
+    is the cool-down's rate only.
+
+    Raises:
+        ValueError: `gamma` is not positive.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma={gamma:g} must be positive")
     return peak * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 

@@ -176,7 +176,7 @@ def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"backbone setting {key!r} of {target} is not a plain value; refused")
     lists = {"torchvision_model": is_torchvision_model, "timm_model": is_timm_model}
     if name in lists and not lists[name](str(settings.get("model_name"))):
-        raise InputError(f"backbone {target} has no model {settings.get('model_name')!r}")
+        raise InputError(f"backbone.model_name={settings.get('model_name')} is not a model of {target}")
     return {"_target_": target, **settings}
 
 

@@ -63,5 +63,5 @@ def test_on_a_small_run(tmp_path):
     assert {"batch 8", "batch 16", "batch 32"} <= {record["setting"] for record in records}
     assert "expected: about " in done.stdout
     failed = run_process("-m", "cotnet.benchmarks.bottleneck", "data.root=nowhere", cwd=tmp_path, code=2)
-    assert failed.stderr.startswith("error: nowhere: no such folder")
+    assert failed.stderr.startswith("error: data.root=nowhere: no such folder")
     assert failed.stderr.count("\n") == 1
