@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from programs import ROOT, SMALL, run_process, start
+from wandb_file import summary
 from wandb_process import files
 from wandb_server import wandb_server
 
@@ -224,7 +225,7 @@ def test_a_run_that_is_killed_continued_and_rebuilt(tmp_path, digits):
     assert [row for file in pieces for row in history(file)] == records.read(metrics)
     assert "wandb" not in json.loads((folder / "summary.json").read_text())
     best = {name: value for name, value in json.loads((folder / "summary.json").read_text()).items() if "best" in name}
-    assert best.items() <= read_start(pieces[-1]).summary.items()
+    assert best.items() <= summary(pieces[-1]).items()
 
 
 def test_the_latest_rebuilt_run_is_the_one_to_continue(tmp_path):

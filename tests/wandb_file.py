@@ -1,5 +1,16 @@
-"""The package's reader of .wandb files, under the name that tests know it by."""
+"""The package's reader of .wandb files, under the name that tests know it by, and what only tests read."""
 
-from cotnet.engine.wandb_file import history, wandb_records
+from pathlib import Path
 
-__all__ = ["history", "wandb_records"]
+from cotnet.engine.wandb_file import history, values_of, wandb_records
+
+__all__ = ["history", "summary", "wandb_records"]
+
+
+def summary(path: Path) -> dict[str, object]:
+    """The run's summary as this start left it, without wandb's own values."""
+    values: dict[str, object] = {}
+    for record in wandb_records(path):
+        if record.WhichOneof("record_type") == "summary":
+            values |= values_of(record.summary.update)
+    return values

@@ -141,13 +141,7 @@ class WandbLogger:
             abandon.start()
             abandon.join(READY_SECONDS)
         compare.join(max(deadline - time.monotonic(), 0.0))
-        if not any(found.values()):
-            return {}
-        say(
-            f"warning: W&B's record lacks {found['missing']} rows of metrics.jsonl and has {found['extra']} that were "
-            f"rolled back or logged twice; to rebuild it: python -m cotnet.sync --rebuild {self._folder}"
-        )
-        return found
+        return found if any(found.values()) else {}
 
     def _mirror(self) -> None:
         """The thread: open the run, then one row per record, until an exit code comes."""

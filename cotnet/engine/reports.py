@@ -99,9 +99,17 @@ class RunReports(Reports):
         self.progress.close()
         differs = self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
         if differs:
-            path = self.folder / "summary.json"
-            with contextlib.suppress(OSError, ValueError):  # the run has ended, and may have ended for want of room
-                records.write_json(path, json.loads(path.read_text()) | {"wandb": differs})
+            self._say_differs(differs)
+
+    def _say_differs(self, differs: dict[str, int]) -> None:
+        """The logger's record is not metrics.jsonl: to people, and in summary.json."""
+        self.progress.note(
+            f"warning: W&B's record lacks {differs['missing']} rows of metrics.jsonl and has {differs['extra']} that "
+            f"were rolled back or logged twice; to rebuild it: python -m cotnet.sync --rebuild {self.folder}"
+        )
+        path = self.folder / "summary.json"
+        with contextlib.suppress(OSError, ValueError):  # the run has ended, and may have ended for want of room
+            records.write_json(path, json.loads(path.read_text()) | {"wandb": differs})
 
     def _write(self, record: dict[str, float]) -> None:
         records.append(self.metrics, record)

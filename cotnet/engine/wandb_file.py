@@ -6,6 +6,7 @@ length, kind). A record is one whole piece or a first, any middle and a last one
 are padding.
 """
 
+import functools
 import json
 import math
 import re
@@ -52,7 +53,6 @@ class Start:
     online: bool
     rows: list[Row]
     numbers: list[int]  # W&B's own count of each row, its `_step`; an online start goes on where the server stands
-    summary: Row
     run: Any  # a RunRecord
     exit_code: int | None
 
@@ -73,26 +73,28 @@ def read_start(path: Path) -> Start:
     """The file of one start, without wandb's own columns (`_step`, `_runtime`, ...)."""
     rows: list[Row] = []
     numbers: list[int] = []
-    summary: Row = {}
     run, exit_code = None, None
     for record in wandb_records(path):
         match record.WhichOneof("record_type"):
             case "history":
-                rows.append(_values(record.history.item))
+                rows.append(values_of(record.history.item))
                 numbers.append(record.history.step.num)
-            case "summary":
-                summary |= _values(record.summary.update)
             case "run":
                 run = record.run
             case "exit":
                 exit_code = record.exit.exit_code
     online = is_online(path)
-    return Start(online=online, rows=rows, numbers=numbers, summary=summary, run=run, exit_code=exit_code)
+    return Start(online=online, rows=rows, numbers=numbers, run=run, exit_code=exit_code)
 
 
-def _values(items: Iterable[Any]) -> Row:
-    values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-    return {name: value for name, value in values.items() if not name.startswith("_")}
+def values_of(items: Iterable[Any]) -> Row:
+    """The values of a history or summary record, decoded all at once: one by one takes three times as long."""
+    named = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)
+    values: Row = json.loads("{" + ",".join(f"{_quoted(name)}:{text}" for name, text in named if name[0] != "_") + "}")
+    return values
+
+
+_quoted = functools.cache(json.dumps)  # the names are the same in every row
 
 
 def history(path: Path) -> list[Row]:

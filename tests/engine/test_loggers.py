@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wandb_file import summary
 from wandb_process import REPORTS, environment, files, run, start
 
 from cotnet.engine import records
 from cotnet.engine.loggers import NoLogger
-from cotnet.engine.wandb_file import LocalRecord, history, read_start, wandb_records
+from cotnet.engine.wandb_file import LocalRecord, history, wandb_records
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ with made:
 """
     out = run(REPORTS + code, folder, environment(tmp_path), "offline")
     assert json.loads((folder / "summary.json").read_text())["wandb"] == {"missing": 0, "extra": 4}
-    assert read_start(files(folder)[-1]).summary["extra_rows"] == 4
+    assert summary(files(folder)[-1])["extra_rows"] == 4
     assert out.splitlines()[-1] == (
         "warning: W&B's record lacks 0 rows of metrics.jsonl and has 4 that were rolled back or logged twice; "
         f"to rebuild it: python -m cotnet.sync --rebuild {folder}"
@@ -279,9 +280,9 @@ with made:
 """
     run(REPORTS + code, folder, environment(tmp_path), "offline")
     best = {"best_top1": 60.0, "best_top5": 90.0, "best_epoch": 1.0, "best_weights": "ema"}
-    summary = read_start(files(folder)[0]).summary
-    assert {name: value for name, value in summary.items() if name.startswith("best_")} == best
-    assert summary["val/top1"] == 50.0
+    mirrored = summary(files(folder)[0])
+    assert {name: value for name, value in mirrored.items() if name.startswith("best_")} == best
+    assert mirrored["val/top1"] == 50.0
     assert best.items() <= json.loads((folder / "summary.json").read_text()).items()
 
 
