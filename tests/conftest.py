@@ -1,6 +1,7 @@
 """What every test shares: one thread per process (tests run side by side), no GPU tests without a GPU."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -16,6 +17,7 @@ if not torch.cuda.is_available():
 
 
 def pytest_configure() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts deaf to it
     torch.set_num_threads(1)
 
 
