@@ -13,7 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cotnet.config import one_line
@@ -33,6 +33,7 @@ from cotnet.engine.wandb_file import (
     write_run,
 )
 from cotnet.errors import InputError, RunError
+from cotnet.files import locked
 
 ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
 DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not whole yet
@@ -248,15 +249,13 @@ def _best(folder: Path) -> dict[str, object]:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Keep other processes from training in this run folder; InputError where one does."""
-    try:
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}") from None
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder / ".lock"))
         except BlockingIOError:
             raise InputError(f"{folder} is in use by another process; rebuild its record when that has ended") from None
+        except OSError as error:
+            raise InputError(f"cannot write into {folder}: {error.strerror}") from None
         yield
 
 
