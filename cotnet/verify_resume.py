@@ -284,6 +284,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the cuts (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/verify_resume"))
     parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two on a busy machine a small net takes up to 20 times as long
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts deaf to Ctrl-C
     try:
         return verify_all(parser.parse_args())
