@@ -29,7 +29,7 @@ verify-resume: setup
 	$(BIN)/python -m data.prepare digits --out datasets/digits
 	$(BIN)/python -m cotnet.verify_resume $(ARGS)
 
-# Uploads the W&B runs below outputs/ that were kept offline; make sync ARGS=FOLDER for another folder.
+# Uploads the W&B runs below outputs/ that were kept offline; make sync ARGS=FOLDER for another folder, ARGS="--rebuild FOLDER" writes a run's record anew.
 sync: setup
 	@$(BIN)/python -m cotnet.sync $(ARGS)
 

@@ -27,6 +27,6 @@ def test_one_page_about_the_machine_and_a_run(tmp_path):
 
 def test_a_run_that_cannot_start(tmp_path):
     done = run_process("-m", "cotnet.doctor", "experiment=digits", "data.root=nowhere", cwd=tmp_path, code=1)
-    assert "PROBLEM      nowhere: no such folder" in done.stdout
+    assert "PROBLEM      data.root=nowhere: no such folder" in done.stdout
     done = run_process("-m", "cotnet.doctor", "backbone=cotnet5", cwd=tmp_path, code=2)
     assert "backbone=cotnet5 is unknown" in done.stderr
