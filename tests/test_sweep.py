@@ -39,7 +39,7 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     given = [*TINY, "data.root=digits"]
     done = run("train.py", *given, "optimizer.lr=0.05,-1", cwd=tmp_path, code=1)
     (folder,) = (tmp_path / "outputs").iterdir()
-    assert folder.name.startswith("data.root-digits__experiment-digits__loader-torchvision__loader.threads-0__")
+    assert folder.name.startswith("data.root-digits__experiment-digits__loader-torchvision__")
     failed, finished = "optimizer.lr--1", "optimizer.lr-0.05"
     assert states(folder) == {finished: "finished", failed: "failed"}
     assert json.loads((folder / finished / "summary.json").read_text())["status"] == "finished"
