@@ -148,7 +148,7 @@ def test_default_output_dir_is_found_again(digits, tmp_path):
     overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]
     run("train.py", *overrides, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
-    assert folder.name == "data.root-d__experiment-digits__train.batch_size-30__train.max_steps-1"
+    assert folder.name == "data.root-d__experiment-digits__train.batch_size-30"
     assert f"outputs/{folder.name} is finished" in run("train.py", *overrides, cwd=tmp_path).stdout
 
 
