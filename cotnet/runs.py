@@ -61,6 +61,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
+        checkpoints.require_same_batches(checkpoint, last)
         if first_process():
             changed = f" ({'; '.join(changes)})" if changes else ""
             say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}{changed}")

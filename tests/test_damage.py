@@ -1,8 +1,10 @@
 """A checkpoint or a file of weights that is damaged anywhere is noticed, and the line says what to use instead."""
 
+import json
 import os
 import random
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_the_line_names_the_whole_checkpoint_that_is_furthest_on(kept, digits, t
 
 def test_files_of_the_version_before_have_no_checksum_and_are_checked_by_their_zip(kept, tmp_path):
     content = checkpoints.load(kept / "checkpoints" / "best.pt")
-    assert "checksum" not in content
+    del content["checksum"]
     old = tmp_path / "old.pt"
     torch.save(content, old)
     assert checksum(checkpoints.load(old)) == checksum(content)
@@ -92,3 +94,27 @@ def test_published_files_are_checked_against_their_own_checksums(tmp_path):
     named = path.rename(tmp_path / "cotnet_small-0badc0de.pth")
     with pytest.raises(InputError, match="its name says SHA-256 0badc0de, its content has "):
         load_weights(model, named)
+
+
+def test_a_run_whose_batches_the_version_before_dealt_otherwise_is_refused(kept):
+    path = kept / "checkpoints" / "last.pt"
+    content = checkpoints.load(path)
+    config = json.loads(content["config"])
+    config["augmentation"]["repeats"] = 3
+    for accumulation, known, refused in ((2, False, True), (2, True, False), (1, False, False)):
+        config["train"]["accumulation"] = accumulation
+        begun = {**content, "config": json.dumps(config)}
+        if not known:
+            del begun["checksum"]
+        with pytest.raises(InputError, match="choose another output_dir") if refused else nullcontext():
+            checkpoints.require_same_batches(begun, path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(kept, tmp_path):
+    closed = tmp_path / "closed.pt"
+    shutil.copy(kept / "checkpoints" / "best.pt", closed)
+    closed.chmod(0)
+    if os.access(closed, os.R_OK):
+        pytest.skip("root may read everything")
+    with pytest.raises(InputError, match=r"cannot read .*closed\.pt: Permission denied; change its permissions"):
+        checkpoints.load(closed)

@@ -175,7 +175,8 @@ class WandbLogger:
         time.sleep(min(max(written + SETTLE_SECONDS - time.time(), 0.0), SETTLE_SECONDS))
         try:
             self._record = LocalRecord(files, received=math.inf if run.offline else run.starting_step)
-        except Exception:  # files of another version of wandb; without them it is unknown what is missing
+        except Exception as error:  # files of another version of wandb, or damaged ones
+            say(f"W&B: its local files cannot be read ({_first_line(error)}); what they lack is not logged again")
             return
         missing, _ = self._record.compare(self._kept, all_rows=self._is_new)
         for row in missing:

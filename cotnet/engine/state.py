@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
     load_tensors(state.model, checkpoint["model"], path)
     load_tensors(state.ema.module, checkpoint["ema"], path)
     state.ema.updates = checkpoint["ema_updates"]
-    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    state.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))  # not the mapped file's own memory
     state.scaler.load_state_dict(checkpoint["scaler"])
     for name in NUMBERS:
         setattr(state, name, checkpoint["progress"][name])
@@ -133,7 +134,7 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
         for name, buffer in module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-    state.window = {name: total.to(ranks.device) for name, total in own["window"].items()}
+    state.window = {name: total.clone().to(ranks.device) for name, total in own["window"].items()}
 
 
 def require_image_set(checkpoint: Checkpoint, image_set: str, path: Path) -> None:
@@ -187,7 +188,7 @@ def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> No
     try:
         path.parent.mkdir(exist_ok=True)
         with records.replacing(path) as file:
-            torch.save({**checkpoint, "checksum": checksum(checkpoint)}, file)
+            torch.save({**checkpoint, "checksum": checksum(_content(checkpoint))}, file)
             records.flush(file)
             for name in also:
                 duplicate(Path(file.name), name)
@@ -229,7 +230,12 @@ class Damaged(Exception):  # noqa: N818 - becomes an InputError that names a who
 
 def _read(path: Path) -> Checkpoint:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped into memory, the file is read once, by the checksum; copying it first costs more than the checksum.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except MemoryError:
+        raise RunError(f"not enough memory to read {path} ({path.stat().st_size / 2**20:.0f} MiB)") from None
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; change its permissions") from None
     # Bytes that make no sense raise anything in torch's unpickler.
     except Exception as error:
         if reason := damage(path):
@@ -241,11 +247,27 @@ def _read(path: Path) -> Checkpoint:
         if reason := damage(path):
             raise Damaged(reason)
         raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
-    written = checkpoint.pop("checksum", None)  # files of the first versions have none
-    reason = damage(path) if written is None else "its checksum differs" * (written != checksum(checkpoint))
+    written = checkpoint.get("checksum")  # files of the first version have none
+    reason = damage(path) if written is None else "its checksum differs" * (written != checksum(_content(checkpoint)))
     if reason:
         raise Damaged(reason)
     return checkpoint
+
+
+def _content(checkpoint: Checkpoint) -> Checkpoint:
+    return {name: value for name, value in checkpoint.items() if name != "checksum"}
+
+
+def require_same_batches(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise InputError where the version that wrote the checkpoint put other images into this rank's batches: the first
+    one, whose files have no checksum, kept the copies of repeated augmentation together."""
+    config = json.loads(checkpoint["config"])
+    micro_batches = len(checkpoint["ranks"]) * config["train"].get("accumulation", 1)
+    if "checksum" not in checkpoint and config["augmentation"].get("repeats", 1) > 1 and micro_batches > 1:
+        raise InputError(
+            f"{path} was begun by a version that kept the copies of augmentation.repeats on one rank; this one spreads "
+            f"them; choose another output_dir, and start from its weights with backbone.weights={path}"
+        )
 
 
 def _instead(path: Path) -> str:

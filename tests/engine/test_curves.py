@@ -1,6 +1,5 @@
 import math
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +96,6 @@ def test_threads_draw_the_same_picture(tmp_path):
     for thread in threads:
         thread.join()
     assert {png.read_bytes() for png in pictures} == {(tmp_path / "alone.png").read_bytes()}
-
-
-def test_drawing_a_long_run_takes_well_under_a_second(tmp_path):
-    metrics = write(tmp_path / "metrics.jsonl", run_of(20, 250))
-    draw_curves(metrics, tmp_path / "curves.png")
-    began = time.process_time()
-    draw_curves(metrics, tmp_path / "curves.png")
-    assert time.process_time() - began < 1.0
 
 
 def test_the_mean_is_over_the_neighbours_on_both_sides():
