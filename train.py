@@ -1,14 +1,14 @@
 """Train a backbone: `python train.py [group=member] [key=value] ...` (conf/train.yaml lists them all)."""
 
-from cotnet.config import Config, entry
+from cotnet.commands.program import Config, entry
 
 
 @entry("train", outputs="outputs")
 def main(config: Config) -> int:
-    """Check everything that can be checked before a process starts, then train on every rank."""
-    from cotnet import trainer  # torch with it, which --help need not wait for
+    """Train, or explain what would be trained."""
+    from cotnet.commands import train  # imports torch; --help needs none
 
-    return trainer.run(config)
+    return train.run(config)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from PIL import features
 
-from cotnet import assembly
-from cotnet.config import Config, compose, one_line
+from cotnet import parts
+from cotnet.commands.program import one_line
+from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
-from cotnet.engine.loggers import login_state
 from cotnet.engine.precision import choose_precision
-from cotnet.environment import machine, versions
 from cotnet.errors import InputError
+from cotnet.reporting.environment import machine, versions
+from cotnet.reporting.wandb_logger import login_state
 from data.samples import DataError, class_words
 
 Lines = Iterator[tuple[str, str]]
@@ -65,7 +66,7 @@ def software() -> Lines:
 
 def choices(config: Config) -> Lines:
     """What a run of this configuration would use; the first problem raises as it would in train.py."""
-    settings = assembly.settings_of(config)
+    settings = parts.settings_of(config)
     ranks = count_ranks(settings.launch.ranks)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     node = config["loader"]
@@ -78,7 +79,7 @@ def choices(config: Config) -> Lines:
     logger = config["logger"]["_target_"].rpartition(".")[2]
     yield "backbone", config["backbone"]["_target_"].rpartition(".")[2]
     yield "logger", logger
-    train, val = assembly.read_data(settings.data)
+    train, val = parts.read_data(settings.data)
     settings.train.check_batch(ranks, len(train.files))
     excluded = train.excluded + val.excluded
     checked = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from cotnet.config import one_line
+from cotnet.commands.program import one_line
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cotnet.config import one_line
-from cotnet.engine import records
-from cotnet.engine.loggers import account, wandb_settings
-from cotnet.engine.terminal import say
-from cotnet.engine.wandb_file import (
+from cotnet import records
+from cotnet.commands.program import one_line
+from cotnet.errors import InputError, RunError
+from cotnet.files import locked
+from cotnet.reporting.terminal import say
+from cotnet.reporting.wandb_file import (
     LocalRecord,
     Start,
     difference,
@@ -32,8 +33,7 @@ from cotnet.engine.wandb_file import (
     run_files,
     write_run,
 )
-from cotnet.errors import InputError, RunError
-from cotnet.files import locked
+from cotnet.reporting.wandb_logger import account, wandb_settings
 
 ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
 DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not whole yet

@@ -27,10 +27,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cotnet.engine import records
+from cotnet import records
 from cotnet.engine import state as checkpoints
-from cotnet.engine.terminal import say
 from cotnet.errors import InputError, RunError
+from cotnet.reporting.terminal import say
 from data.lists import subset
 from data.samples import DataError
 

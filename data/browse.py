@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cotnet import assembly
-from cotnet.config import compose, one_line
-from cotnet.nodes import build
-from cotnet.sections import Settings
+from cotnet import parts
+from cotnet.commands.program import one_line
+from cotnet.config.build import build
+from cotnet.config.compose import compose
+from cotnet.settings import Settings
 from data.augment import Augmentation, Transform
 from data.commands import positive
 from data.dali import DaliLoader
@@ -141,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with one_line(keep=False):
         config = compose("train", given.overrides)
-        settings = assembly.settings_of(config)
-        train, _ = assembly.read_data(settings.data)
+        settings = parts.settings_of(config)
+        train, _ = parts.read_data(settings.data)
         if given.images > len(train.files):
             raise DataError(f"--images {given.images}: the training set has {len(train.files)}; ask for at most these")
         words = class_words(settings.data.root, train.classes)

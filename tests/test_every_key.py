@@ -8,8 +8,8 @@ import torch
 from programs import ROOT, run
 
 import evaluate
-from cotnet import trainer
-from cotnet.config import compose, flatten
+from cotnet.commands import train as train_command
+from cotnet.config.compose import compose, flatten
 from cotnet.errors import InputError
 
 WRONG = {
@@ -77,7 +77,7 @@ def test_every_key_of_train(digits):
     program = ("output_dir", "explain", "data.root")  # below
     keys = [key for key in flatten(config) if key not in program]
     assert len(keys) > 70
-    assert checked_keys(config, trainer.checked, [*keys, *GROUPS, "logger"]) == []
+    assert checked_keys(config, train_command.checked, [*keys, *GROUPS, "logger"]) == []
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_every_key_of_other_members(member, digits):
     group = member.partition("=")[0]
     keys = [key for key in flatten(config) if key.startswith(f"{group}.")]
     assert len(keys) > 2
-    assert checked_keys(config, trainer.checked, keys) == []
+    assert checked_keys(config, train_command.checked, keys) == []
 
 
 @pytest.mark.parametrize("given", ["output_dir=[a,b]", "output_dir={a:1}", "output_dir=true", "explain=[a]"])

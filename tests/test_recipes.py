@@ -13,13 +13,13 @@ import torch
 import yaml
 from programs import SMALL, run
 
-from cotnet import assembly
-from cotnet.config import CONF, compose, flatten
+from cotnet import parts
+from cotnet.commands.explain import IMAGENET
+from cotnet.commands.lints import GPUS, lints, plan_of
+from cotnet.config.compose import CONF, compose, flatten
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.schedule import warmup_of
-from cotnet.explain import IMAGENET
-from cotnet.lints import GPUS, lints, plan_of
 from cotnet.models.table import native_evaluation
 from cotnet.sweeps.space import read
 
@@ -109,11 +109,11 @@ def test_each_value_has_a_source():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     config = composed(name)
-    settings = assembly.settings_of(config)
+    settings = parts.settings_of(config)
     with torch.device("meta"):
-        model = assembly.build_backbone({**config["backbone"], "weights": None})
-    assert assembly.build_optimizer(config, [{"params": model.parameters()}]).param_groups[0]["params"]
-    schedule = assembly.schedule_of(config)
+        model = parts.build_backbone({**config["backbone"], "weights": None})
+    assert parts.build_optimizer(config, [{"params": model.parameters()}]).param_groups[0]["params"]
+    schedule = parts.schedule_of(config)
     rates = [schedule(settings.train.epochs * step / 1000) for step in range(1001)]
     assert max(rates) == pytest.approx(config["optimizer"]["lr"], rel=0.02)
     assert rates[0] == pytest.approx(config["schedule"]["warmup_start"])
@@ -159,9 +159,9 @@ def test_ablation_is_a_multirun_of_its_table(command, key, table):
     seen = []
     for value, params, published in rows:
         config = compose("train", ["data.root=x", *shared, f"{key}={value}"])
-        assembly.settings_of(config)
+        parts.settings_of(config)
         with torch.device("meta"):
-            model = assembly.build_backbone(config["backbone"])
+            model = parts.build_backbone(config["backbone"])
         assert f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}" == params, value
         assert re.fullmatch(r"–|\d\d\.\d+( \((copy|recalled)\))?", published)
         assert lints(plan_of(config, images=IMAGENET[1000], recipe=None)) == []
@@ -172,11 +172,11 @@ def test_ablation_is_a_multirun_of_its_table(command, key, table):
 def one_step(*overrides: str, size: int = 32) -> tuple[torch.nn.Module, float]:
     """A backbone after one optimizer step of a recipe on two random images, and the loss before it."""
     config = compose("train", ["data.root=x", "data.num_classes=10", *overrides])
-    settings = assembly.settings_of(config)
+    settings = parts.settings_of(config)
     torch.manual_seed(0)
-    model = assembly.build_backbone(config["backbone"])
+    model = parts.build_backbone(config["backbone"])
     given = config["optimizer"]
-    optimizer = assembly.build_optimizer(config, parameter_groups(model, given["weight_decay"], given["layer_decay"]))
+    optimizer = parts.build_optimizer(config, parameter_groups(model, given["weight_decay"], given["layer_decay"]))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     targets = torch.tensor([[0.7, 0.3] + [0.0] * 8, [0.0] * 9 + [1.0]])
     loss = loss_function(settings.train)(model(torch.randn(2, 3, size, size)), targets)

@@ -5,8 +5,8 @@ import json
 import optuna
 import pytest
 
-from cotnet.config import to_yaml
-from cotnet.engine import records
+from cotnet import records
+from cotnet.config.compose import to_yaml
 from cotnet.errors import InputError
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger

@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from cotnet import sweep
-from cotnet.config import compose
+from cotnet.config.build import typed
+from cotnet.config.compose import compose
 from cotnet.errors import InputError
-from cotnet.nodes import typed
 from cotnet.sweeps.search import distribution
 from cotnet.sweeps.space import Parameter, SweepSettings, grid, name_trials, quoted, read, read_space
 

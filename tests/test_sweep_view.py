@@ -8,8 +8,8 @@ import select
 import pytest
 from test_sweep_ledger import begin, settings
 
-from cotnet.config import to_yaml
-from cotnet.engine import records
+from cotnet import records
+from cotnet.config.compose import to_yaml
 from cotnet.sweeps.space import Trial
 from cotnet.sweeps.view import View
 

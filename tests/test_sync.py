@@ -18,16 +18,17 @@ from wandb_file import summary
 from wandb_process import files
 from wandb_server import wandb_server
 
-from cotnet.engine import records
-from cotnet.engine.wandb_file import history, latest_id, read_start
+from cotnet import records
+from cotnet.reporting.wandb_file import history, latest_id, read_start
 from cotnet.sync import main
 
 WRITE = """
 import sys
 from pathlib import Path
-from cotnet.engine import loggers, records
-from cotnet.engine.loggers import WandbLogger
-loggers.READY_SECONDS = 30.0  # a busy machine may need more than a run would wait
+from cotnet.reporting import wandb_logger
+from cotnet import records
+from cotnet.reporting.wandb_logger import WandbLogger
+wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run would wait
 folder, run_id = Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(parents=True, exist_ok=True)
 for steps in sys.argv[3:]:
@@ -166,13 +167,14 @@ def test_a_run_whose_record_differs_is_rebuilt_from_its_metrics(tmp_path):
 ONLINE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from cotnet.engine import loggers, records
-loggers.READY_SECONDS = 30.0
+from cotnet.reporting import wandb_logger
+from cotnet import records
+wandb_logger.READY_SECONDS = 30.0
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 metrics = folder / "metrics.jsonl"
 kept = records.read(metrics) if metrics.exists() else []
-logger = loggers.WandbLogger(project="cotnet", entity=None, group=None, tags=(), mode="online")
+logger = wandb_logger.WandbLogger(project="cotnet", entity=None, group=None, tags=(), mode="online")
 logger.start(folder, {}, "abcd1234", "a-run", kept=kept)
 for step in range(len(kept), len(kept) + 4):
     records.append(metrics, {"step": step, "train/loss": 1 / (step + 3)})

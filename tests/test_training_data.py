@@ -7,8 +7,8 @@ import pytest
 import torch
 from programs import SMALL, checkpoint, make_digits, run
 
-from cotnet import assembly
-from cotnet.config import compose
+from cotnet import parts
+from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
 from cotnet.errors import InputError
 from data.check import check
@@ -21,10 +21,10 @@ def digits(tmp_path_factory):
 
 def open_loader(digits, *overrides):
     config = compose("train", [*SMALL, f"data.root={digits}", *overrides])
-    settings = assembly.settings_of(config)
-    train, _ = assembly.read_data(settings.data)
+    settings = parts.settings_of(config)
+    train, _ = parts.read_data(settings.data)
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    return assembly.train_loader(config, settings, train, ranks)
+    return parts.train_loader(config, settings, train, ranks)
 
 
 def test_repeats_reach_the_loader(digits):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cotnet.engine.wandb_file import history, values_of, wandb_records
+from cotnet.reporting.wandb_file import history, values_of, wandb_records
 
 __all__ = ["history", "summary", "wandb_records"]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 PROLOGUE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from cotnet.engine import loggers, records
-from cotnet.engine.loggers import WandbLogger
-ready, loggers.READY_SECONDS = loggers.READY_SECONDS, 30.0  # a busy machine may need more than a run would wait
+from cotnet.reporting import wandb_logger
+from cotnet import records
+from cotnet.reporting.wandb_logger import WandbLogger
+ready = wandb_logger.READY_SECONDS
+wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run would wait
 folder = Path(sys.argv[1])
 logger = WandbLogger(project="cotnet", entity=None, group="g", tags=("a", "b"), mode=sys.argv[2])
 
@@ -25,7 +27,7 @@ def core():
 REPORTS = """
 import torch
 from cotnet.engine.optimizer import MovingAverage
-from cotnet.engine.reports import RunReports
+from cotnet.reporting.run_reports import RunReports
 from cotnet.engine.state import State
 
 def reports(step, run_id=""):

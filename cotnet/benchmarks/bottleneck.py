@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cotnet import assembly
+from cotnet import parts
 from cotnet.benchmarks import meters, report
-from cotnet.config import Config, compose, one_line
+from cotnet.commands.program import one_line
+from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
@@ -54,12 +55,12 @@ class Bench:
 
     def __init__(self, config: Config, seconds: float) -> None:
         self.config, self.seconds = config, seconds
-        self.settings = assembly.settings_of(config)
+        self.settings = parts.settings_of(config)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.ranks = Ranks(rank=0, world_size=1, device=self.device)
         precision = choose_precision(self.settings.train.precision, self.device)
         self.precision = Precision(name=precision, device=self.device)
-        self.images, _ = assembly.read_data(self.settings.data)
+        self.images, _ = parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
     def rate(self, steps: Iterator[int]) -> float:
@@ -76,8 +77,8 @@ class Bench:
         node = dict(self.config["loader"])
         node |= {"_target_": LOADERS[name]} if name else {}
         node |= {"threads": threads} if threads else {}
-        loader, _ = assembly.train_loader({**self.config, "loader": node}, self.settings, self.images, self.ranks)
-        transform = assembly.train_transform(self.config, self.settings, self.precision)
+        loader, _ = parts.train_loader({**self.config, "loader": node}, self.settings, self.images, self.ranks)
+        transform = parts.train_transform(self.config, self.settings, self.precision)
 
         def steps() -> Iterator[int]:
             epoch = 0
@@ -94,9 +95,9 @@ class Bench:
     def model(self, batch: int) -> float:
         """Forward, backward and optimizer step on a batch of noise that is on the device."""
         data = self.settings.data
-        model = assembly.build_backbone(self.config["backbone"]).to(self.device, self.precision.parameters).train()
+        model = parts.build_backbone(self.config["backbone"]).to(self.device, self.precision.parameters).train()
         groups = parameter_groups(model, self.config["optimizer"].get("weight_decay", 0.0))
-        optimizer = assembly.build_optimizer(self.config, groups)
+        optimizer = parts.build_optimizer(self.config, groups)
         images = torch.randn(
             batch, 3, data.image_size, data.image_size, device=self.device, dtype=self.precision.parameters
         )

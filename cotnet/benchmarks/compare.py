@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from cotnet import records
 from cotnet.benchmarks import report
-from cotnet.engine import records
 from cotnet.errors import InputError
 
 TOP1 = "val/top1_ema"

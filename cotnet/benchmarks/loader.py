@@ -24,7 +24,7 @@ from PIL import Image
 
 from cotnet.benchmarks import meters, report
 from cotnet.benchmarks.peers import MEAN, PEERS, STD, Peer, Work
-from cotnet.config import one_line
+from cotnet.commands.program import one_line
 from data.augment import Augmentation, Transform, normalize
 from data.dali import DaliLoader
 from data.manifest import write_manifest

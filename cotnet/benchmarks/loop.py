@@ -23,21 +23,22 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cotnet import assembly
+from cotnet import parts
 from cotnet.benchmarks import meters, report
-from cotnet.config import Config, compose, one_line
+from cotnet.commands.program import one_line
+from cotnet.config.build import build
+from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
-from cotnet.engine.reports import RunReports
 from cotnet.engine.state import State
-from cotnet.engine.step import Reports, Run, clip_gradients, wrap
+from cotnet.engine.step import Reports, clip_gradients, wrap
 from cotnet.engine.training import train_one_epoch
-from cotnet.environment import start_of
 from cotnet.errors import InputError
-from cotnet.nodes import build
+from cotnet.reporting.environment import start_of
+from cotnet.reporting.run_reports import RunReports
 
 SIZES = ("backbone=resnet50", "data.root=memory", "data.image_size=128", "train.batch_size=32")
 WAIT = 10  # minutes
@@ -57,60 +58,62 @@ class Bench:
     """One rank's model, optimizer, batch and run, and the seconds that a turn of `steps` steps takes in each way."""
 
     def __init__(self, config: Config, ranks: Ranks, steps: int) -> None:
-        settings = assembly.settings_of(config)
-        self.ranks, self.steps = ranks, steps
+        settings = parts.settings_of(config)
+        self.ranks, self.steps, self.config, self.saving = ranks, steps, config, settings.checkpoint
         precision = Precision(name=choose_precision(settings.train.precision, ranks.device), device=ranks.device)
         precision.set_up_process()
         torch.manual_seed(0)
-        model = assembly.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
+        model = parts.build_backbone(config["backbone"]).to(ranks.device, precision.parameters)
         groups = parameter_groups(model, config["optimizer"].get("weight_decay", 0.0))
         self.state = State(
             model=model,
             ema=MovingAverage(model, settings.train.ema_decay),
-            optimizer=assembly.build_optimizer(config, groups),
+            optimizer=parts.build_optimizer(config, groups),
             scaler=precision.scaler(),
         )
         count, side = settings.train.batch_size // ranks.world_size, settings.data.image_size
         images = torch.randn(count, 3, side, side, device=ranks.device, dtype=precision.parameters)
         targets = torch.randint(settings.data.num_classes, (count,), device=ranks.device)
         loader = Memory((images, targets, torch.arange(count)), self.steps)
-        self.run = Run(
+        self.context = TrainContext(
             ranks=ranks,
             settings=settings.train,
-            saving=settings.checkpoint,
-            precision=precision,
             seed=settings.seed,
-            replica=wrap(model, ranks),
-            train_loader=loader,
-            steps_per_epoch=self.steps,
-            transform=lambda images, targets, _indices, _epoch: (images, targets),
+            precision=precision,
+            ddp_model=wrap(model, ranks),
             criterion=loss_function(settings.train),
-            schedule=assembly.schedule_of(config),
+            schedule=parts.schedule_of(config),
+            data=TrainData(
+                loader=loader,
+                steps_per_epoch=self.steps,
+                transform=lambda images, targets, _indices, _epoch: (images, targets),
+                files=[""] * count,
+            ),
+            output=self._output(Reports()),
             evaluate=dict,
-            reports=Reports(),
-            stop=lambda: False,
-            folder=Path(config["output_dir"]),
-            config=config,
-            files=[""] * count,
+            stop_requested=lambda: False,
         )
+
+    def _output(self, reports: Reports) -> Output:
+        return Output(folder=Path(self.config["output_dir"]), config=self.config, saving=self.saving, reports=reports)
 
     def ours(self, reports: Reports) -> float:
         """A turn of `train_one_epoch`."""
         self.state.model.train()
-        run = dataclasses.replace(self.run, reports=reports)
+        context = dataclasses.replace(self.context, output=self._output(reports))
         started = time.perf_counter()
-        train_one_epoch(run, self.state)
-        self.state.batch = 0
+        train_one_epoch(context, self.state)
+        self.state.batch_in_epoch = 0
         return meters.now(self.ranks.device) - started
 
     def bare(self) -> float:
         """A turn of forward, loss, backward and step, and nothing else."""
-        run, optimizer, scaler = self.run, self.state.optimizer, self.state.scaler
+        context, optimizer, scaler = self.context, self.state.optimizer, self.state.scaler
         started = time.perf_counter()
-        for images, targets, _ in run.train_loader.batches(0):
-            with run.precision.autocast():
-                logits = run.replica(images)
-            scaler.scale(run.criterion(logits.to(images.dtype), targets)).backward()
+        for images, targets, _ in context.data.loader.batches(0):
+            with context.precision.autocast():
+                logits = context.ddp_model(images)
+            scaler.scale(context.criterion(logits.to(images.dtype), targets)).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -122,7 +125,7 @@ class Bench:
             parameter.grad = torch.zeros_like(parameter)
         tasks: dict[str, Callable[[], object]] = {
             "averaged weights": self.state.ema.update,
-            "gradient norm": lambda: clip_gradients(self.state.model, self.run.settings),
+            "gradient norm": lambda: clip_gradients(self.state.model, self.context.settings),
         }
         times = {name: 1000 * statistics.median(self._timed(task) for _ in range(10)) for name, task in tasks.items()}
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -157,7 +160,7 @@ def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[st
         parts = bench.parts()
         logger.finish(0)
     bare, ours, logging = (statistics.median(times[name]) for name in ways)
-    images = bench.run.settings.batch_size
+    images = bench.context.settings.batch_size
     rows = [{"name": "loop/bare", "of": "forward, loss, backward, step", "milliseconds": bare}]
     measured = {"milliseconds": ours, **_ratio(times, "ours", "bare"), "target": 1.03}
     rows.append({"name": "loop/ours", "of": "bare", **measured})
@@ -196,7 +199,7 @@ def _rate_of_ranks(given: dict[str, Any], store: dist.Store | None) -> int:
         bench = Bench(given["config"], ranks, given["steps"])
         seconds = [bench.ours(Reports()) for _ in range(3)][1:]
         if ranks.first:
-            rate = bench.run.settings.batch_size * bench.steps / statistics.mean(seconds)
+            rate = bench.context.settings.batch_size * bench.steps / statistics.mean(seconds)
             (Path(given["config"]["output_dir"]) / "rate.json").write_text(json.dumps(rate))
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cotnet.benchmarks import growth, meters, nets, report
-from cotnet.config import one_line
+from cotnet.commands.program import one_line
 
 
 def measure(work: nets.Work, device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from cotnet import models
 from cotnet.benchmarks import report
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
-from cotnet.engine.recomputation import norms_recomputed
 from cotnet.errors import InputError
 from cotnet.models import table
 from cotnet.models.checkpointing import checkpoint_stages
@@ -81,7 +80,7 @@ class Net:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
 
     def around(self) -> contextlib.AbstractContextManager[object]:
-        return norms_recomputed(enabled=self.work.recompute) if self.training else torch.inference_mode()
+        return contextlib.nullcontext() if self.training else torch.inference_mode()
 
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cotnet.environment import machine
+from cotnet.reporting.environment import machine
 
 Row = Mapping[str, Any]
 FORMATS: Final = {  # what a table can show, in this order, and how

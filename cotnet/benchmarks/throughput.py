@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cotnet.benchmarks import growth, meters, nets, report
-from cotnet.config import one_line
+from cotnet.commands.program import one_line
 from cotnet.errors import InputError
 
 

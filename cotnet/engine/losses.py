@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from cotnet.engine.settings import TrainSettings
+from cotnet.settings import TrainSettings
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

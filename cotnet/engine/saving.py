@@ -1,4 +1,4 @@
-"""When and where checkpoints are written: behind the training, one at a time, and which of them are kept."""
+"""Writes checkpoints in a background thread, and decides which epochs' checkpoints are kept."""
 
 import functools
 from collections.abc import Callable
@@ -9,39 +9,39 @@ from typing import Any
 import torch
 
 from cotnet.engine import state as checkpoints
-from cotnet.engine.settings import CheckpointSettings
+from cotnet.settings import CheckpointSettings
 
 
 class Background:
-    """Runs one job at a time in a thread of its own; a job's error is raised by the next call of any method."""
+    """Runs one job at a time in a thread; the next call of any method raises a job's error."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begin a job once the one before is done."""
+        """Starts a job once the previous one is done."""
         self.wait()
         self._job = self._thread.submit(job)
 
     def check(self) -> None:
-        """Raise what went wrong, without waiting for what still runs."""
+        """Raises the error of a finished job; does not wait."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing runs."""
+        """Waits for the job; raises its error."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
     def close(self) -> None:
-        """End the thread after its job; that job's error has no more listener."""
+        """Ends the thread after its job. Errors are dropped."""
         self._thread.shutdown(wait=True)
 
 
 def snapshot(tree: Any) -> Any:
-    """The same containers with a copy of every tensor on the CPU: training may go on while it is written."""
+    """The same containers with every tensor copied to the CPU, so that training can change the originals."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
@@ -88,9 +88,9 @@ def job(
     best: bool,
     before: Callable[[], None],
 ) -> Callable[[], None]:
-    """What `Background` runs to write this state; everything that the training changes is copied now."""
+    """A job for `Background` that writes this state. Copies everything that training changes."""
     kept = kept_epochs(saving, state.history)
-    evaluated = state.batch == 0 and state.epoch in kept
+    evaluated = state.batch_in_epoch == 0 and state.epoch in kept
     also = ({"best.pt"} if best else set()) | ({epoch_file(state.epoch)} if evaluated else set())
     keep = {epoch_file(epoch) for epoch in kept}
     return functools.partial(write, folder, snapshot(checkpoint), also=also, keep=keep, before=before)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cotnet.engine import records
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import MovingAverage
 from cotnet.errors import InputError, RunError
+from cotnet.files import flush, replacing
 from cotnet.integrity import checksum, damage
 
 FORMAT = 2
@@ -30,7 +30,7 @@ Checkpoint = dict[str, Any]
 
 @dataclass(kw_only=True)
 class State:
-    """A run between two optimizer steps. `step` counts completed optimizer steps; `batch` those of this epoch."""
+    """A run between two optimizer steps. `step`: completed optimizer steps; `batch_in_epoch`: batches of this epoch."""
 
     model: nn.Module
     ema: MovingAverage
@@ -38,10 +38,10 @@ class State:
     scaler: torch.amp.GradScaler
     step: int = 0
     epoch: int = 0
-    batch: int = 0
+    batch_in_epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     history: list[list[float]] = field(default_factory=list)  # [epochs done, best top-1] of each evaluation
-    evaluated: int = -1  # the step of the last evaluation
+    last_eval_step: int = -1
     rollbacks: int = 0
     skipped: list[list[int]] = field(default_factory=list)  # [epoch, batch] left out after a rollback
     lr_factor: float = 1.0  # what rollbacks made of the learning rate
@@ -66,10 +66,17 @@ class State:
             self.window[name] = self.window[name] + figure if name in self.window else figure
 
 
-NUMBERS = (
-    *("step", "epoch", "batch", "best", "history", "evaluated", "rollbacks", "skipped", "lr_factor", "run_id"),
-    *("seconds", "train_seconds", "trained_images", "window_steps"),
+# What the file calls a field of State, where the names differ.
+_IN_FILE = {"batch_in_epoch": "batch", "last_eval_step": "evaluated"}
+_PROGRESS = (
+    *("step", "epoch", "batch_in_epoch", "best", "history", "last_eval_step", "rollbacks", "skipped", "lr_factor"),
+    *("run_id", "seconds", "train_seconds", "trained_images", "window_steps"),
 )
+
+
+def progress(state: State) -> dict[str, Any]:
+    """`progress` of a checkpoint: how far the run is, in numbers and strings."""
+    return {_IN_FILE.get(name, name): getattr(state, name) for name in _PROGRESS}
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +101,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
         "format": FORMAT,
         "config": json.dumps(config),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
-        "progress": copy.deepcopy({name: getattr(state, name) for name in NUMBERS}),
+        "progress": copy.deepcopy(progress(state)),
         "image_set": state.image_set,
         "model": state.model.state_dict(),
         "ema": state.ema.module.state_dict(),
@@ -126,8 +133,8 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
     state.ema.updates = checkpoint["ema_updates"]
     state.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))  # not the mapped file's own memory
     state.scaler.load_state_dict(checkpoint["scaler"])
-    for name in NUMBERS:
-        setattr(state, name, checkpoint["progress"][name])
+    for name in _PROGRESS:
+        setattr(state, name, checkpoint["progress"][_IN_FILE.get(name, name)])
     kept = checkpoint["ranks"]
     own = kept[ranks.rank] if len(kept) == ranks.world_size else _mean(kept)
     for module, buffers in ((state.model, own["model"]), (state.ema.module, own["ema"])):
@@ -187,9 +194,9 @@ def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> No
     """
     try:
         path.parent.mkdir(exist_ok=True)
-        with records.replacing(path) as file:
+        with replacing(path) as file:
             torch.save({**checkpoint, "checksum": checksum(_content(checkpoint))}, file)
-            records.flush(file)
+            flush(file)
             for name in also:
                 duplicate(Path(file.name), name)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError

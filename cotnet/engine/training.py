@@ -1,111 +1,147 @@
-"""The training loop: an epoch of steps, its end, a whole run."""
+"""The training loop: an epoch of steps, what happens after each, the end of an epoch, a whole run."""
 
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from cotnet.engine import state as checkpoints
 from cotnet.engine.distributed import Agreement, average_buffers
 from cotnet.engine.evaluation import Interrupted
-from cotnet.engine.guard import NotFinite, Watch
+from cotnet.engine.nonfinite import NonFiniteCheck, NotFinite
 from cotnet.engine.saving import job
-from cotnet.engine.settings import TrainSettings
-from cotnet.engine.state import State
-from cotnet.engine.step import Run, learning_rate, optimize
-from cotnet.engine.window import Window
+from cotnet.engine.state import State, progress
+from cotnet.engine.step import TrainContext, learning_rate, train_step
+from cotnet.engine.step_timer import StepTimer
 from cotnet.errors import RunError
+from cotnet.settings import TrainSettings
 
 
-def log(run: Run, state: State, window: Window, rate: float) -> None:
-    """Reduce the open window over ranks and report it; collective, and a synchronisation with the device."""
-    sums = run.ranks.sum(torch.stack(list(state.window.values()))) / (run.ranks.world_size * state.window_steps)
-    means = dict(zip(state.window, sums.tolist(), strict=True))
-    measured = window.figures(run.settings.batch_size, run.ranks)
-    state.train_seconds += time.perf_counter() - window.start
-    state.trained_images += len(window.laps) * run.settings.batch_size
-    state.window, state.window_steps = {}, 0
-    figures = {f"train/{name}": figure for name, figure in (means | {"lr": rate} | measured).items()}
-    run.reports.train({"step": state.step, "epoch": state.epoch + state.batch / run.steps_per_epoch} | figures)
-    window.reset()
-
-
-def save(run: Run, state: State, *, best: bool = False) -> None:
-    """Write checkpoints/last.pt (and best.pt, and what `checkpoint.keep_*` ask for) in the background; collective."""
-    checkpoint = checkpoints.pack(state, run.ranks, run.config)
-    if run.ranks.first:
-        folder = run.folder / "checkpoints"
-        before = run.reports.before_save
-        run.background.start(job(folder, checkpoint, run.saving, state, best=best, before=before))
-
-
-def train_one_epoch(run: Run, state: State) -> None:
-    """The rest of the state's epoch, or up to `max_steps` or `max_minutes`.
+def train_one_epoch(context: TrainContext, state: State) -> None:
+    """Trains the rest of the epoch, or up to `max_steps` or `max_minutes`.
 
     Raises:
         Interrupted: a stop was requested; the state is saved.
-        NotFinite: a step's loss or gradient is not finite.
+        NotFinite: a loss or gradient is not finite.
     """
-    agreement = Agreement(run.ranks, flags=3)
-    watch, window = Watch(), Window()
-    saved = time.monotonic()
-    every_seconds = (run.saving.every_minutes or math.inf) * 60
-    limit = run.settings.max_steps
-    ended = run.ranks.any(_at_end(run, state))
-    batches = () if ended else run.train_loader.batches(state.epoch, state.batch)
-    for images, targets, indices in window.timed(batches):
-        rate = learning_rate(run, state)
-        if [state.epoch, state.batch] in state.skipped:
-            state.batch += 1
+    decider, nonfinite, timer = Decider(context), NonFiniteCheck(), StepTimer()
+    trained = context.ranks.any(_only_evaluation_left(context, state))
+    batches = () if trained else context.data.loader.batches(state.epoch, state.batch_in_epoch)
+    for images, targets, indices in timer.timed(batches):
+        lr = learning_rate(context, state)
+        if [state.epoch, state.batch_in_epoch] in state.skipped:
+            state.batch_in_epoch += 1
         else:
-            watch.steps.append(optimize(run, state, images, targets, indices))
-        window.lap()
-        run.reports.step()
-        last = state.batch == run.steps_per_epoch or state.step == limit
-        late = over(run.settings.max_minutes, state.tick() / 60)
-        stop, due, late = agreement.exchange(run.stop(), time.monotonic() - saved > every_seconds, late)
-        if late:  # on some rank: from here on, and in the checkpoint, the time is up on every rank
-            state.seconds = max(state.seconds, 60 * (run.settings.max_minutes or 0.0))
-        due = due or (run.saving.every_steps is not None and state.step % run.saving.every_steps == 0)
-        logged = last or late or state.step % run.settings.log_every == 0
-        if logged or stop or due:
-            watch.check(run.ranks, state, files=run.files, seed=run.seed, folder=run.folder)
-        if logged and state.window_steps:
-            log(run, state, window, rate)
-        if (stop or due) and not last:
-            save(run, state)
-            saved = time.monotonic()
-        if stop and not last:
+            nonfinite.steps.append(train_step(context, state, images, targets, indices))
+        timer.step_done()
+        context.output.reports.step()
+        after = decider.after_step(state)
+        if after.check:
+            nonfinite.check(
+                context.ranks, state, files=context.data.files, seed=context.seed, folder=context.output.folder
+            )
+        if after.log and state.window_steps:
+            log(context, state, timer, lr)
+        if after.save:
+            save(context, state)
+            decider.saved()
+        if after.interrupt:
             raise Interrupted
-        run.background.check()
-        if last or late:
+        context.output.background.check()
+        if after.end:
             break
-    if agreement.settle()[0] or run.ranks.any(run.stop()):
-        save(run, state)
+    if decider.interrupted():
+        save(context, state)
         raise Interrupted
 
 
-def _at_end(run: Run, state: State) -> bool:
-    """Whether only an evaluation is left: of the epoch, or of a run that was cut in its last one."""
-    time_is_up = state.step > 0 and over(run.settings.max_minutes, state.seconds / 60)
-    return state.batch >= run.steps_per_epoch or over(run.settings.max_steps, state.step) or time_is_up
+class AfterStep(NamedTuple):
+    """What happens after a step, in this order; the same on every rank."""
+
+    check: bool  # look for values that are not finite
+    log: bool
+    save: bool
+    interrupt: bool
+    end: bool  # an evaluation follows
 
 
-def finish_epoch(run: Run, state: State) -> None:
-    """Average BatchNorm's statistics, evaluate raw and averaged weights, report, save.
+class Decider:
+    """Decides what happens after each step, the same on every rank (see `Agreement`)."""
+
+    def __init__(self, context: TrainContext) -> None:
+        self.context = context
+        self.agreement = Agreement(context.ranks, flags=3)
+        self.saved()
+
+    def saved(self) -> None:
+        """Restarts the clock of `checkpoint.every_minutes`."""
+        self.last_save = time.monotonic()
+
+    def after_step(self, state: State) -> AfterStep:
+        """The decision after the step that the state has just completed; called once per step."""
+        settings, saving = self.context.settings, self.context.output.saving
+        last = state.batch_in_epoch == self.context.data.steps_per_epoch or state.step == settings.max_steps
+        late = over(settings.max_minutes, state.tick() / 60)
+        due = over(saving.every_minutes, (time.monotonic() - self.last_save) / 60)
+        stop, due, late = self.agreement.exchange(self.context.stop_requested(), due, late)
+        if late:  # on some rank: time is up on every rank from here on, and in the checkpoint
+            state.seconds = max(state.seconds, 60 * (settings.max_minutes or 0.0))
+        due = due or (saving.every_steps is not None and state.step % saving.every_steps == 0)
+        log = last or late or state.step % settings.log_every == 0
+        save = (stop or due) and not last  # the last step is saved after its evaluation
+        return AfterStep(check=log or save, log=log, save=save, interrupt=stop and not last, end=last or late)
+
+    def interrupted(self) -> bool:
+        """Whether a stop was requested on any rank by now."""
+        return self.agreement.settle()[0] or self.context.ranks.any(self.context.stop_requested())
+
+
+def _only_evaluation_left(context: TrainContext, state: State) -> bool:
+    """Whether the run was cut in the evaluation at the end of the epoch or of the run."""
+    time_is_up = state.step > 0 and over(context.settings.max_minutes, state.seconds / 60)
+    epoch_done = state.batch_in_epoch >= context.data.steps_per_epoch
+    return epoch_done or over(context.settings.max_steps, state.step) or time_is_up
+
+
+def log(context: TrainContext, state: State, timer: StepTimer, lr: float) -> None:
+    """Averages the open window over ranks and reports it; collective, synchronises with the device."""
+    sums = context.ranks.sum(torch.stack(list(state.window.values())))
+    means = dict(zip(state.window, (sums / (context.ranks.world_size * state.window_steps)).tolist(), strict=True))
+    measured = timer.figures(context.settings.batch_size, context.ranks)
+    state.train_seconds += time.perf_counter() - timer.start
+    state.trained_images += len(timer.step_seconds) * context.settings.batch_size
+    state.window, state.window_steps = {}, 0
+    figures = {f"train/{name}": figure for name, figure in (means | {"lr": lr} | measured).items()}
+    epoch = state.epoch + state.batch_in_epoch / context.data.steps_per_epoch
+    context.output.reports.train({"step": state.step, "epoch": epoch} | figures)
+    timer.reset()
+
+
+def save(context: TrainContext, state: State, *, best: bool = False) -> None:
+    """Writes last.pt, and best.pt and epoch_NNNN.pt if due, in the background; collective."""
+    output = context.output
+    checkpoint = checkpoints.pack(state, context.ranks, output.config)
+    if context.ranks.first:
+        before = output.reports.before_save
+        folder = output.folder / "checkpoints"
+        output.background.start(job(folder, checkpoint, output.saving, state, best=best, before=before))
+
+
+def finish_epoch(context: TrainContext, state: State) -> None:
+    """Averages BatchNorm statistics over ranks, evaluates raw and averaged weights, reports and saves.
 
     Raises:
         Interrupted: a stop was requested during the evaluation; the state before it is saved.
         NotFinite: the validation loss is not finite.
     """
-    average_buffers(run.ranks, state.model, state.ema.module)
-    done = state.epoch + state.batch / run.steps_per_epoch
+    average_buffers(context.ranks, state.model, state.ema.module)
+    done = state.epoch + state.batch_in_epoch / context.data.steps_per_epoch
     try:
-        figures = run.evaluate()
+        figures = context.evaluate()
     except Interrupted:
-        save(run, state)
+        save(context, state)
         raise
     if not math.isfinite(figures["raw"]["loss"]):
         raise NotFinite(f"the validation loss is not finite at step {state.step}")
@@ -118,22 +154,21 @@ def finish_epoch(run: Run, state: State) -> None:
     if best:
         state.best = {"best_top1": top1, "best_top5": top5, "best_epoch": done, "best_weights": weights}
     state.history.append([done, top1])
-    run.reports.validation(record, state)
-    state.evaluated = state.step
-    if state.batch == run.steps_per_epoch:
-        state.epoch, state.batch = state.epoch + 1, 0
-    save(run, state, best=best)
+    context.output.reports.validation(record, state)
+    state.last_eval_step = state.step
+    if state.batch_in_epoch == context.data.steps_per_epoch:
+        state.epoch, state.batch_in_epoch = state.epoch + 1, 0
+    save(context, state, best=best)
 
 
-def roll_back(run: Run, state: State, bad: NotFinite) -> None:
-    """Return to the last good checkpoint, leave out the bad batch on the way, go on at a lower learning rate;
-    collective.
+def roll_back(context: TrainContext, state: State, bad: NotFinite) -> None:
+    """Goes back to the last checkpoint; skips the bad batch and lowers the learning rate from there on; collective.
 
     Raises:
         RunError: the policy is to stop, or enough was rolled back.
     """
-    run.background.wait()
-    settings, last = run.settings, run.folder / "checkpoints" / "last.pt"
+    context.output.background.wait()
+    settings, last = context.settings, context.output.folder / "checkpoints" / "last.pt"
     if settings.on_nonfinite == "stop" or state.rollbacks >= settings.max_rollbacks:
         tried = f", after {state.rollbacks} rollbacks" if state.rollbacks else ""
         kept = f"; {last} holds the last good state" if last.exists() else ""
@@ -145,47 +180,49 @@ def roll_back(run: Run, state: State, bad: NotFinite) -> None:
         "rollbacks": state.rollbacks + 1,
         "seconds": state.tick(),
     }
-    run.ranks.any(False)  # the file is whole: rank 0 has waited for its writer  # noqa: FBT003
-    checkpoints.restore(state, checkpoints.load(last), run.ranks, last)
+    context.ranks.any(False)  # the file is whole: rank 0 has waited for its writer  # noqa: FBT003
+    checkpoints.restore(state, checkpoints.load(last), context.ranks, last)
     vars(state).update(decided)
     without = "" if bad.batch is None else ", without that batch"
-    run.reports.rolled_back(state, f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}")
-    save(run, state)
+    context.output.reports.rolled_back(
+        state, f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}"
+    )
+    save(context, state)
 
 
-def fit(run: Run, state: State) -> None:
-    """Train from the state to the last epoch or step.
+def fit(context: TrainContext, state: State) -> None:
+    """Trains from the state to the last epoch or step.
 
     Raises:
         Interrupted: a stop was requested; the same command continues from checkpoints/last.pt.
     """
     state.model.train()
-    run.reports.status("running", state)
+    context.output.reports.status("running", state)
     try:
-        if state.step == 0 and run.settings.on_nonfinite == "rollback":
-            save(run, state)  # a state to roll back to
-        while not run.ranks.any(finished(run.settings, vars(state))):
-            run.reports.epoch(state)
+        if state.step == 0 and context.settings.on_nonfinite == "rollback":
+            save(context, state)  # a state to roll back to
+        while not context.ranks.any(finished(context.settings, progress(state))):
+            context.output.reports.epoch(state)
             try:
-                train_one_epoch(run, state)
-                finish_epoch(run, state)
+                train_one_epoch(context, state)
+                finish_epoch(context, state)
             except NotFinite as bad:
-                roll_back(run, state, bad)
-        run.background.wait()
+                roll_back(context, state, bad)
+        context.output.background.wait()
     except Interrupted:
-        run.background.wait()
-        run.reports.status("interrupted", state)
+        context.output.background.wait()
+        context.output.reports.status("interrupted", state)
         raise
     except BaseException:
-        run.reports.status("failed", state)
+        context.output.reports.status("failed", state)
         raise
     finally:
-        run.background.close()
-    run.reports.status("finished", state)
+        context.output.background.close()
+    context.output.reports.status("finished", state)
 
 
 def finished(settings: TrainSettings, progress: Mapping[str, Any]) -> bool:
-    """Whether a run of these settings has nothing left to do; `progress` is a state's or a checkpoint's."""
+    """Whether a run with these settings has nothing left to do; `progress` as in a checkpoint."""
     stopped = over(settings.max_steps, progress["step"]) or over(settings.max_minutes, progress["seconds"] / 60)
     return (stopped and progress["evaluated"] == progress["step"]) or progress["epoch"] >= settings.epochs
 

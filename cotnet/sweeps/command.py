@@ -16,11 +16,12 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cotnet.config import CONF, Config, resolve, run_name
+from cotnet.config.build import typed
+from cotnet.config.compose import CONF, Config, resolve
+from cotnet.config.continuing import run_name
+from cotnet.config.run_folder import print_sweep
 from cotnet.engine.outside import first_process, started_outside
 from cotnet.errors import INTERRUPTED, WRONG_INPUT, InputError, RunError
-from cotnet.nodes import typed
-from cotnet.runs import print_sweep
 from cotnet.sweeps.export import export, wandb_sweep
 from cotnet.sweeps.run import Batch, Plan, conduct
 from cotnet.sweeps.space import Parameter, SweepSettings, grid, name_trials, quoted, read, read_space

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from cotnet.engine import records
-from cotnet.engine.terminal import say
+from cotnet import records
 from cotnet.errors import InputError
+from cotnet.reporting.terminal import say
 from cotnet.sweeps.space import Parameter, SweepSettings
 
 METHODS = {"grid": "grid", "random": "random", "tpe": "bayes"}

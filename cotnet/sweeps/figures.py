@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cotnet.config import read_yaml
-from cotnet.engine import records
+from cotnet import records
+from cotnet.config.compose import read_yaml
 
 TAIL = 8192  # bytes of metrics.jsonl that hold its last records
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cotnet.continuing import names_run
-from cotnet.engine import records
+from cotnet import records
+from cotnet.config.continuing import names_run
 from cotnet.errors import InputError
 from cotnet.sweeps.space import Trial
 

@@ -12,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cotnet.config import read_yaml
-from cotnet.engine import records
-from cotnet.engine.curves import BLUE, GREY, RED
-from cotnet.engine.terminal import clock, say
+from cotnet import records
+from cotnet.config.build import nearest
+from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
-from cotnet.nodes import nearest
+from cotnet.reporting.curves import BLUE, GREY, RED
+from cotnet.reporting.terminal import clock, say
 from cotnet.sweeps import search
 from cotnet.sweeps.figures import best_figure, logged
 from cotnet.sweeps.ledger import Entry, Ledger, in_use

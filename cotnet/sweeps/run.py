@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cotnet import runs
-from cotnet.continuing import names_run
+from cotnet.config import run_folder
+from cotnet.config.continuing import names_run
 from cotnet.engine.signals import stop_signals
-from cotnet.engine.terminal import say
 from cotnet.errors import INTERRUPTED
+from cotnet.reporting.terminal import say
 from cotnet.sweeps import results
 from cotnet.sweeps.ledger import Ledger
 from cotnet.sweeps.processes import Process, Share, outcome, shares, visible_gpus
@@ -91,7 +91,7 @@ def conduct(plan: Plan) -> int:
     """
     # what cannot be is found before the folder becomes this sweep's
     free = [] if plan.batch else shares(plan.settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
-    with runs.claimed(plan.folder):
+    with run_folder.claimed(plan.folder):
         ledger = Ledger.open(plan.folder, identity(plan))
         ledger.start = start(plan)
         results.results(ledger)  # an unknown target is found before anything runs, where that can be known

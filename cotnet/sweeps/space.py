@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from cotnet.config import folder_name
+from cotnet.config.continuing import folder_name
 from cotnet.errors import InputError
 
 GRAMMAR = (

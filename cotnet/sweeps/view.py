@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column, Table
 
-from cotnet.engine.terminal import clock, say
+from cotnet.reporting.terminal import clock, say
 from cotnet.sweeps.figures import progress
 from cotnet.sweeps.ledger import Ledger, State
 from cotnet.sweeps.space import SweepSettings, Trial

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cotnet.benchmarks import loop
-from cotnet.config import compose
+from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.step import Reports
 

@@ -7,9 +7,9 @@ import torch
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
-from cotnet.config import compose
+from cotnet.config.compose import compose
 from cotnet.engine.losses import binary_cross_entropy, loss_function
-from cotnet.engine.settings import TrainSettings
+from cotnet.settings import TrainSettings
 
 
 def of(**values):

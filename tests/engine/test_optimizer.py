@@ -9,14 +9,14 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from cotnet import assembly, models
-from cotnet.config import compose
+from cotnet import models, parts
+from cotnet.config.build import build
+from cotnet.config.compose import compose
 from cotnet.engine.distributed import synchronised
 from cotnet.engine.optimizer import layers, parameter_groups
 from cotnet.engine.schedule import set_lr
 from cotnet.errors import InputError
 from cotnet.models.external import timm_model, torchvision_model
-from cotnet.nodes import build
 
 
 def names_by_layer(model: nn.Module) -> list[list[str]]:
@@ -132,9 +132,9 @@ def test_any_optimizer_by_its_name(target, settings):
     """A file of three lines in conf/optimizer is all that another optimizer wants."""
     config = compose("train", ["data=digits"])
     config["optimizer"] = {"_target_": target, "lr": 0.01, "weight_decay": 0.1, "layer_decay": 0.5, **settings}
-    assembly.settings_of({**config, "data": {**config["data"], "root": "nowhere"}})
+    parts.settings_of({**config, "data": {**config["data"], "root": "nowhere"}})
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = assembly.build_optimizer(config, parameter_groups(model, 0.1, 0.5))
+    optimizer = parts.build_optimizer(config, parameter_groups(model, 0.1, 0.5))
     assert f"{type(optimizer).__module__}.{type(optimizer).__name__}".startswith(target.rpartition(".")[0])
     set_lr(optimizer, 0.02)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.01, 0.02]

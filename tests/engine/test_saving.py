@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 
-from cotnet.config import compose
+from cotnet.config.compose import compose
 from cotnet.engine import state as checkpoints
 from cotnet.engine.saving import Background, kept_epochs, snapshot, write
-from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.engine.training import finished
 from cotnet.errors import RunError
+from cotnet.settings import CheckpointSettings, TrainSettings
 
 
 def saving(**values):

@@ -1,0 +1,100 @@
+"""The model under evaluation: from a checkpoint of ours, with its own configuration, or from published weights."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from cotnet import parts
+from cotnet.config.build import convert
+from cotnet.config.compose import Config, compose
+from cotnet.engine import state as checkpoints
+from cotnet.engine.precision import choose_precision
+from cotnet.errors import InputError
+from cotnet.models.table import native_evaluation
+from cotnet.models.weights import load_weights
+from data.samples import ImageSet
+
+FORM = ("channels_last", "compile", "fuse")  # how the model is run
+
+
+def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
+    """The checkpoint, or an empty dictionary for a file of published weights, whose backbone must then be named.
+
+    Raises:
+        InputError: the file cannot be read, or is no checkpoint of ours and no backbone is named.
+    """
+    path = Path(config["checkpoint"])
+    try:
+        return checkpoints.load(path)
+    except InputError as error:
+        if config.get("backbone") and path.exists():
+            return {}
+        hint = "; for published weights name their model with backbone=NAME" if path.exists() else ""
+        raise InputError(f"{error}{hint}") from None
+
+
+def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
+    """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
+    those of conf/train.yaml, at the pixels and crop ratio of the backbone's published figures."""
+    trained = json.loads(checkpoint["config"]) if checkpoint else _for_published(config)
+    before = {"eval_flip": False}  # what checkpoints from before this setting did
+    data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    if data["root"] is None:
+        raise InputError("data.root is required; set data.root=DIR")
+    loader = {key: value for key, value in config["loader"].items() if value is not None}
+    backbone = dict(config.get("backbone") or trained["backbone"])
+    backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
+    if "image_size" in backbone:  # of the position tables
+        backbone["image_size"] = backbone["image_size"] or data["image_size"]
+    form = {key: config[key] for key in FORM}
+    if form["fuse"] and backbone["_target_"].endswith("_model"):
+        raise InputError("fuse=true is for this project's own backbones; set fuse=false")
+    if form["channels_last"] is None:
+        form["channels_last"] = trained["train"].get("channels_last", False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        **config,
+        "data": data,
+        "backbone": backbone,
+        "loader": loader if "_target_" in loader else {**trained["loader"], **loader},
+        "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
+        **{key: convert(value, bool, key) for key, value in form.items()},
+    }
+
+
+def _for_published(config: Config) -> Config:
+    """conf/train.yaml with what the named backbone's published figures were measured at."""
+    name = str(config["backbone"].get("_target_")).rpartition(".")[2]
+    native = native_evaluation(name, config["data"]["eval_size"])
+    sizes = {} if native is None else {"image_size": native[0], "eval_size": native[0], "crop_ratio": native[1]}
+    return compose("train", ["data.root=null", *(f"data.{key}={value}" for key, value in sizes.items())])
+
+
+def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:
+    """The configuration's backbone with the file's weights: `ema`, or `raw` for those of the last step."""
+    model = parts.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
+    path, averaged = Path(config["checkpoint"]), config["weights"] == "ema"
+    if checkpoint:
+        checkpoints.load_tensors(model, checkpoint["ema" if averaged else "model"], path)
+    else:
+        load_weights(model, path, ema=averaged)
+    return model
+
+
+def check_classes(config: Config, images: ImageSet) -> None:
+    """Raise InputError where the model and the images have different classes: a figure would mean nothing."""
+    theirs, ours = config["backbone"]["num_classes"], len(images.classes)
+    if theirs != ours:
+        raise InputError(
+            f"{config['data']['root']} has {ours} classes, the model of {config['checkpoint']} {theirs}; "
+            "evaluate it on images of its own classes"
+        )
+
+
+def better_weights(config: Config, checkpoint: checkpoints.Checkpoint) -> str | None:
+    """The weights, raw or ema, that made this checkpoint the best of its run, if they are not those evaluated."""
+    progress = checkpoint.get("progress", {"best": {}})
+    at_its_best = progress["best"] and progress["best"]["best_epoch"] == progress["epoch"]
+    best = progress["best"]["best_weights"] if at_its_best else config["weights"]
+    return None if best == config["weights"] else str(best)

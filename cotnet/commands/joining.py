@@ -1,0 +1,73 @@
+"""One process as a rank of a run: it joins the others, hears stop signals, and turns errors into one line."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import distributed as dist
+
+from cotnet.config.build import typed
+from cotnet.config.compose import Config, flatten
+from cotnet.config.continuing import memory_advice
+from cotnet.engine.distributed import Ranks, join_ranks
+from cotnet.engine.launch import HANGING, LOST, PEER_GONE
+from cotnet.engine.signals import StopRequest, stop_request
+from cotnet.errors import InputError, RunError
+from cotnet.settings import LaunchSettings
+from data.samples import DataError
+
+NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
+
+
+@contextmanager
+def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
+    """This process as one rank of a run, and what tells it to stop."""
+    minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
+    with (
+        stop_request() as stop,
+        plain_errors(config),
+        join_ranks(store, timeout_minutes=minutes) as ranks,
+    ):
+        yield ranks, stop
+
+
+@contextmanager
+def plain_errors(config: Config) -> Iterator[None]:
+    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, too little
+    memory, a disk that is full or refuses, and a rank that never came."""
+    rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from None
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None
+        if re.search(PEER_GONE, str(error)):
+            raise RunError(
+                f"rank {rank} {LOST}, which has died: look for its error, the same command resumes"
+            ) from None
+        if not re.search(r"(?i)timed ?out", str(error)):
+            raise
+        raise RunError(f"rank {rank} timed out waiting for another rank, which hangs or has died: {HANGING}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            raise
+        raise RunError(
+            f"cannot write into {folder}: {error.strerror}; make room there, the same command resumes"
+        ) from None
+
+
+def _asked_for(text: str) -> str:
+    """What an allocator says it was asked for; torch and NumPy say it."""
+    found = re.search(r"(?i)(?:tried to|unable to) allocate (\d[\d.]* \w+)", text)
+    return f" when it asked for {found[1]}" if found else ""
+
+
+def _less_memory(config: Config) -> str:
+    """What a person can do: of a run that has a checkpoint only what may still change."""
+    begun = (Path(config["output_dir"]) / "checkpoints" / "last.pt").exists()
+    return memory_advice(flatten(config), begun=begun)

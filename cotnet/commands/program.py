@@ -1,0 +1,122 @@
+"""What every program shares: from the command line to `main`, and from a person's mistake to one line."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cotnet.config.build import nearest, shown
+from cotnet.config.compose import CONF, Config, flatten, resolve
+from cotnet.config.continuing import default_folder
+from cotnet.engine.outside import adopt_slurm
+from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
+from cotnet.sweeps import sweeper
+from data.samples import DataError
+
+sweeper.register()
+
+
+def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]]:
+    """Decorate `main(config) -> exit code` into a program composed from `conf/<config_name>.yaml`.
+
+    `main` gets a resolved dictionary whose `output_dir` is filled in: by default a folder in `outputs`. Exit codes:
+    what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. With `--multirun`
+    `cotnet.sweeps` runs the program once per trial, with an output_dir each.
+    """
+
+    def decorate(main: Callable[[Config], int]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def task(node: DictConfig) -> int:
+            code = WRONG_INPUT
+            multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # a job of a launcher: its sweeper asks for the code
+            with one_line(multirun) as outcome:
+                config = resolve(node)
+                overrides = HydraConfig.get().overrides.task
+                if config.pop("sweep", None) and any(o.startswith(("sweep=", "sweep.")) for o in overrides):
+                    raise InputError("sweep settings need --multirun; add it, or leave them out for a single run")
+                given = config["output_dir"]  # a folder may be called 1
+                if isinstance(given, list | dict | bool):
+                    raise InputError(f"output_dir={shown(given)} must be a path, or null for a folder of its own")
+                folder = default_folder(Path(outputs), overrides) if given is None else str(given)
+                code = main({**config, "output_dir": str(folder)})
+            code = outcome.code or code
+            if not multirun:
+                sys.exit(code)
+            return code
+
+        def program() -> None:
+            adopt_slurm()  # before anything is printed, drawn or started: the tasks of one srun are ranks
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors through to us: it would print several lines
+            with one_line(keep=False):
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
+
+        return program
+
+    return decorate
+
+
+class one_line:  # noqa: N801 - a context manager that reads as a statement
+    """Print a person's mistake as one line and exit with its code, or keep the code in `code` when `keep` is set."""
+
+    def __init__(self, keep: bool) -> None:  # noqa: FBT001
+        self.keep = keep
+        self.code = 0
+
+    def __enter__(self) -> "one_line":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        line = in_one_line(error)
+        if line is None:
+            return False
+        print(f"error: {line}" if not isinstance(error, KeyboardInterrupt) else line, file=sys.stderr, flush=True)  # noqa: T201
+        self.code = {RunError: FAILED, KeyboardInterrupt: INTERRUPTED}.get(kind or Exception, WRONG_INPUT)
+        if not self.keep:
+            sys.exit(self.code)
+        return True
+
+
+def in_one_line(error: BaseException | None) -> str | None:
+    """One line for what a person can mend, None for anything else."""
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    match error:
+        case InputError() | DataError() | RunError():
+            return str(error)
+        case OverrideParseException():
+            quoted = "\"key='value'\""
+            return f"cannot read {error.override}: write key=value, and {quoted} where a value holds = , or a bracket"
+        case KeyboardInterrupt():
+            return "interrupted; the same command starts again"
+        case MissingConfigException(missing_cfg_file=str(file), options=[*options]):
+            group, _, member = file.rpartition("/")
+            return f"{group}={member} is unknown; {nearest(member, options)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_key(cause)
+    return " ".join(str(error).partition("See http")[0].split()) if isinstance(error, HydraException) else None
+
+
+def _explain_key(error: OmegaConfBaseException) -> str:
+    parent = error.parent_node
+    key = str(error.full_key or error.key or "")
+    above, _, name = key.rpartition(".")
+    if not isinstance(parent, DictConfig) or not name or name in parent:
+        return f"{key}: " + str(error).splitlines()[0]
+    if "[" in name:
+        return f"{key} is not a setting"
+    prefix = f"{above}." if above else ""
+    settings = cast(Config, OmegaConf.to_container(parent, resolve=False))
+    settings.pop("hydra", None)
+    elsewhere = [f"{prefix}{k}" for k in flatten(settings) if k.endswith(f".{name}")]
+    if elsewhere:
+        return f"{key} is not a setting; did you mean {' or '.join(elsewhere[:3])}?"
+    recipes = ["experiment"] if not above and "train" in settings else []  # a group that leaves no key behind
+    return f"{key} is not a setting; {nearest(name, [*settings, *recipes], prefix=prefix)}"

@@ -1,0 +1,114 @@
+"""What may change when a run continues: one table, from which folder names, the comparison with a checkpoint and the
+advice in messages follow."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cotnet.engine.schedule import warmup_of
+from cotnet.errors import InputError
+
+# A key, or a group's keys. "free": any value, it changes no number that matters; "grows": only upwards.
+MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
+    "output_dir": "free",  # a run may be moved
+    "explain": "free",
+    "launch.*": "free",
+    "logger": "free",  # its member
+    "logger.*": "free",
+    "checkpoint.*": "free",
+    "loader.threads": "free",
+    "loader.prefetch": "free",
+    "data.eval_batch_size": "free",
+    "train.log_every": "free",
+    "train.checkpointing": "free",
+    "train.recompute_norms": "free",
+    "train.epochs": "grows",
+    "train.max_steps": "grows",
+    "train.max_minutes": "grows",
+}
+
+
+def rule(key: str) -> Literal["free", "grows"] | None:
+    """How a key may change; None: not at all."""
+    group = f"{key.partition('.')[0]}.*" if "." in key else ""
+    return MAY_CHANGE.get(key) or MAY_CHANGE.get(group)
+
+
+def names_run(override: str) -> bool:
+    """Whether an override of the command line makes another run."""
+    key = re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
+    return rule(key) is None and key.split(".")[0] != "hydra"
+
+
+def run_name(overrides: Iterable[str]) -> str:
+    """A folder name for the run that the overrides make: no clock in it, so that the same command finds it again."""
+    return folder_name(filter(names_run, overrides))
+
+
+def default_folder(outputs: Path, overrides: Iterable[str]) -> Path:
+    """Where the run of these overrides lies. Version 0.1 named folders by settings that may change, too: a run that it
+    began goes on in its folder."""
+    free = r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"
+    before = outputs / folder_name(override for override in overrides if not re.match(free, override))
+    return before if (before / "checkpoints").exists() else outputs / run_name(overrides)
+
+
+def folder_name(overrides: Iterable[str]) -> str:
+    """The overrides as a folder's name."""
+    parts = sorted(override.replace("=", "-") for override in overrides)
+    name = re.sub(r"[^\w.+~-]+", "_", "__".join(parts)) or "default"  # what neither a shell nor Hydra's grammar reads
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> list[str]:
+    """What differs between the flat configurations of a checkpoint and of a command, and may; a line each.
+
+    Raises InputError for what may not differ.
+    """
+    old, new = _with_default_warmup(theirs), _with_default_warmup(ours)
+    refused: list[str] = []
+    allowed: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now, how = old.get(key), new.get(key), rule(key)
+        if was == now or key == "output_dir":
+            continue
+        longer = how == "grows" and (now is None or (was is not None and now >= was))
+        changes = allowed if longer or how == "free" else refused
+        changes.append(f"{key} was {json.dumps(was)}, now {json.dumps(now)}")
+    if refused:
+        shown = "; ".join(refused[:8]) + (f"; and {len(refused) - 8} more" if len(refused) > 8 else "")
+        raise InputError(
+            f"{where} holds a run with another configuration ({shown}); choose another output_dir "
+            f"(what may change: {described()})"
+        )
+    return allowed
+
+
+def described() -> str:
+    """The table in words."""
+    growing, free = (", ".join(key for key in MAY_CHANGE if MAY_CHANGE[key] == how) for how in ("grows", "free"))
+    return f"{growing} upwards, {free}"
+
+
+def _with_default_warmup(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with null for a warm-up that is the default of its run's length: it follows when the run grows."""
+    given, epochs = flat.get("schedule.warmup_epochs"), flat.get("train.epochs")
+    if epochs is not None and given == warmup_of(None, epochs=epochs):
+        return {**flat, "schedule.warmup_epochs": None}
+    return dict(flat)
+
+
+def memory_advice(values: Mapping[str, Any], *, begun: bool) -> str:
+    """What a person can do where memory runs out. `values`: flat configuration; `begun`: the run has a checkpoint, so
+    that only what may change helps."""
+    advice = {
+        "train.batch_size": f"lower train.batch_size={values.get('train.batch_size')}",
+        "data.eval_batch_size": f"lower data.eval_batch_size={values.get('data.eval_batch_size')}",
+        "train.checkpointing": "set train.checkpointing=[1,2]",
+        "train.accumulation": f"set train.accumulation={2 * (values.get('train.accumulation') or 1)}",
+    }
+    known: Iterable[str] = (key for key in advice if key in values and not (begun and rule(key) is None))
+    return " or ".join(advice[key] for key in known)

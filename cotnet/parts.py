@@ -1,0 +1,296 @@
+"""From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cotnet.config.build import about, bind, build, check, nearest, require_group, shown, typed
+from cotnet.config.compose import Config
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.optimizer import parameter_groups
+from cotnet.engine.precision import Precision
+from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
+from cotnet.errors import InputError
+from cotnet.models.weights import load_weights, trusted_backbone
+from cotnet.settings import CheckpointSettings, DataSettings, LaunchSettings, Settings, TrainSettings
+from data.augment import Augmentation, Transform, normalize
+from data.order import EvaluationPlan, TrainPlan
+from data.order import check_loader as check_loader_settings
+from data.progressive import ProgressiveLoader, ramp
+from data.samples import DataError, ImageSet, read_splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """The part of `backbone` that says which weights it starts from, if any."""
+
+    weights: Path | None = None
+    ema: bool = True
+    head: Literal["keep", "reset"] = "keep"
+
+
+SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
+CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
+
+
+def read_settings(config: Config) -> Settings:
+    """The typed sections of a training configuration, whose groups are not looked into; InputError as settings_of."""
+    check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
+    for key in CHOICES:
+        if config.get(key) is None:
+            raise InputError(f"{key} is required; choose one with {key}=NAME")
+        require_group(config[key], key)
+    sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
+    if not isinstance(config["explain"], bool):
+        raise InputError(f"explain={shown(config['explain'])} must be true or false")
+    return Settings(seed=config["seed"], **sections)
+
+
+def check_keys(config: Config, known: set[str]) -> None:
+    """Raise InputError for a key that no program of ours reads."""
+    for key in config:
+        if key not in known:
+            raise InputError(f"{key} is not a setting; {nearest(key, known)}")
+
+
+OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
+COUNTS = {"num_classes", "image_size", "width", "heads", "stride", "kernel_size", "dilation"}  # of a backbone
+LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
+
+
+def settings_of(config: Config) -> Settings:
+    """Check a whole training configuration without building anything expensive; its typed sections.
+
+    Raises:
+        InputError: an unknown, missing, mistyped or out-of-range setting, named by its key.
+    """
+    settings = read_settings(config)
+    check_backbone(config["backbone"])
+    if settings.train.checkpointing and config["backbone"]["_target_"].endswith("_model"):
+        raise InputError("train.checkpointing is for this project's own backbones; set train.checkpointing=[]")
+    check_loader(config)
+    check(_optimizer_node(config), "optimizer", ("params",))
+    training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
+    schedule_of(config)
+    build(config["logger"], "logger")
+    return settings
+
+
+def check_parts(config: Config) -> None:
+    """Build what is cheap to build before a process starts: raises InputError for settings that do not go together."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]}]
+    if not config["backbone"]["_target_"].endswith("_model"):
+        backbone = on_meta(config["backbone"])
+        given = config["optimizer"]
+        groups = parameter_groups(backbone, given.get("weight_decay", 0.0), given.get("layer_decay"))
+    build_optimizer(config, groups)
+
+
+def on_meta(node: Mapping[str, Any]) -> nn.Module:
+    """The backbone as shapes without memory and without the weights that it starts from."""
+    with torch.device("meta"):
+        return build_backbone({**node, "weights": None, "head": "keep"})
+
+
+def check_loader(config: Config) -> None:
+    """Raise InputError for an unknown loader, or for a setting it does not have."""
+    node = config["loader"]
+    check(node, "loader", LOADER_GIVEN)
+    least = 0 if node["_target_"].endswith("TorchvisionLoader") else 1  # 0: in the training process
+    try:
+        check_loader_settings("bilinear", node["threads"], node["prefetch"], least_threads=least)
+    except DataError as error:
+        raise InputError(about("loader", error)) from None
+
+
+def check_backbone(node: Mapping[str, Any]) -> None:
+    """Raise InputError for a backbone that is not one of ours, or for a setting it does not have."""
+    check(trusted_backbone(dict(node)), "backbone", ())
+    for name in COUNTS & node.keys():
+        if isinstance(node[name], int) and node[name] < 1:
+            raise InputError(f"backbone.{name}={node[name]} must be at least 1")
+    start = pretrained(node)
+    if start.weights is not None and not start.weights.exists():
+        raise InputError(f"backbone.weights={start.weights} does not exist; give the path of a weights file")
+    if start.weights is None and start.head == "reset":
+        raise InputError("backbone.head=reset wants weights to start from; set backbone.weights=PATH")
+
+
+def pretrained(node: Mapping[str, Any]) -> Pretrained:
+    """The part of a backbone's node that says which weights it starts from."""
+    return typed(Pretrained, {key: node[key] for key in ("weights", "ema", "head") if key in node}, "backbone")
+
+
+def build_backbone(node: Mapping[str, Any]) -> nn.Module:
+    """The backbone of a configuration, with `weights` loaded when it names a file."""
+    model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
+    start = pretrained(node)
+    if start.weights is not None:
+        load_weights(model, start.weights, ema=start.ema, head=start.head)
+    return model
+
+
+def schedule_of(config: Config) -> Callable[[float], float]:
+    """The learning rate as a function of the fractional epoch.
+
+    Raises:
+        InputError: the schedule does not fit the run.
+    """
+    given = {"peak": float(config["optimizer"]["lr"]), "epochs": float(config["train"]["epochs"])}
+    node = dict(config["schedule"])
+    if node.get("warmup_epochs", 0) is None:
+        node["warmup_epochs"] = warmup_of(None, epochs=given["epochs"])
+    schedule = bind(node, "schedule", later=("epoch",), **given)
+    try:
+        schedule(0.0)
+    except ValueError as error:
+        raise InputError(about("schedule", error)) from None
+    return schedule
+
+
+def default_warmup(config: Config) -> str | None:
+    """A line for people where the run is too short for the default warm-up; None where it is not, or one was given."""
+    epochs = config["train"]["epochs"]
+    if config["schedule"].get("warmup_epochs", 0) is not None or epochs >= 10 * WARMUP_EPOCHS:
+        return None
+    return f"schedule.warmup_epochs: {warmup_of(None, epochs=epochs):g}, a tenth of the run (5 from 50 epochs on)"
+
+
+def _optimizer_node(config: Config) -> Config:
+    node = {key: value for key, value in config["optimizer"].items() if key not in OURS}
+    for key in ("lr_per_256", "lr"):
+        value = config["optimizer"].get(key, 1.0 if key == "lr_per_256" else None)
+        if not _is_number(value) or value <= 0:
+            raise InputError(f"optimizer.{key}={shown(value)} must be a positive number")
+    decay = config["optimizer"].get("layer_decay")
+    if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+        raise InputError(f"optimizer.layer_decay={shown(decay)} must be above 0 and at most 1, or null")
+    return node
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups."""
+    optimizer: torch.optim.Optimizer = build(_optimizer_node(config), "optimizer", params=groups)
+    return optimizer
+
+
+def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
+    """The train and val splits, checked against the number of classes.
+
+    Raises:
+        InputError: the folder is missing, empty or inconsistent, or has another number of classes than
+            `data.num_classes`.
+    """
+    try:
+        splits = read_splits(settings.root)
+    except DataError as error:
+        names_root = str(error).startswith(f"{settings.root}:")
+        raise InputError(f"data.root{'=' if names_root else ': '}{error}") from None
+    check_classes(settings, splits[0])
+    return splits
+
+
+def check_classes(settings: DataSettings, images: ImageSet) -> None:
+    """Raise InputError unless the set has `data.num_classes` classes."""
+    classes = len(images.classes)
+    if classes != settings.num_classes:
+        raise InputError(
+            f"{settings.root} has {classes} classes but data.num_classes is {settings.num_classes}; "
+            f"set data.num_classes={classes}"
+        )
+
+
+def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ranks) -> tuple[Any, int]:
+    """The training loader of this rank and the number of optimizer steps in an epoch.
+
+    Raises:
+        InputError: the batch does not divide over the ranks; DataError: it is larger than the set.
+    """
+    augmentation: Augmentation = build(config["augmentation"], "augmentation")
+    plan = TrainPlan(
+        samples=len(images.files),
+        batch_size=settings.train.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=settings.seed,
+        image_size=settings.data.image_size,
+        crop_scale=augmentation.crop_scale,
+        crop_ratio=augmentation.crop_ratio,
+        flip=augmentation.flip,
+        eval_crop_ratio=settings.data.crop_ratio,
+        repeats=augmentation.repeats,
+        left_out=images.left_out,
+        accumulation=settings.train.accumulation,
+    )
+
+    def of_size(size: int) -> Any:
+        return _loader(config, images, dataclasses.replace(plan, image_size=size), ranks, augmentation.interpolation)
+
+    if augmentation.progressive is None:
+        return of_size(plan.image_size), plan.batches(0)
+    sizes = functools.partial(training_size, augmentation, settings.data)
+    return ProgressiveLoader(of_size, sizes), plan.batches(0)
+
+
+def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) -> int:
+    """Pixels of the training images in an epoch; InputError for a size that does not grow."""
+    if augmentation.progressive is None:
+        return data.image_size
+    start, begin, until = augmentation.progressive
+    try:
+        return ramp(epoch, start=start, end=data.image_size, begin=begin, until=until)
+    except DataError as error:
+        raise InputError(f"augmentation.progressive: {error}") from None
+
+
+def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
+    """Pixels of the training images in an epoch of this configuration."""
+    return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
+
+
+def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
+    """The loader of every image once, in batches of one fixed shape."""
+    plan = EvaluationPlan(
+        samples=len(images.files),
+        batch_size=data.eval_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        image_size=data.eval_size,
+        crop_ratio=data.crop_ratio,
+    )
+    return _loader(config, images, plan, ranks, data.eval_interpolation)
+
+
+def _loader(config: Config, images: ImageSet, plan: Any, ranks: Ranks, interpolation: str) -> Any:
+    given = {"image_set": images, "plan": plan, "device": ranks.device, "interpolation": interpolation}
+    return build(config["loader"], "loader", **given)
+
+
+def train_transform(config: Config, settings: Settings, precision: Precision) -> Transform:
+    """uint8 batch -> normalised, mixed, erased batch and its targets."""
+    return Transform(
+        build(config["augmentation"], "augmentation"),
+        mean=settings.data.mean,
+        std=settings.data.std,
+        num_classes=settings.data.num_classes,
+        seed=settings.seed,
+        dtype=precision.parameters,
+    )
+
+
+def evaluation_transform(data: DataSettings, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """uint8 batch -> normalised batch."""
+    return functools.partial(normalize, mean=data.mean, std=data.std, dtype=precision.parameters)

@@ -1,0 +1,124 @@
+"""What rank 0 writes about a run: metrics.jsonl first, then everything that mirrors it."""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cotnet import records
+from cotnet.engine.evaluation import Interrupted
+from cotnet.engine.state import State
+from cotnet.engine.step import Reports
+from cotnet.reporting.alerts import Alerts
+from cotnet.reporting.curves import draw_curves
+from cotnet.reporting.terminal import Progress
+
+
+class Logger(Protocol):
+    """A mirror of metrics.jsonl; it may fail, training goes on."""
+
+    def start(
+        self,
+        output_dir: Path,
+        config: dict[str, Any],
+        run_id: str | None,
+        name: str,
+        *,
+        kept: Sequence[dict[str, Any]] = (),
+    ) -> str: ...
+    def log(self, record: dict[str, float]) -> None: ...
+    def summary(self, values: dict[str, Any]) -> None: ...
+    def finish(self, exit_code: int) -> dict[str, int]: ...
+
+
+class RunReports(Reports):
+    """metrics.jsonl, environment.jsonl, summary.json, curves.png, the terminal, warnings, and a logger."""
+
+    def __init__(
+        self,
+        folder: Path,
+        logger: Logger,
+        state: State,
+        config: dict[str, Any],
+        environment: dict[str, Any],
+        *,
+        steps_per_epoch: int,
+        terminal: bool,
+    ) -> None:
+        self.folder, self.logger = folder, logger
+        self.metrics = folder / "metrics.jsonl"
+        self.classes = config["data"]["num_classes"]
+        self._cut_back(state)
+        records.append(folder / "environment.jsonl", environment)
+        kept = records.read(self.metrics) if self.metrics.exists() else []
+        told = config | {"environment": environment}
+        state.run_id = logger.start(folder, told, state.run_id or None, folder.name, kept=kept)
+        self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
+        total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
+        self.progress = Progress(total, enabled=terminal)
+
+    def epoch(self, state: State) -> None:
+        """An epoch begins, or the rest of one."""
+        self._epoch_started = time.monotonic()
+        self.progress.start_epoch(state.epoch, self.epochs, self.steps_per_epoch, state.batch_in_epoch)
+
+    def step(self) -> None:
+        self.progress.advance()
+
+    def train(self, record: dict[str, float]) -> None:
+        self._write(record)
+        self.progress.figures(record)
+
+    def validation(self, record: dict[str, float], state: State) -> None:
+        self._write(record)
+        self.progress.epoch_line(record, time.monotonic() - self._epoch_started)
+        draw_curves(self.metrics, self.folder / "curves.png")
+        self.status("running", state)
+
+    def before_save(self) -> None:
+        """metrics.jsonl reaches the disk before the checkpoint that relies on it."""
+        records.sync(self.metrics)
+
+    def rolled_back(self, state: State, line: str) -> None:
+        """The records after the state's step are gone, and a line says why."""
+        self._cut_back(state)
+        self.progress.note(line)
+
+    def status(self, status: str, state: State) -> None:
+        best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best
+        rate = state.trained_images / state.train_seconds if state.train_seconds else None
+        summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
+        summary["warnings"] = self.alerts.warnings
+        records.write_json(self.folder / "summary.json", summary)
+        if state.best:
+            self.logger.summary(state.best)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.progress.close()
+        differs = self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
+        if differs:
+            self._say_differs(differs)
+
+    def _say_differs(self, differs: dict[str, int]) -> None:
+        """The logger's record is not metrics.jsonl: to people, and in summary.json."""
+        self.progress.note(
+            f"warning: W&B's record lacks {differs['missing']} rows of metrics.jsonl and has {differs['extra']} that "
+            f"were rolled back or logged twice; to rebuild it: python -m cotnet.sync --rebuild {self.folder}"
+        )
+        path = self.folder / "summary.json"
+        with contextlib.suppress(OSError, ValueError):  # the run has ended, and may have ended for want of room
+            records.write_json(path, json.loads(path.read_text()) | {"wandb": differs})
+
+    def _write(self, record: dict[str, float]) -> None:
+        records.append(self.metrics, record)
+        self.logger.log(record)
+        if warning := self.alerts.see(record):
+            self.progress.note(warning)
+
+    def _cut_back(self, state: State) -> None:
+        if state.window_steps == state.step:  # no line was due yet: a run begins, or was cut before its first one
+            self.metrics.touch()
+        records.cut_back(self.metrics, state.step, evaluated=state.last_eval_step == state.step)
+        self.alerts = Alerts(self.classes, records.read(self.metrics) if self.metrics.exists() else ())

@@ -1,0 +1,212 @@
+"""A run's local W&B record: what its .wandb files hold, how it differs from metrics.jsonl, and writing it anew.
+
+wandb writes one file per start, online too: `wandb/[offline-]run-TIME-ID/run-ID.wandb`. It is a header of 7 bytes, then
+LevelDB's log format of protobuf records: blocks of 32 KiB that hold pieces, each with a head of 7 bytes (CRC-32,
+length, kind). A record is one whole piece or a first, any middle and a last one. Fewer than 7 bytes left in a block
+are padding.
+"""
+
+import functools
+import json
+import math
+import re
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotnet import records
+
+Row = dict[str, Any]
+
+BLOCK, HEAD = 32768, 7
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Every protobuf record in order. Reading ends at a piece that a kill cut off or that is damaged."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    content, position, payload = path.read_bytes(), HEAD, b""
+    while position + HEAD <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < HEAD:
+            position += left
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        piece = content[position + HEAD : position + HEAD + length]
+        if len(piece) < length or zlib.crc32(bytes([kind]) + piece) != checksum:
+            return
+        payload = piece if kind in (WHOLE, FIRST) else payload + piece
+        if kind in (WHOLE, LAST):
+            yield Record.FromString(payload)
+        position += HEAD + length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the file of one start holds. `run` is None where a kill came before anything was written."""
+
+    online: bool
+    rows: list[Row]
+    numbers: list[int]  # W&B's own count of each row, its `_step`; an online start goes on where the server stands
+    run: Any  # a RunRecord
+    exit_code: int | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run, without wandb's own part."""
+        updates = self.run.config.update if self.run else ()
+        return {item.key: json.loads(item.value_json) for item in updates if item.key and item.key != "_wandb"}
+
+    @property
+    def step(self) -> int:
+        """The step at which the start took the run up; 0 where it is unknown."""
+        environment = self.config.get("environment")
+        return int(environment.get("step", 0)) if isinstance(environment, dict) else 0
+
+
+def read_start(path: Path) -> Start:
+    """The file of one start, without wandb's own columns (`_step`, `_runtime`, ...)."""
+    rows: list[Row] = []
+    numbers: list[int] = []
+    run, exit_code = None, None
+    for record in wandb_records(path):
+        match record.WhichOneof("record_type"):
+            case "history":
+                rows.append(values_of(record.history.item))
+                numbers.append(record.history.step.num)
+            case "run":
+                run = record.run
+            case "exit":
+                exit_code = record.exit.exit_code
+    online = is_online(path)
+    return Start(online=online, rows=rows, numbers=numbers, run=run, exit_code=exit_code)
+
+
+def values_of(items: Iterable[Any]) -> Row:
+    """The values of a history or summary record, decoded all at once: one by one takes three times as long."""
+    named = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)
+    values: Row = json.loads("{" + ",".join(f"{_quoted(name)}:{text}" for name, text in named if name[0] != "_") + "}")
+    return values
+
+
+_quoted = functools.cache(json.dumps)  # the names are the same in every row
+
+
+def history(path: Path) -> list[Row]:
+    """The rows that one start logged."""
+    return read_start(path).rows
+
+
+def run_files(folder: Path, run_id: str = "*") -> list[Path]:
+    """The .wandb files in a run's folder, oldest first: of one W&B run, or of all of them."""
+    files = (folder / "wandb").glob(f"*run-*/run-{run_id}.wandb")
+    return sorted(files, key=lambda file: (file.parent.name.partition("run-")[2], file.parent.name))
+
+
+def is_online(file: Path) -> bool:
+    """Whether a .wandb file is of a start that sent its rows itself."""
+    return not file.parent.name.startswith("offline-")
+
+
+def id_of(file: Path) -> str:
+    """The W&B run that a .wandb file belongs to."""
+    return file.stem.removeprefix("run-")
+
+
+def rebuilt_number(run_id: str) -> tuple[str, int]:
+    """The id that a run began with, and how often it was rebuilt: ("1a2b3c4d", 2) for 1a2b3c4d-r2."""
+    found = re.fullmatch(r"(.+)-r(\d+)", run_id)
+    return (found[1], int(found[2])) if found else (run_id, 0)
+
+
+def latest_id(folder: Path, run_id: str) -> str:
+    """The W&B run that continues `run_id`: the last one rebuilt from it, itself without one."""
+    ids = {run_id, *map(id_of, run_files(folder))}
+    first = rebuilt_number(run_id)[0]
+    return max((name for name in ids if rebuilt_number(name)[0] == first), key=lambda name: rebuilt_number(name)[1])
+
+
+class LocalRecord:
+    """The rows that a W&B run's files hold together, without those of an online start that never reached the server.
+
+    `received` is how many rows the server has, where that is known.
+    """
+
+    def __init__(self, files: Iterable[Path] = (), *, received: float = math.inf) -> None:
+        starts = [read_start(file) for file in files]
+        self.held: Counter[str] = Counter()
+        for start in reversed(starts):
+            below = received if start.online else math.inf
+            rows = zip(start.rows, start.numbers, strict=True)
+            self.held.update(row_key(row) for row, number in rows if number < below)
+            if start.online:
+                received = min([received, *start.numbers])
+        # Files of earlier starts may be gone (`wandb sync --clean`): the rows up to here may be on the server.
+        self._known_from = min((start.step or -1 for start in starts), default=math.inf)
+
+    def add(self, row: Row) -> None:
+        """A row is logged."""
+        self.held[row_key(row)] += 1
+
+    def compare(self, rows: Sequence[Row], *, all_rows: bool = False) -> tuple[list[Row], int]:
+        """The rows of metrics.jsonl that are missing, and how many held rows are extra: logged twice or rolled back.
+
+        Rows before the first file that is there do not count as missing, but for `all_rows`.
+        """
+        left = self.held.copy()
+        missing = []
+        for row in rows:
+            key = row_key(row)
+            if left[key]:
+                left[key] -= 1
+            else:
+                missing.append(row)
+        extra = self.held.total() - (len(rows) - len(missing))
+        return [row for row in missing if all_rows or row["step"] > self._known_from], extra
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The records of a run's metrics.jsonl, if there is one."""
+    path = folder / "metrics.jsonl"
+    return records.read(path) if path.exists() else []
+
+
+def difference(folder: Path, run_id: str) -> dict[str, int]:
+    """How many rows the files of a W&B run are `missing`, and how many are `extra`; see `LocalRecord.compare`."""
+    missing, extra = LocalRecord(run_files(folder, run_id)).compare(read_metrics(folder))
+    return {"missing": len(missing), "extra": extra}
+
+
+def row_key(row: Row) -> str:
+    """Equal for the same row in metrics.jsonl and in W&B, which keeps NaN and infinity where JSON has null."""
+    return json.dumps({name: _plain(value) for name, value in row.items()}, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def as_logged(row: Row) -> Row:
+    """A row of metrics.jsonl as it is logged first: null was NaN or infinity."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+def write_run(folder: Path, rows: Sequence[Row], *, summary: Row, exit_code: int, **chosen: Any) -> Path:
+    """Write an offline run of these rows under `folder`; its .wandb file. `chosen` are arguments of wandb.init."""
+    import wandb
+
+    settings = wandb.Settings(silent=True)
+    run = wandb.init(dir=str(folder), mode="offline", settings=settings, **chosen)
+    run.define_metric("*", step_metric="step")
+    for row in rows:
+        run.log(as_logged(row))
+    run.summary.update(summary)
+    run.finish(exit_code=exit_code)
+    return Path(run.settings.sync_file)

@@ -1,0 +1,175 @@
+"""The typed settings of a run. Each is declared here once, with its meaning and range; defaults stand in conf/ only."""
+
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cotnet.errors import InputError
+
+Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
+
+
+def setting(meaning: str, **bounds: float) -> Any:
+    """A field with its meaning and range: `least` and `most` are allowed values, `above` and `below` are not."""
+    return field(metadata={"meaning": meaning, "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A group of settings that checks the range of each.
+
+    Raises:
+        ValueError: a value is out of range: `name=value must be ...`.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            bounds, value = one.metadata.get("bounds"), getattr(self, one.name)
+            if bounds and value is not None:
+                check_range(one.name, value, bounds, nullable=is_nullable(one.type))
+
+
+def check_range(name: str, value: Any, bounds: dict[str, float], *, nullable: bool = False) -> None:
+    """Raises ValueError unless the number, or each of a list, lies in the range."""
+    within = {
+        "least": lambda number, bound: number >= bound,
+        "most": lambda number, bound: number <= bound,
+        "above": lambda number, bound: number > bound,
+        "below": lambda number, bound: number < bound,
+    }
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(within[kind](number, bound) for number in numbers for kind, bound in bounds.items()):
+        shown = [_short(number) for number in numbers]
+        text = f"[{','.join(shown)}]" if isinstance(value, tuple) else shown[0]
+        raise ValueError(f"{name}={text} must be {range_in_words(bounds)}{', or null' if nullable else ''}")
+
+
+def range_in_words(bounds: dict[str, float]) -> str:
+    """{"above": 0, "most": 1} -> "above 0 and at most 1"."""
+    if bounds == {"above": 0}:
+        return "positive"
+    if bounds.keys() == {"least", "most"}:
+        return f"from {_short(bounds['least'])} to {_short(bounds['most'])}"
+    words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
+    return " and ".join(f"{words[kind]} {_short(bound)}" for kind, bound in bounds.items())
+
+
+def is_nullable(kind: Any) -> bool:
+    """Whether a type allows null."""
+    return types.NoneType in typing.get_args(kind)
+
+
+def _short(number: float) -> str:
+    return str(number).removesuffix(".0")
+
+
+INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Section):
+    """`train` of the configuration."""
+
+    epochs: int = setting("passes over the training set", least=1)
+    batch_size: int = setting("images per optimizer step, over all ranks and accumulation steps", least=1)
+    precision: Precision = setting(
+        "`auto`, `bf16`, `fp16` (with a loss scaler), `tf32` (GPUs of compute capability 8.0 and later), `fp32` "
+        "(no TF32 anywhere) or `fp64`; `config.yaml` holds what `auto` chose"
+    )
+    channels_last: bool = setting("memory format of images and kernels; usually faster on GPUs")
+    compile: bool = setting(
+        "`torch.compile` of the model in training, one graph per image size; validation runs the model itself"
+    )
+    checkpointing: tuple[Literal[1, 2, 3, 4], ...] = setting(
+        "stages whose activations the backward pass computes again: less memory, same numbers"
+    )
+    accumulation: int = setting("micro-batches per rank and optimizer step", least=1)
+    clip_norm: float | None = setting("largest norm of the gradient; not together with `train.clip_value`", above=0)
+    clip_value: float | None = setting("largest absolute entry of the gradient", above=0)
+    loss: Literal["ce", "bce"] = setting(
+        "`ce`: cross-entropy; `bce`: binary cross-entropy per class, mean over images and classes"
+    )
+    bce_threshold: float | None = setting(
+        "of `bce`: a mixed target above it counts as 1, below as 0; null keeps it soft", least=0, below=1
+    )
+    label_smoothing: float = setting("of the loss's targets", least=0, below=1)
+    ema_decay: float = setting("of the averaged weights, reached through a warm-up; 0 disables EMA", least=0, below=1)
+    sync_bn: bool = setting("BatchNorm statistics over the images of all ranks; GPUs only")
+    log_every: int = setting("optimizer steps between two training records", least=1)
+    max_steps: int | None = setting("end after so many optimizer steps in all", least=1)
+    on_nonfinite: Literal["stop", "rollback"] = setting(
+        "after a loss or gradient that is not finite: `stop` (exit 1), or `rollback` to the last checkpoint, leave out "
+        "the batch and continue at a lower learning rate"
+    )
+    rollback_lr_factor: float = setting("factor of the learning rate after a rollback", above=0, most=1)
+    max_rollbacks: int = setting("rollbacks before the run stops", least=1)
+    max_minutes: float | None = setting(
+        "end training after so many minutes, over all processes of the run (time lost to kill -9 is not counted); "
+        "an evaluation and the last checkpoint follow",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError(f"clip_value={self.clip_value:g}: clip by norm or by value; set clip_norm or this to null")
+
+    def check_batch(self, ranks: int, samples: int) -> None:
+        """Raises InputError unless the batch fits the training set and divides into equal micro-batches."""
+        if self.batch_size > samples:
+            raise InputError(f"train.batch_size={self.batch_size} exceeds the {samples} training images; lower it")
+        parts = ranks * self.accumulation
+        if self.batch_size % parts:
+            below = self.batch_size // parts * parts
+            near = f"{below} or {below + parts}" if below else str(parts)
+            where = f"{ranks} ranks x {self.accumulation} accumulation steps"
+            raise InputError(f"train.batch_size={self.batch_size} is not divisible by {where}; use {near}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Section):
+    """`data` of the configuration."""
+
+    root: Path = setting("the folder that holds `train/` and `val/`, or a list or manifest of images")
+    num_classes: int = setting("classes of the image set", least=1)
+    image_size: int = setting("height and width of the training crop, in pixels", least=1)
+    eval_size: int = setting("height and width of the evaluation crop, in pixels", least=1)
+    eval_batch_size: int = setting("images per rank and evaluation step; changes no figure", least=1)
+    crop_ratio: float = setting(
+        "the shorter side is resized to `eval_size / crop_ratio` before the central crop", least=0.1, most=1
+    )
+    eval_interpolation: Literal["bilinear", "bicubic"] = setting("filter of that resize, antialiased")
+    eval_flip: bool = setting("evaluate the mean of the logits of each image and its mirror image")
+    mean: tuple[float, float, float] = setting("per channel, of images in [0, 1]")
+    std: tuple[float, float, float] = setting("per channel, of images in [0, 1]", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings(Section):
+    """`launch` of the configuration."""
+
+    ranks: int | None = setting("processes; null: one per visible GPU, one without a GPU")
+    timeout_minutes: float = setting("how long a rank waits for another before the run ends with a hint", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Section):
+    """`checkpoint` of the configuration. The end of an epoch is always saved."""
+
+    every_steps: int | None = setting("optimizer steps between two saves within an epoch", above=0)
+    every_minutes: float | None = setting("minutes between two saves within an epoch", above=0)
+    keep_every: int | None = setting("keep `epoch_NNNN.pt` of every n-th epoch", above=0)
+    keep_top: int | None = setting("keep `epoch_NNNN.pt` of the best k epochs by top-1", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Section):
+    """The typed sections of a training configuration."""
+
+    seed: int = setting("0 to 2**63 - 1: of weights, image order, augmentation, dropout and drop path")
+    train: TrainSettings
+    data: DataSettings
+    launch: LaunchSettings
+    checkpoint: CheckpointSettings

@@ -1,0 +1,296 @@
+"""The mirrors of metrics.jsonl, with the real wandb in processes of their own, as a run has it."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb_file import summary
+from wandb_process import REPORTS, environment, files, run, start
+
+from cotnet import records
+from cotnet.reporting.wandb_file import LocalRecord, history, wandb_records
+from cotnet.reporting.wandb_logger import NoLogger
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[object]]]:
+    """The address of a port on the loopback, and whoever connected to it."""
+    visitors: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    visitors.append(server.accept())
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", visitors
+        server.shutdown(socket.SHUT_RDWR)
+
+
+WRITE_STEPS = """
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+began = time.monotonic()
+run_id = logger.start(folder, {"train": {"epochs": 3}}, sys.argv[3] or None, "a-run")
+first, last = int(sys.argv[4]), int(sys.argv[5])
+for step in range(first, last):
+    write({"step": step, "epoch": step / 7, "train/loss": 1 / (step + 3), "train/lr": 0.1 * step})
+write({"step": last - 1, "epoch": (last - 1) / 7, "val/top1": 100 / 3, "val/top1_ema": 200 / 3, "val/images": 357})
+logger.finish(0)
+assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+print(run_id, time.monotonic() - began)
+"""
+
+
+@pytest.mark.slow
+def test_without_a_login_the_run_is_offline_and_mirrors_the_metrics_over_two_processes(tmp_path, listener):
+    address, visitors = listener
+    names = ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    nobody = environment(tmp_path, **dict.fromkeys(names, address))
+    folder = tmp_path / "run"
+
+    line, end = run(WRITE_STEPS, folder, nobody, "auto", "", "1", "400").splitlines()
+    assert line == f"W&B: offline (not logged in); to upload it later: wandb sync {folder}/wandb"
+    run_id, seconds = end.split()
+    assert float(seconds) < 10
+    (first,) = files(folder)
+    assert history(first) == records.read(folder / "metrics.jsonl")
+    assert len(history(first)) == 400
+
+    before = len(records.read(folder / "metrics.jsonl"))
+    again = run(WRITE_STEPS, folder, nobody, "auto", run_id, "400", "450").splitlines()[-1].split()[0]
+    assert again == run_id
+    assert {file.name for file in files(folder)} == {f"run-{run_id}.wandb"}
+    assert history(files(folder)[1]) == records.read(folder / "metrics.jsonl")[before:]
+    assert visitors == []
+
+    by_kind = {record.WhichOneof("record_type"): record for record in wandb_records(first)}
+    assert (by_kind["run"].run.run_id, by_kind["run"].run.display_name) == (run_id, "a-run")
+    assert (by_kind["run"].run.project, by_kind["run"].run.run_group) == ("cotnet", "g")
+    assert list(by_kind["run"].run.tags) == ["a", "b"]
+    assert [update.key for update in by_kind["run"].run.config.update if update.key == "train"] == ["train"]
+    assert by_kind["exit"].exit.exit_code == 0
+    for position in (20, 10_000, 40_000):  # cut off in the middle of a row; a wrong byte
+        whole = first.read_bytes()
+        for name, content in (("cut", whole[:position]), ("bad", whole[:position] + b"?" + whole[position + 1 :])):
+            damaged = tmp_path / name
+            damaged.write_bytes(content)
+            assert history(damaged) == history(first)[: len(history(damaged))]
+            assert len(history(damaged)) < 400
+    metrics = [record.metric for record in wandb_records(first) if record.WhichOneof("record_type") == "metric"]
+    assert [metric.step_metric for metric in metrics if metric.glob_name == "*"] == ["step"]
+
+
+def test_wandbs_own_switches_are_obeyed(tmp_path):
+    code = 'logger.start(folder, {}, None, "r"); write({"step": 1}); logger.finish(0)'
+    out = run(code, tmp_path / "a", environment(tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="k" * 40))
+    assert out == "W&B: disabled (W&B's own setting)\n"
+    assert files(tmp_path / "a") == []
+
+
+def test_signals_reach_the_run_alone_and_the_rest_is_still_written(tmp_path):
+    """Ctrl-C goes to the whole process group; wandb's process must outlive it until finish."""
+    code = """
+received = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: received.append(number))
+logger.start(folder, {}, "abcd1234", "r")
+write({"step": 0})
+print("ready", flush=True)
+step = 0
+while len(received) < 2:
+    time.sleep(0.01)
+for step in range(1, 100):
+    write({"step": step})
+logger.finish(75)
+print(sorted(received))
+sys.exit(75)
+"""
+    process = start(code, tmp_path / "run", environment(tmp_path), "offline")
+    assert process.stdout.readline().startswith("W&B: offline (logger.mode)")
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (75, f"[{signal.SIGINT:d}, {signal.SIGTERM:d}]\n", "")
+    (file,) = files(tmp_path / "run")
+    assert history(file) == [{"step": step} for step in range(100)]
+    assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [75]
+
+
+def test_no_logger_does_nothing(tmp_path):
+    logger = NoLogger()
+    assert logger.start(tmp_path, {}, None, "name", kept=[{"step": 1}]) == ""
+    logger.log({"step": 1})
+    logger.summary({"best_top1": 1.0})
+    assert logger.finish(0) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_starts_without_wandb_and_matplotlib():
+    code = "import sys, cotnet.reporting.wandb_logger; print(sorted({'wandb', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def local(folder: Path) -> list[dict]:
+    """The rows of all starts."""
+    return [row for file in files(folder) for row in history(file)]
+
+
+def by_content(rows: list[dict]) -> list[list]:
+    """In an order of their own, with null for NaN, as metrics.jsonl has it."""
+    return sorted([sorted((name, repr(value and float(value))) for name, value in row.items()) for row in plain(rows)])
+
+
+def plain(rows: list[dict]) -> list[dict]:
+    return [
+        {name: None if value is None or math.isnan(value) else value for name, value in row.items()} for row in rows
+    ]
+
+
+def cut_at(folder: Path, tmp_path: Path, step: int, *, written: bool) -> None:
+    """A process that logs the steps 1 to `step` and dies of SIGKILL, after wandb has written them or before."""
+    code = """
+logger.start(folder, {}, "1a2b3c4d", "run")
+if sys.argv[4] == "False":
+    os.kill(core(), signal.SIGSTOP)
+for step in range(1, int(sys.argv[3]) + 1):
+    write({"step": step, "epoch": step / 10, "train/loss": 2.5, "train/grad_norm": float("nan"), "train/lr": 1.0})
+time.sleep(1.5 if sys.argv[4] == "True" else 0.2)
+os.kill(core(), signal.SIGKILL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = start(code, folder, environment(tmp_path), "offline", str(step), str(written))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGKILL, "")
+
+
+END = """
+made, state = reports(int(sys.argv[3]), sys.argv[4])
+with made:
+    for step in range(int(sys.argv[3]) + 1, int(sys.argv[5]) + 1):
+        made.train(row(step, loss=1.5))
+    made.status("finished", state)
+"""
+
+
+MORE = """
+kept = records.read(folder / "metrics.jsonl")
+run_id = logger.start(folder, {"environment": {"step": kept[-1]["step"]}}, sys.argv[3] or None, "run", kept=kept)
+write({"step": kept[-1]["step"] + 1, "epoch": 0.5})
+print(logger.finish(0))
+"""
+
+
+@pytest.mark.slow
+def test_rows_that_a_kill_costs_are_logged_again(tmp_path):
+    """Killed after three rows that a checkpoint counts on, before wandb has written them."""
+    folder = tmp_path / "run"
+    cut_at(folder, tmp_path, 3, written=False)
+    assert local(folder) == []
+    out = run(REPORTS + END, folder, environment(tmp_path), "offline", "3", "1a2b3c4d", "5")
+    rows = records.read(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert by_content(local(folder)) == by_content(rows)
+    assert "wandb" not in json.loads((folder / "summary.json").read_text())
+    assert out.splitlines()[1:] == ["W&B: logged 3 rows of metrics.jsonl again that its record lacked"]
+
+
+def test_rows_that_may_be_on_the_server_are_not_logged_again(tmp_path):
+    """The files are gone, as after `wandb sync --clean`; a run that is new to W&B gets all rows."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (1, 2):
+        records.append(folder / "metrics.jsonl", {"step": step, "epoch": step / 10, "train/loss": 1 / step})
+    assert run(MORE, folder, environment(tmp_path), "offline", "1a2b3c4d").splitlines()[1:] == ["{}"]
+    assert local(folder) == [{"step": 3, "epoch": 0.5}]
+    out = run(MORE, folder, environment(tmp_path), "offline", "").splitlines()
+    assert out[1:] == ["W&B: logged 3 rows of metrics.jsonl again that its record lacked", "{}"]
+    assert by_content(local(folder)[1:]) == by_content(records.read(folder / "metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_rows_that_were_rolled_back_are_counted(tmp_path):
+    """Killed at step 5, continued at step 2, and at step 4 back to step 3 within the process."""
+    folder = tmp_path / "run"
+    cut_at(folder, tmp_path, 5, written=True)
+    code = """
+made, state = reports(2, "1a2b3c4d")
+with made:
+    for step in (3, 4):
+        made.train(row(step, loss=1.5))
+    state.step = 3
+    made.rolled_back(state, "back to step 3")
+    for step in (4, 5):
+        made.train(row(step, loss=1.25))
+    made.status("finished", state)
+"""
+    out = run(REPORTS + code, folder, environment(tmp_path), "offline")
+    assert json.loads((folder / "summary.json").read_text())["wandb"] == {"missing": 0, "extra": 4}
+    assert summary(files(folder)[-1])["extra_rows"] == 4
+    assert out.splitlines()[-1] == (
+        "warning: W&B's record lacks 0 rows of metrics.jsonl and has 4 that were rolled back or logged twice; "
+        f"to rebuild it: python -m cotnet.sync --rebuild {folder}"
+    )
+
+
+@pytest.mark.slow
+def test_rows_that_a_dead_mirror_lacks_are_counted_and_logged_at_the_next_start(tmp_path):
+    folder = tmp_path / "run"
+    died = """
+made, state = reports(0)
+with made:
+    made.train(row(1))
+    time.sleep(1.5)
+    os.kill(core(), signal.SIGKILL)
+    time.sleep(0.3)
+    for step in (2, 3):
+        made.train(row(step))
+    made.status("interrupted", state)
+print(state.run_id)
+"""
+    run_id = run(REPORTS + died, folder, environment(tmp_path), "offline").split()[-1]
+    assert json.loads((folder / "summary.json").read_text())["wandb"] == {"missing": 2, "extra": 0}
+    assert run(MORE, folder, environment(tmp_path), "offline", run_id).splitlines()[-1] == "{}"
+    assert by_content(local(folder)) == by_content(records.read(folder / "metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_the_summary_holds_the_best_evaluation(tmp_path):
+    folder = tmp_path / "run"
+    code = """
+made, state = reports(0)
+with made:
+    for step, top1 in ((10, 60.0), (20, 50.0)):
+        if top1 == 60.0:
+            state.best = {"best_top1": 60.0, "best_top5": 90.0, "best_epoch": 1.0, "best_weights": "ema"}
+        made.validation(validated(step, top1), state)
+"""
+    run(REPORTS + code, folder, environment(tmp_path), "offline")
+    best = {"best_top1": 60.0, "best_top5": 90.0, "best_epoch": 1.0, "best_weights": "ema"}
+    mirrored = summary(files(folder)[0])
+    assert {name: value for name, value in mirrored.items() if name.startswith("best_")} == best
+    assert mirrored["val/top1"] == 50.0
+    assert best.items() <= json.loads((folder / "summary.json").read_text()).items()
+
+
+def test_records_are_compared_as_multisets_of_rows():
+    nan, rows = float("nan"), [{"step": 1, "a": 1.0, "b": None}, {"step": 2, "a": 2.5}, {"step": 2, "val/top1": 50.0}]
+    record = LocalRecord()
+    for row in ({"b": nan, "step": 1.0, "a": 1}, {"step": 2, "a": 2.5}, {"step": 2, "a": 2.5}, {"step": 3, "a": 0.0}):
+        record.add(row)
+    assert record.compare(rows, all_rows=True) == ([rows[2]], 2)
+    assert record.compare(rows) == ([], 2)  # without files the rest may be on the server
+    assert record.compare([*rows, rows[1]], all_rows=True) == ([rows[2]], 1)
