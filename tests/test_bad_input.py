@@ -80,10 +80,6 @@ def only_line(done: Done) -> str:
         (["backbone.weights=nowhere.pth"], "backbone.weights=nowhere.pth does not exist"),
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
         (["train.checkpointing=[5]"], "train.checkpointing=[5] must be a list of 1, 2, 3 or 4, such as [1]"),
-        (
-            ["train.compile=true", "train.recompute_norms=true"],
-            "train.recompute_norms=true: what is compiled recomputes",
-        ),
         (["train.checkpointing=[1]", *RESNET18], "train.checkpointing is for this project's own backbones"),
     ],
 )

@@ -35,7 +35,7 @@ RIGHT = {
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
-        *("train.recompute_norms", "backbone.positions"),
+        "backbone.positions",
     ),
     "text": ("logger.project", "logger.entity", "logger.group"),
     "list": ("logger.tags",),

@@ -54,7 +54,7 @@ def test_what_is_not_a_number_is_written_as_null(metrics):
 
 
 def test_a_record_is_on_disk_when_append_returns(metrics):
-    code = "import os, sys; from pathlib import Path; from cotnet.engine import records\n"
+    code = "import os, sys; from pathlib import Path; from cotnet import records\n"
     code += f"records.append(Path({str(metrics)!r}), {{'step': 1}}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert metrics.read_bytes() == b'{"step": 1}\n'
@@ -142,7 +142,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     path = tmp_path / "summary.json"
     records.write_json(path, {"status": "running"})
     # The limit on the size of files stands in for a full disk.
-    code = "import resource, signal; from pathlib import Path; from cotnet.engine import records\n"
+    code = "import resource, signal; from pathlib import Path; from cotnet import records\n"
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     code += f"records.write_json(Path({str(path)!r}), {{'status': 'x' * 10000}})"
     failed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

@@ -34,7 +34,7 @@ from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.state import State
-from cotnet.engine.step import Reports, clip_gradients, wrap
+from cotnet.engine.step import Output, Reports, TrainContext, TrainData, clip_gradients, wrap
 from cotnet.engine.training import train_one_epoch
 from cotnet.errors import InputError
 from cotnet.reporting.environment import start_of

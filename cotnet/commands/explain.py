@@ -1,7 +1,6 @@
-"""What a run would be, before it is one: `python train.py ... explain=true` prints a page and draws two pictures.
+"""`python train.py ... explain=true`: a page and two pictures about a run, without training.
 
-Nothing is trained, and nothing in the run's folder is touched but its `explain/`. What the run would be refused for is
-said there too, beside everything that can be said in spite of it.
+Writes only to `explain/` in the run's folder. Lists every reason why training would be refused, and says the rest anyway.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ Lines = Iterator[tuple[str, str]]
 
 
 def explain(config: Config) -> int:
-    """Print and draw what training with this configuration would be; 2 where training would be refused, else 0."""
+    """Prints and draws what this configuration would train; returns 2 if training would be refused, else 0."""
     if not first_process():
         return 0
     missing = config["data"]["root"] is None
@@ -49,7 +48,7 @@ def explain(config: Config) -> int:
     absent, train = image_set(settings, missing=missing)
     images = len(train.files) if train else IMAGENET.get(settings.data.num_classes)
     refused: dict[str, None] = {}  # an ordered set
-    parts: tuple[Callable[[], Lines], ...] = (
+    pages: tuple[Callable[[], Lines], ...] = (
         lambda: budget(config, settings, ranks, images, absent),
         lambda: fit(settings, ranks, images, train),
         lambda: rate(config, settings, folder),
@@ -57,11 +56,11 @@ def explain(config: Config) -> int:
         lambda: evaluation(settings),
         lambda: pictures(config, settings, train, folder),
         lambda: remarks(config, images),
-        lambda: _nothing(parts.settings_of(config)),
+        lambda: checked(config),
     )
-    for part in parts:
+    for page in pages:
         try:
-            for name, text in part():
+            for name, text in page():
                 say(f"  {name:<14} {text}")
         except (InputError, DataError) as error:
             refused[str(error)] = None
@@ -70,8 +69,10 @@ def explain(config: Config) -> int:
     return 2 if refused else 0
 
 
-def _nothing(_: object) -> Lines:
-    return iter(())
+def checked(config: Config) -> Lines:
+    """No line; raises what training would be refused for."""
+    parts.settings_of(config)
+    yield from ()
 
 
 def image_set(settings: Settings, *, missing: bool) -> tuple[str, ImageSet | None]:
@@ -89,10 +90,10 @@ def budget(config: Config, settings: Settings, ranks: int, images: int | None, a
     train, data = settings.train, settings.data
     published = f"{images:,} to train on, ImageNet-1k's published number: {absent}" if images else f"unknown: {absent}"
     yield "images", published if absent else f"{images:,} to train on, in {data.root}"
-    parts = f"{ranks} rank{'s' * (ranks > 1)}"
+    shares = f"{ranks} rank{'s' * (ranks > 1)}"
     if train.accumulation > 1:
-        parts += f" x {train.accumulation} micro-batches"
-    yield "batch", f"{train.batch_size} in all, {train.batch_size / ranks / train.accumulation:g} for each of {parts}"
+        shares += f" x {train.accumulation} micro-batches"
+    yield "batch", f"{train.batch_size} in all, {train.batch_size / ranks / train.accumulation:g} for each of {shares}"
     if images is not None:
         per_epoch = images // train.batch_size
         whole = train.epochs * per_epoch

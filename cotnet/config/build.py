@@ -27,7 +27,7 @@ TARGETS = {
     "schedule": r"cotnet\.engine\.schedule\.[a-z]\w*",
     "augmentation": r"data\.augment\.[A-Z]\w*",
     "loader": r"data\.(dali|torchvision)\.[A-Z]\w*",
-    "logger": r"cotnet\.engine\.loggers\.[A-Z]\w*",
+    "logger": r"cotnet\.reporting\.\w+\.[A-Z]\w*",
     "backbone": r"cotnet\.models\.[a-z]\w*",
 }
 

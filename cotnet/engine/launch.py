@@ -1,12 +1,10 @@
 """One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
 
 import functools
-import inspect
 import logging
 import multiprocessing
 import os
 import re
-import runpy
 import signal
 import sys
 import traceback
@@ -49,11 +47,11 @@ def count_ranks(wanted: int | None) -> int:
 
 
 def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
-    """Run `worker(config, store)` on every rank and return the exit code the ranks agreed on.
+    """Runs `worker(config, store)` on every rank; returns the largest exit code.
 
-    `worker` must be a function of a module's file (ranks are spawned and import it from there: a cluster's launcher
-    runs a pickled copy, which has no module) and `config` plain containers. The first rank that fails ends the others
-    within seconds; its InputError or RunError is raised here again, anything else with its traceback as text.
+    Ranks are spawned: `worker` must be a function of a module, `config` plain containers. The first rank that fails
+    ends the others within seconds. Its InputError or RunError is raised here again; any other error becomes a
+    RuntimeError with its traceback as text.
     """
     if started_outside() or ranks == 1:
         return worker(config, None)
@@ -61,9 +59,8 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces whom it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
-    work = inspect.getsourcefile(worker), worker.__name__, config
     group = ranks, store.port, os.getpid()
-    context = start_processes(_rank, (work, group, outcomes), nprocs=ranks, join=False)
+    context = start_processes(_rank, (worker, config, group, outcomes), nprocs=ranks, join=False)
     with stop_signals(functools.partial(_end_ranks, context)) as stopped:
         try:
             while not context.join(grace_period=3):
@@ -76,15 +73,14 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     return code
 
 
-def _rank(index: int, work: tuple[str, str, dict[str, Any]], group: tuple[int, int, int], outcomes: Outcomes) -> None:
-    (file, name, config), (ranks, port, parent) = work, group
-    # A rank that outlived its parent would wait in C code, where no Python handler runs, for ranks that never come, and
-    # write into a folder that is free for the next start.
+def _rank(index: int, worker: Worker, config: dict[str, Any], group: tuple[int, int, int], outcomes: Outcomes) -> None:
+    ranks, port, parent = group
+    # A rank without its parent could wait forever in C code, where no Python handler runs, or write into a folder that
+    # another start already uses.
     end_with_parent(parent, signal.SIGKILL)
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
-        worker: Worker = runpy.run_path(file, run_name="rank")[name]
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         outcomes.put((index, worker(config, store), ""))
     except (InputError, RunError) as error:
