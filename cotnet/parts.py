@@ -52,7 +52,7 @@ def read_settings(config: Config) -> Settings:
         raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
     if not isinstance(config["explain"], bool):
         raise InputError(f"explain={shown(config['explain'])} must be true or false")
-    return Settings(seed=config["seed"], **sections)
+    return Settings(seed=seed, output_dir=config["output_dir"], explain=config["explain"], **sections)
 
 
 def check_keys(config: Config, known: set[str]) -> None:

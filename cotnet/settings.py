@@ -169,7 +169,26 @@ class Settings(Section):
     """The typed sections of a training configuration."""
 
     seed: int = setting("0 to 2**63 - 1: of weights, image order, augmentation, dropout and drop path")
+    output_dir: str = setting(
+        "the run's folder; null: `outputs/` and a name made of the overrides. Of a `--multirun`: the folder of the runs"
+    )
+    explain: bool = setting(
+        "print and draw in `output_dir/explain/` what the run would be, and end: exit 0, or 2 if training is refused"
+    )
     train: TrainSettings
     data: DataSettings
     launch: LaunchSettings
     checkpoint: CheckpointSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Section):
+    """The keys of evaluate.py beside the groups `backbone`, `data`, `loader` and `launch`. Null: as in training."""
+
+    checkpoint: str = setting("a checkpoint, a file of published weights, or a run's folder for its `best.pt`")
+    weights: Literal["ema", "raw"] = setting("the averaged weights, or those of the last step")
+    output_dir: str = setting("folder of the results; null: `outputs/evaluation/` and a name made of the overrides")
+    precision: Precision | None = setting("as `train.precision`")
+    channels_last: bool | None = setting("memory format of images and kernels")
+    compile: bool = setting("`torch.compile` of the model")
+    fuse: bool = setting("fold BatchNorm into the convolution before it: faster; results differ in their last digits")

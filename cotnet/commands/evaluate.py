@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from cotnet.errors import INTERRUPTED, InputError
 from cotnet.models.fusing import fuse
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import evaluation_bar, say
-from cotnet.settings import DataSettings, LaunchSettings
+from cotnet.settings import DataSettings, EvaluateSettings, LaunchSettings
 from data.samples import read_split
 
-KEYS = {"checkpoint", "weights", "output_dir", "precision", *eval_model.FORM, "backbone", "data", "loader", "launch"}
+KEYS = {*(field.name for field in fields(EvaluateSettings)), "backbone", "data", "loader", "launch"}
 
 
 def run(config: Config) -> int:

@@ -1,6 +1,6 @@
 """`python train.py ... explain=true`: a page and two pictures about a run, without training.
 
-Writes only to `explain/` in the run's folder. Lists every reason why training would be refused, and says the rest anyway.
+Writes only to `explain/` in the run's folder. Lists every reason why training would be refused.
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cotnet.commands.reference import help_page
 from cotnet.config.build import nearest, shown
 from cotnet.config.compose import CONF, Config, flatten, resolve
 from cotnet.config.continuing import default_folder
@@ -57,6 +58,10 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
             adopt_slurm()  # before anything is printed, drawn or started: the tasks of one srun are ranks
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors through to us: it would print several lines
             with one_line(keep=False):
+                if {"--help", "-h"} & set(sys.argv[1:]):
+                    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+                    print(help_page(config_name, overrides, str(sys.modules[main.__module__].__doc__)))  # noqa: T201
+                    sys.exit(0)
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
 
         return program

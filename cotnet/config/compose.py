@@ -67,6 +67,13 @@ def compose(config_name: str, overrides: list[str]) -> Config:
         return config
 
 
+def unresolved(config_name: str, overrides: list[str]) -> Config:
+    """The composed configuration for people to read; a value that has no default is "???"."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        node = hydra.compose(config_name, overrides=overrides)
+    return typing.cast(Config, OmegaConf.to_container(node, resolve=True, throw_on_missing=False))
+
+
 def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
