@@ -10,6 +10,7 @@ import pytest
 import torch
 from programs import SMALL, run
 
+from cotnet.config.run_folder import require_same_batches
 from cotnet.engine import state as checkpoints
 from cotnet.errors import InputError
 from cotnet.integrity import checksum
@@ -107,7 +108,7 @@ def test_a_run_whose_batches_the_version_before_dealt_otherwise_is_refused(kept)
         if not known:
             del begun["checksum"]
         with pytest.raises(InputError, match="choose another output_dir") if refused else nullcontext():
-            checkpoints.require_same_batches(begun, path)
+            require_same_batches(begun, path)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(kept, tmp_path):

@@ -36,8 +36,9 @@ def reports(step, run_id=""):
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = State(model=model, ema=MovingAverage(model, 0.0), optimizer=sgd, scaler=scaler, step=step, run_id=run_id)
-    config = {"data": {"num_classes": 10}, "train": {"epochs": 9, "max_steps": None}}
-    made = RunReports(folder, logger, state, config, {"step": step}, steps_per_epoch=10, terminal=False)
+    run = {"epochs": 9, "max_steps": None, "classes": 10, "steps_per_epoch": 10}
+    shown = {"config": {}, "environment": {"step": step}}
+    made = RunReports(folder, logger, state, **run, **shown, terminal=False)
     made.epoch(state)
     made.status("running", state)
     return made, state

@@ -95,7 +95,7 @@ class Bench:
         )
 
     def _output(self, reports: Reports) -> Output:
-        return Output(folder=Path(self.config["output_dir"]), config=self.config, saving=self.saving, reports=reports)
+        return Output(folder=Path(self.config["output_dir"]), config="{}", saving=self.saving, reports=reports)
 
     def ours(self, reports: Reports) -> float:
         """A turn of `train_one_epoch`."""
@@ -143,7 +143,18 @@ def measure_loop(config: Config, steps: int, rounds: int, progress: Callable[[st
         bench, folder = Bench(config, ranks, steps), Path(config["output_dir"])
         logger = build(config["logger"], "logger")
         here = start_of(0, ranks.world_size)
-        reports = RunReports(folder, logger, bench.state, config, here, steps_per_epoch=bench.steps, terminal=False)
+        reports = RunReports(
+            folder,
+            logger,
+            bench.state,
+            epochs=1,
+            max_steps=None,
+            classes=1000,
+            config=config,
+            environment=here,
+            steps_per_epoch=bench.steps,
+            terminal=False,
+        )
         ways: dict[str, Callable[[], float]] = {
             "bare": bench.bare,
             "ours": lambda: bench.ours(Reports()),

@@ -1,6 +1,7 @@
 """A training run, from its resolved configuration to the exit code: what train.py calls."""
 
 import functools
+import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +41,7 @@ def run(config: Config) -> int:
     """Check everything that can be checked before a process starts, then train on every rank."""
     if config["explain"] is True:
         return explain(config)
-    ranks, train_set, val_set = checked(config)
+    config, ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
     with run_folder.claimed(folder):
         if run_folder.already_finished(folder, config, train_set.whole):
@@ -55,9 +56,8 @@ def run(config: Config) -> int:
         return code
 
 
-def checked(config: Config) -> tuple[int, ImageSet, ImageSet]:
-    """The number of ranks and the two splits of a configuration that can be trained; `train.precision=auto` in it
-    becomes what it comes to here.
+def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
+    """The configuration with its precision chosen, the number of ranks, and the train and val splits.
 
     Raises:
         InputError, DataError: a setting or an image set is wrong.
@@ -68,12 +68,12 @@ def checked(config: Config) -> tuple[int, ImageSet, ImageSet]:
     train_set, val_set = parts.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config["train"]["precision"] = choose_precision(settings.train.precision, device)
+    chosen = {"precision": choose_precision(settings.train.precision, device)}
     if settings.train.sync_bn and device.type == "cpu":
         raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
     if settings.train.compile:
         require_compiler(device, "train.compile")
-    return ranks, train_set, val_set
+    return {**config, "train": config["train"] | chosen}, ranks, train_set, val_set
 
 
 def worker(config: Config, store: dist.Store | None) -> int:
@@ -122,7 +122,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
         checkpoints.restore(state, checkpoints.load(last), ranks, last)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
-    with closing(loader), closing(val_loader), reporting(config, state, ranks, steps) as reports:
+    with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
         context = TrainContext(
             ranks=ranks,
             settings=settings.train,
@@ -137,7 +137,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
                 transform=parts.train_transform(config, settings, precision),
                 files=train_set.files,
             ),
-            output=Output(folder=folder, config=config, saving=settings.checkpoint, reports=reports),
+            output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
                 evaluate,
                 {"raw": state.model, "ema": state.ema.module},
@@ -155,13 +155,21 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
         fit(context, state)
 
 
-def reporting(config: Config, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:
-    """Rank 0's reports, silence elsewhere; the run id of the logger becomes every rank's."""
+def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:
+    """Rank 0's reports, no-op reports elsewhere; every rank gets the logger's run id."""
     reports = Reports()
     if ranks.first:
-        logger, terminal = build(config["logger"], "logger"), sys.stdout.isatty()
-        folder = Path(config["output_dir"])
-        here, steps = start_of(state.step, ranks.world_size), steps_per_epoch
-        reports = RunReports(folder, logger, state, config, here, steps_per_epoch=steps, terminal=terminal)
+        reports = RunReports(
+            Path(config["output_dir"]),
+            build(config["logger"], "logger"),
+            state,
+            epochs=settings.train.epochs,
+            max_steps=settings.train.max_steps,
+            classes=settings.data.num_classes,
+            config=config,
+            environment=start_of(state.step, ranks.world_size),
+            steps_per_epoch=steps_per_epoch,
+            terminal=sys.stdout.isatty(),
+        )
     state.run_id = ranks.broadcast(state.run_id)
     return reports

@@ -61,7 +61,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
-        checkpoints.require_same_batches(checkpoint, last)
+        require_same_batches(checkpoint, last)
         if first_process():
             changed = f" ({'; '.join(changes)})" if changes else ""
             say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}{changed}")
@@ -73,6 +73,18 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
             f"({best['best_weights']}, epoch {best['best_epoch']:g}); for a new run choose another output_dir"
         )
     return True
+
+
+def require_same_batches(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
+    """Raise InputError where the version that wrote the checkpoint put other images into this rank's batches: the first
+    one, whose files have no checksum, kept the copies of repeated augmentation together."""
+    config = json.loads(checkpoint["config"])
+    micro_batches = len(checkpoint["ranks"]) * config["train"].get("accumulation", 1)
+    if "checksum" not in checkpoint and config["augmentation"].get("repeats", 1) > 1 and micro_batches > 1:
+        raise InputError(
+            f"{path} was begun by a version that kept the copies of augmentation.repeats on one rank; this one spreads "
+            f"them; choose another output_dir, and start from its weights with backbone.weights={path}"
+        )
 
 
 def write_config(path: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ HANGING = (
 )
 LOST = "lost its connection to another rank"  # says a rank whose peer died; gloo says PEER_GONE
 PEER_GONE = "[Cc]losed by peer|[Rr]eset by peer"
-Worker = Callable[[dict[str, Any], dist.Store | None], int]
+T = TypeVar("T")
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
 
 
@@ -46,21 +46,21 @@ def count_ranks(wanted: int | None) -> int:
     return wanted or max(gpus, 1)
 
 
-def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
-    """Runs `worker(config, store)` on every rank; returns the largest exit code.
+def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) -> int:
+    """Runs `worker(given, store)` on every rank; returns the largest exit code.
 
-    Ranks are spawned: `worker` must be a function of a module, `config` plain containers. The first rank that fails
+    Ranks are spawned: `worker` must be a function of a module, `given` plain containers. The first rank that fails
     ends the others within seconds. Its InputError or RunError is raised here again; any other error becomes a
     RuntimeError with its traceback as text.
     """
     if started_outside() or ranks == 1:
-        return worker(config, None)
+        return worker(given, None)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces whom it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
-    context = start_processes(_rank, (worker, config, group, outcomes), nprocs=ranks, join=False)
+    context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
     with stop_signals(functools.partial(_end_ranks, context)) as stopped:
         try:
             while not context.join(grace_period=3):
@@ -73,7 +73,9 @@ def launch(worker: Worker, config: dict[str, Any], ranks: int) -> int:
     return code
 
 
-def _rank(index: int, worker: Worker, config: dict[str, Any], group: tuple[int, int, int], outcomes: Outcomes) -> None:
+def _rank(
+    index: int, worker: Callable[[T, dist.Store | None], int], given: T, group: tuple[int, int, int], outcomes: Outcomes
+) -> None:
     ranks, port, parent = group
     # A rank without its parent could wait forever in C code, where no Python handler runs, or write into a folder that
     # another start already uses.
@@ -82,7 +84,7 @@ def _rank(index: int, worker: Worker, config: dict[str, Any], group: tuple[int, 
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        outcomes.put((index, worker(config, store), ""))
+        outcomes.put((index, worker(given, store), ""))
     except (InputError, RunError) as error:
         code = WRONG_INPUT if isinstance(error, InputError) else FAILED
         outcomes.put((index, code, str(error)))

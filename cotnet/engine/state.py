@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 import os
 import pickle
 import platform
@@ -83,7 +82,7 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: b.detach().cpu() for name, b in module.named_buffers() if b.is_floating_point()}
 
 
-def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
+def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
     """The checkpoint on rank 0 (an empty dictionary elsewhere): tensors, numbers, strings; collective.
 
     BatchNorm statistics and the open loss window differ between ranks within an epoch, so each rank's are kept.
@@ -99,7 +98,7 @@ def pack(state: State, ranks: Ranks, config: Mapping[str, Any]) -> Checkpoint:
         return {}
     return {
         "format": FORMAT,
-        "config": json.dumps(config),
+        "config": config,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "progress": copy.deepcopy(progress(state)),
         "image_set": state.image_set,
@@ -263,18 +262,6 @@ def _read(path: Path) -> Checkpoint:
 
 def _content(checkpoint: Checkpoint) -> Checkpoint:
     return {name: value for name, value in checkpoint.items() if name != "checksum"}
-
-
-def require_same_batches(checkpoint: Checkpoint, path: Path) -> None:
-    """Raise InputError where the version that wrote the checkpoint put other images into this rank's batches: the first
-    one, whose files have no checksum, kept the copies of repeated augmentation together."""
-    config = json.loads(checkpoint["config"])
-    micro_batches = len(checkpoint["ranks"]) * config["train"].get("accumulation", 1)
-    if "checksum" not in checkpoint and config["augmentation"].get("repeats", 1) > 1 and micro_batches > 1:
-        raise InputError(
-            f"{path} was begun by a version that kept the copies of augmentation.repeats on one rank; this one spreads "
-            f"them; choose another output_dir, and start from its weights with backbone.weights={path}"
-        )
 
 
 def _instead(path: Path) -> str:

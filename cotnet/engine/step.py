@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Output:
     """Where a run writes."""
 
     folder: Path
-    config: dict[str, Any]
+    config: str  # JSON, for the checkpoints
     saving: CheckpointSettings
     reports: Reports
     background: Background = field(default_factory=Background)

@@ -41,23 +41,27 @@ class RunReports(Reports):
         folder: Path,
         logger: Logger,
         state: State,
+        *,
+        epochs: int,
+        max_steps: int | None,
+        classes: int,
         config: dict[str, Any],
         environment: dict[str, Any],
-        *,
         steps_per_epoch: int,
         terminal: bool,
     ) -> None:
+        """Continues the records at the state's step. `config` and `environment` are for the logger to show."""
         self.folder, self.logger = folder, logger
         self.metrics = folder / "metrics.jsonl"
-        self.classes = config["data"]["num_classes"]
+        self.classes = classes
         self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
         kept = records.read(self.metrics) if self.metrics.exists() else []
         told = config | {"environment": environment}
         state.run_id = logger.start(folder, told, state.run_id or None, folder.name, kept=kept)
-        self.epochs, self.steps_per_epoch = config["train"]["epochs"], steps_per_epoch
-        total = min(self.epochs * steps_per_epoch, config["train"]["max_steps"] or self.epochs * steps_per_epoch)
-        self.progress = Progress(total, enabled=terminal)
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        whole = epochs * steps_per_epoch
+        self.progress = Progress(min(whole, max_steps or whole), enabled=terminal)
 
     def epoch(self, state: State) -> None:
         """An epoch begins, or the rest of one."""
