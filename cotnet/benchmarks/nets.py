@@ -72,7 +72,7 @@ class Net:
         model = build(work.name, work.size)
         if work.checkpointing:
             checkpoint_stages(model, work.checkpointing)
-        self.model = self.precision.place(fuse(model) if work.fuse else model).train(self.training)
+        self.model = self.precision.to_device(fuse(model) if work.fuse else model).train(self.training)
         self.run = compiled(self.model) if work.compile else self.model
         images = torch.randn(work.batch, 3, work.size, work.size, device=device, dtype=self.precision.parameters)
         self.images = images.to(memory_format=self.precision.layout)

@@ -91,7 +91,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
         try:
             figures = measure(config, ranks, stop)
         except Interrupted:
-            stop.hand_on = True
+            stop.forward = True
             return INTERRUPTED
         if ranks.first:
             report(config, figures)
@@ -104,7 +104,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
     precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
     precision.set_up_process()
     model = eval_model.load_model(config, eval_model.own_checkpoint(config))
-    model = precision.place(fuse(model) if config["fuse"] else model)
+    model = precision.to_device(fuse(model) if config["fuse"] else model)
     images = read_split(data.root, "val")
     loader = parts.evaluation_loader(config, data, images, ranks)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One process as a rank of a run: it joins the others, hears stop signals, and turns errors into one line."""
+"""One process as a rank: joins the other ranks, receives stop signals, turns errors into one line."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  #
 
 @contextmanager
 def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
-    """This process as one rank of a run, and what tells it to stop."""
+    """This process as one rank of a run, and its stop request."""
     minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
     with (
         stop_request() as stop,
@@ -36,8 +36,8 @@ def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, St
 
 @contextmanager
 def plain_errors(config: Config) -> Iterator[None]:
-    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, too little
-    memory, a disk that is full or refuses, and a rank that never came."""
+    """Turns errors that a person can mend into InputError or RunError with one line: bad data, too little memory, a full
+    or read-only disk, a rank that died or hangs."""
     rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
     try:
         yield
@@ -62,12 +62,12 @@ def plain_errors(config: Config) -> Iterator[None]:
 
 
 def _asked_for(text: str) -> str:
-    """What an allocator says it was asked for; torch and NumPy say it."""
+    """The size of the failed allocation, if torch or NumPy name it."""
     found = re.search(r"(?i)(?:tried to|unable to) allocate (\d[\d.]* \w+)", text)
     return f" when it asked for {found[1]}" if found else ""
 
 
 def _less_memory(config: Config) -> str:
-    """What a person can do: of a run that has a checkpoint only what may still change."""
+    """Advice for this run; once it has a checkpoint, only settings that may still change."""
     begun = (Path(config["output_dir"]) / "checkpoints" / "last.pt").exists()
     return memory_advice(flatten(config), begun=begun)

@@ -84,7 +84,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
         except Interrupted:
             if ranks.first:
                 say(f"interrupted; the same command continues {config['output_dir']}")
-            stop.hand_on = True
+            stop.forward = True
             return INTERRUPTED
     return 0
 
@@ -92,7 +92,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
 def new_state(config: Config, settings: Settings, precision: Precision) -> State:
     """A run before its first step: the same on every rank."""
     torch.manual_seed(settings.seed)
-    model = precision.place(parts.build_backbone(config["backbone"]))
+    model = precision.to_device(parts.build_backbone(config["backbone"]))
     if settings.train.sync_bn:
         model = synchronised(model)
     if settings.train.checkpointing:

@@ -1,4 +1,4 @@
-"""How the C library keeps the memory of tensors on a CPU."""
+"""Memory of CPU tensors: keep freed memory for reuse."""
 
 import ctypes
 import sys
@@ -13,10 +13,10 @@ NEVER: Final = -1
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Keep what tensors on a CPU have freed for the next ones, as the caching allocator of a GPU does.
+    """Keeps memory that CPU tensors have freed for new tensors, as a GPU's caching allocator does.
 
-    The GNU C library gives large blocks back at once, and a step of training spends a fifth of its time on getting the
-    same pages anew. The process then stays at its peak. With another C library or on a GPU nothing changes.
+    The GNU C library returns large blocks to the system at once; getting the same pages back took a fifth of a training
+    step. The process keeps its peak memory. Does nothing with another C library or on a GPU.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return

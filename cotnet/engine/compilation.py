@@ -1,4 +1,4 @@
-"""torch.compile as a setting: one graph per image size, with a cache that outlives the process and a restart."""
+"""torch.compile as a setting: one graph per image size, cached on the disk between runs."""
 
 import logging
 import os
@@ -11,30 +11,27 @@ from torch import nn
 
 from cotnet.errors import InputError
 
-# The graphs of one model: training and evaluation at each image size. Beyond the limit torch would fall back to eager.
+# Graphs of one model: training and evaluation at each image size. Beyond the limit torch falls back to eager mode.
 GRAPHS: Final = 64
 
 
 def compiled(model: nn.Module, *, backend: str = "inductor") -> nn.Module:
-    """A module that runs the model's compiled graphs, one for every size of the images and mode.
-
-    The given model is left alone: called itself it runs eagerly, and the keys of its state dict are its own.
-    """
+    """A module that runs the compiled model. The model itself stays eager and keeps its state-dict keys."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that there is no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports that there is no GPU
     torch._dynamo.config.recompile_limit = GRAPHS
     graphs: Any = torch.compile(model, dynamic=False, backend=backend)
     return graphs
 
 
 def cache_folder() -> Path:
-    """Where compiled graphs are kept between runs; torch's own choice is a temporary folder."""
+    """Folder of the compiled graphs; torch's own default is a temporary folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cotnet" / "inductor"
 
 
 def require_compiler(device: torch.device, key: str) -> None:
-    """Raise InputError, naming the setting `key`, where torch.compile would find no compiler for this device's code."""
+    """Raises InputError, naming the setting `key`, if torch.compile would find no compiler for this device."""
     gpu = device.type == "cuda"
     variable, names = ("CC", ("gcc", "clang")) if gpu else ("CXX", ("g++",))
     given = os.environ.get(variable)

@@ -1,4 +1,4 @@
-"""The ranks of one run and what they tell each other."""
+"""The ranks of a run and their communication."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ from cotnet.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among its peers. `control` is a gloo group for host-side messages beside NCCL's."""
+    """This process and its peers. `control`: a gloo group for messages between hosts, beside NCCL's group."""
 
     rank: int
     world_size: int
@@ -28,13 +28,13 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum in place over ranks."""
+        """Sums in place over ranks."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, item: Any) -> list[Any]:
-        """Every rank's item on rank 0, in order; an empty list elsewhere. Tensors must be on the CPU."""
+        """All ranks' items in order on rank 0; an empty list elsewhere. Tensors must be on the CPU."""
         if self.world_size == 1:
             return [item]
         items: list[Any] | None = [None] * self.world_size if self.first else None
@@ -60,16 +60,15 @@ class Ranks:
 
 @contextlib.contextmanager
 def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> Iterator[Ranks]:
-    """Join the other ranks, as the environment (RANK, WORLD_SIZE, LOCAL_RANK; torchrun's names) says; who waits longer
-    than the timeout for another in a collective gets an error.
+    """Joins the other ranks as torchrun's variables say (RANK, WORLD_SIZE, LOCAL_RANK).
 
-    A single process makes no process group. Each rank on a CPU takes its share of the cores, unless OMP_NUM_THREADS
-    says how many threads it may have.
+    Collectives that exceed the timeout raise. A single process makes no process group. On a CPU each rank uses its
+    share of the cores, unless OMP_NUM_THREADS is set.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
-    if torch.cuda.is_available():  # a cluster may show each process its own GPU only
+    if torch.cuda.is_available():  # a cluster may show each process only its own GPU
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -91,16 +90,16 @@ def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> It
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
         assert isinstance(control, dist.ProcessGroup)  # every rank is a member
         yield Ranks(rank=rank, world_size=world_size, device=device, control=control)
-        dist.barrier()  # nobody tears its connections down while another still talks
+        dist.barrier()  # no rank closes its connections while another still uses them
     finally:
         dist.destroy_process_group()
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm statistics over all ranks; its keys and parameters stay.
+    """The model with BatchNorm statistics over all ranks; keys and parameters stay.
 
     Raises:
-        InputError: it has a BatchNorm of its own kind, which torch's conversion would make a plain one.
+        InputError: the model has a subclass of BatchNorm, which torch would convert into a plain one.
     """
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     for name, module in model.named_modules():
@@ -111,10 +110,10 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 class Agreement:
-    """The same decision on every rank at the same step, without waiting for the device or the network.
+    """The same flags on every rank at the same step, without waiting for the device or the network.
 
-    Each step every rank offers its flags; the maximum over ranks of one step's flags is known at the next step, when
-    its reduction on the host has long finished.
+    At each step every rank starts a reduction of its flags on the host, and reads the maximum of the previous step's,
+    which has finished by then.
     """
 
     def __init__(self, ranks: Ranks, flags: int) -> None:
@@ -123,7 +122,7 @@ class Agreement:
         self.shared = torch.zeros(flags, dtype=torch.int32)
 
     def exchange(self, *flags: bool) -> list[bool]:
-        """Offer this step's flags and return what the ranks offered at the previous step (alone: at this one)."""
+        """Starts the reduction of these flags; returns the previous step's result (on one rank: these flags)."""
         if self.ranks.world_size == 1:
             return list(flags)
         decided = self.settle()
@@ -132,7 +131,7 @@ class Agreement:
         return decided
 
     def settle(self) -> list[bool]:
-        """Finish what is under way: the last offer's outcome."""
+        """Waits for the last reduction; returns its result."""
         if self.pending is not None:
             self.pending.wait()
             self.pending = None
@@ -144,9 +143,9 @@ def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def average_buffers(ranks: Ranks, *modules: nn.Module) -> None:
-    """Replace the floating-point buffers (BatchNorm's running statistics) by their mean over ranks.
+    """Replaces floating-point buffers (BatchNorm's running statistics) by their mean over ranks.
 
-    In float64, so that averaging equal float32 buffers changes nothing on any number of ranks.
+    In float64: averaging equal float32 buffers changes nothing, on any number of ranks.
     """
     buffers = _floating(b for module in modules for b in module.buffers())
     if ranks.world_size == 1 or not buffers:

@@ -14,8 +14,8 @@ SEEN, LOSS, TOP1, TOP5 = range(4)
 
 
 class Loader(Protocol):
-    """This rank's batches of an epoch, from batch `first` on: uint8 images (B, 3, S, S), targets (B,) and, on the CPU,
-    sample indices (B,), -1 for padding at the end."""
+    """Batches of an epoch on this rank, from batch `first` on: uint8 images (B, 3, S, S), targets (B,), and on the CPU
+    sample indices (B,), -1 for padding."""
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Any]: ...
 
@@ -37,12 +37,15 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda _images: None,
 ) -> dict[str, dict[str, float]]:
-    """Top-1, top-5 (percent), cross-entropy and image count of each model over one pass; collective.
+    """Top-1, top-5 (percent), cross-entropy and image count of each model; collective.
 
-    Each rank writes its samples' results into a table of all `samples`, the tables are added, and every sample must
-    have been seen once: figures do not depend on the number of ranks, to the last digit. `flip`: the logits are the
-    mean over an image and its mirror image. `prepare` normalises uint8 images; `advance` is told how many
-    more images are done.
+    Each rank writes its results into a table with one row per sample, and the tables are added. Every sample must have
+    been seen once, so the results are the same on any number of ranks, to the last digit.
+
+    Args:
+        flip: average the logits of each image and its mirror image.
+        prepare: normalises uint8 images.
+        advance: called with the number of images done since its last call.
 
     Raises:
         Interrupted: `stop()` was true on some rank.

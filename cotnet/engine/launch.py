@@ -1,4 +1,4 @@
-"""One process per device: joins the ranks that exist (torchrun, SLURM) or starts them on this machine."""
+"""Starts one process per device, or joins the ranks that torchrun or SLURM started."""
 
 import functools
 import logging
@@ -17,21 +17,21 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
 from cotnet.engine.outside import adopt_slurm, started_outside
-from cotnet.engine.signals import end_with_parent, hand_on, stop_signals
+from cotnet.engine.signals import end_with_parent, forward_signal, stop_signals
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
     "py-spy dump --pid shows where it is; NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where the "
     "network is wrong; launch.timeout_minutes where it is only slow"
 )
-LOST = "lost its connection to another rank"  # says a rank whose peer died; gloo says PEER_GONE
+LOST = "lost its connection to another rank"  # our words for gloo's PEER_GONE
 PEER_GONE = "[Cc]losed by peer|[Rr]eset by peer"
 T = TypeVar("T")
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
 
 
 def count_ranks(wanted: int | None) -> int:
-    """How many ranks a run has: those that exist, `wanted`, or one per visible GPU (one without a GPU)."""
+    """The number of ranks: those already started, `wanted`, or one per visible GPU (one without a GPU)."""
     gpus = torch.cuda.device_count()
     adopt_slurm()
     if started_outside():
@@ -56,7 +56,9 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     if started_outside() or ranks == 1:
         return worker(given, None)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces whom it ends; we say why
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(
+        logging.ERROR
+    )  # it lists the processes it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
@@ -69,7 +71,7 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
             return _failure(error, outcomes, stopped)
     code = max(outcomes.get()[1] for _ in range(ranks))
     if code == INTERRUPTED:
-        hand_on(stopped)
+        forward_signal(stopped)
     return code
 
 
@@ -89,15 +91,15 @@ def _rank(
         code = WRONG_INPUT if isinstance(error, InputError) else FAILED
         outcomes.put((index, code, str(error)))
         sys.exit(code)
-    except KeyboardInterrupt:  # torch would end the process with 0, and the other ranks would wait for it
+    except KeyboardInterrupt:  # torch would exit with 0, and the other ranks would wait
         sys.exit(INTERRUPTED)
-    except Exception:  # a bug, of whatever class: the parent reports its traceback
+    except Exception:  # a bug: the parent shows its traceback
         outcomes.put((index, FAILED, traceback.format_exc()[-8000:]))
         sys.exit(FAILED)
 
 
 def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
-    """Raise what the first failing rank reported, not what its end did to the others."""
+    """Raises the error of the rank that failed first, not the errors it caused on other ranks."""
     told = []
     while not outcomes.empty():
         told.append(outcomes.get())
@@ -119,7 +121,7 @@ def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: O
 
 
 def _end_ranks(context: ProcessContext, received: list[int]) -> None:
-    """Hand a stop signal on to the ranks; a second Ctrl-C kills them (the last checkpoint stands)."""
+    """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
     again = received.count(signal.SIGINT) > 1
     for process in context.processes:
         if process.is_alive():

@@ -1,4 +1,4 @@
-"""Losses of logits (B, classes) against class numbers (B,) or soft targets (B, classes): the mean over the batch."""
+"""Losses of logits (B, classes) and class numbers (B,) or soft targets (B, classes), averaged over the batch."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,12 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float, threshold: float | None) -> Tensor:
-    """Each class a yes-or-no question to a sigmoid (ResNet strikes back, arXiv:2110.00476, section 3.1); the mean over
-    images AND classes, as in timm's BinaryCrossEntropy, with which that paper's rates were found: the gradient is
-    1/classes of the sum's, which LAMB and AdamW do not notice and SGD does.
+    """Binary cross-entropy of each class (ResNet strikes back, arXiv:2110.00476, section 3.1), averaged over images AND
+    classes, as in timm, with which that paper's learning rates were found. The gradient is 1/classes of the sum's: SGD
+    is affected by this factor, LAMB and AdamW are not.
 
-    A soft target above `threshold` counts as 1, any other as 0 (A1 to A3 take both classes of a mixed image to be
-    there, timm's `bce_target_thresh`); null leaves them soft. Smoothing comes after that: y (1 - s) + s / classes.
+    `threshold`: a soft target above it counts as 1, any other as 0 (timm's `bce_target_thresh`: both classes of a mixed
+    image are present); None keeps targets soft. Smoothing comes after that: y (1 - s) + s / classes.
     """
     if targets.ndim == 1:
         targets = F.one_hot(targets, logits.shape[1])
@@ -28,7 +28,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: fl
 
 
 def loss_function(settings: TrainSettings) -> Criterion:
-    """What `train.loss` names."""
+    """The loss that `train.loss` names."""
     if settings.loss == "ce":
         return functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
     return functools.partial(

@@ -1,4 +1,4 @@
-"""What the optimizer sees of a backbone, and the moving average of its weights."""
+"""Parameter groups of a backbone, and the moving average of its weights."""
 
 import copy
 import itertools
@@ -12,10 +12,10 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay; biases, norms and what the model exempts without.
+    """Two groups: with weight decay, and without (biases, norms and the model's exemptions).
 
-    With `layer_decay` two for each of the model's `layers`: each layer's rate is that factor times the rate of the one
-    behind it, the head's being whole (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254), by `lr_scale`.
+    `layer_decay`: two groups for each of the model's `layers`, with `lr_scale` 1 for the head and `layer_decay` times
+    the next layer's for each layer before it (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254).
     """
     exempt = _exempt(model)
     if layer_decay is None:
@@ -28,8 +28,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
 
 
 def _exempt(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters without weight decay: those of one dimension (biases, norms), and those that `model.no_weight_decay()`
-    names, if the model has that method, as timm's have."""
+    """Parameters without weight decay: one-dimensional ones (biases, norms), and those that the model's
+    `no_weight_decay()` names (timm's convention)."""
     named = set(getattr(model, "no_weight_decay", set)())
     return {parameter for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
 
@@ -44,11 +44,10 @@ def _with_and_without_decay(
 
 
 def layers(model: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters by depth: the stem, the blocks one by one, the head.
+    """The parameters by depth: the stem, each block, the head, in the order in which the model registers its modules.
 
-    The order is that in which the model registers its modules. A block is a module of a kind that some list has twice;
-    what comes before the first block is the stem, as are parameters that belong to no layer (tokens, position tables:
-    BEiT); a norm without a matrix of its own goes with what follows it.
+    A block is an instance of a class that occurs twice in one container. Everything before the first block is the stem,
+    and so are parameters outside all layers (tokens, position tables: BEiT). A norm belongs to the layer after it.
     """
     blocks = {kind for module in model.modules() for kind, count in Counter(_kinds(module)).items() if count > 1}
     stacks = {module for module in model.modules() if blocks.intersection(_kinds(module))}
@@ -74,7 +73,7 @@ def layers(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _kinds(module: nn.Module) -> list[type]:
-    """What a container lists that is more than a layer or a row of layers."""
+    """The classes of a container's children that have children of their own."""
     listed = module.children() if isinstance(module, LISTS) else ()
     return [type(child) for child in listed if not isinstance(child, LISTS) and any(child.children())]
 
@@ -82,8 +81,8 @@ def _kinds(module: nn.Module) -> list[type]:
 class MovingAverage:
     """Exponential moving average of weights and buffers; `module` is the averaged model.
 
-    The decay at update t is min(decay, (1 + t) / (10 + t)), so that short runs do not average in the initial weights.
-    (torch's AveragedModel keeps its counter on the device, where reading it would stall every step.)
+    The decay at update t is min(decay, (1 + t) / (10 + t)): short runs forget the initial weights. (torch's
+    AveragedModel keeps its counter on the device; reading it would synchronise at every step.)
 
     Raises:
         ValueError: `decay` is not in [0, 1).
@@ -100,7 +99,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's present weights."""
+        """Averages in the model's current weights."""
         rate = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._averaged, self._current, 1 - rate)
         if self._current_counts:
@@ -109,6 +108,6 @@ class MovingAverage:
 
 
 def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters and buffers that are averaged, and the counters that are copied."""
+    """Floating-point parameters and buffers, which are averaged; integer buffers, which are copied."""
     tensors = [t.detach() for t in itertools.chain(model.parameters(), model.buffers())]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,11 +1,11 @@
-"""Ranks that somebody else started: torchrun, or the tasks of one srun. Light: `--help` imports it."""
+"""Ranks started by torchrun or as the tasks of one srun. Imports no torch, because `--help` imports this."""
 
 import os
 import re
 
 
 def adopt_slurm() -> None:
-    """Give the tasks of one `srun` torchrun's names, so that they join each other. Does nothing anywhere else."""
+    """Sets torchrun's variables for the tasks of one `srun`. Does nothing elsewhere."""
     given = os.environ
     if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return
@@ -22,10 +22,10 @@ def adopt_slurm() -> None:
 
 
 def started_outside() -> bool:
-    """Whether torchrun or a cluster's launcher made the ranks."""
+    """Whether torchrun or a cluster launcher started the ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def first_process() -> bool:
-    """Whether this process speaks and writes for the run: the only one, or rank 0 of those started outside."""
+    """Whether this process prints and writes for the run: the only process, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -19,11 +19,11 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """`parameters`: the dtype of weights and inputs; `compute`: that of autocast's matrix products.
+    """`parameters`: dtype of weights and inputs; `compute`: dtype of autocast's matrix products.
 
-    bf16 and fp16 are mixed precision over float32 weights, fp16 with a loss scaler; tf32 is float32 whose products are
-    rounded to 10 bits of mantissa on a GPU's tensor cores; fp64 is for exactness checks.
-    `channels_last` keeps images and convolution kernels in memory pixel by pixel instead of channel by channel.
+    bf16 and fp16: mixed precision with float32 weights, fp16 with a loss scaler. tf32: float32 with products rounded to
+    10 bits of mantissa on tensor cores. fp64: for exactness checks. `channels_last`: memory format of images and
+    convolution kernels.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Precision:
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """The model, moved to the device in these formats."""
+    def to_device(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in these formats."""
         return model.to(self.device, self.parameters, memory_format=self.layout)  # type: ignore[call-overload]
 
     def autocast(self) -> torch.autocast:
@@ -51,9 +51,8 @@ class Precision:
         return torch.autocast(self.device.type, self.compute if mixed else torch.bfloat16, enabled=mixed)
 
     def set_up_process(self) -> None:
-        """Let the GPU's float32 products be what the name says (under bf16 and fp16 they stay as torch has them), and
-        the CPU's allocator keep what it got.
-        """
+        """Allows or forbids TF32 for tf32 and fp32 (other precisions keep torch's default), and tunes the CPU
+        allocator."""
         keep_freed_memory(self.device)
         if self.device.type == "cuda" and self.name in ("tf32", "fp32"):
             torch.backends.cuda.matmul.allow_tf32 = self.name == "tf32"
@@ -64,8 +63,8 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device, *, key: str = "train.precision") -> str:
-    """Resolve `auto`: the fast half precision of the device (bf16 before fp16), fp32 on a CPU that has none. `key`: the
-    setting that errors name.
+    """Resolves `auto`: bf16 if the device has it, else fp16 on a GPU and fp32 on a CPU. `key`: the setting that errors
+    name.
 
     Raises:
         InputError: an unknown name, bf16 on a GPU that does not compute in it, or tf32 without such a GPU.

@@ -1,10 +1,10 @@
-"""Learning rate as a pure function of the fractional epoch: no state, so a resumed run needs none.
+"""Learning rate schedules: pure functions of the fractional epoch, so a resumed run needs no schedule state.
 
-A schedule is called as `cosine(epoch, peak=, epochs=, warmup_epochs=, warmup_start=, cooldown_epochs=, end=)` and gives
-the rate of the step at that fractional epoch, in the units of `peak` (`optimizer.lr`). `phased` adds what all of them
-have: the first `warmup_epochs` rise linearly from `warmup_start` to `peak` IN PLACE of the schedule's own first epochs,
-as in the recipes that CoTNet and PVT were published with, so a decay is already under way where the warm-up ends; the
-last `cooldown_epochs` of the run's `epochs` stay at `end`, and the schedule itself ends where they begin.
+A call `cosine(epoch, peak=, epochs=, warmup_epochs=, warmup_start=, cooldown_epochs=, end=)` returns the learning rate,
+in the units of `peak` (`optimizer.lr`). `phased` adds warm-up and cool-down to every schedule. The first `warmup_epochs`
+rise linearly from `warmup_start` to `peak` and REPLACE the schedule's own first epochs, as in the recipes of CoTNet and
+PVT: the decay has already begun when the warm-up ends. The last `cooldown_epochs` stay at `end`; the schedule itself
+ends where they begin.
 """
 
 import functools
@@ -21,12 +21,12 @@ WARMUP_EPOCHS: Final = 5.0  # of the released recipes of CoTNet and PVT
 
 
 def warmup_of(given: float | None, *, epochs: float) -> float:
-    """The warm-up in epochs: as given, or by default 5 and at most a tenth of the run's `epochs`."""
+    """Warm-up epochs: the given number, or by default 5 but at most a tenth of the run's `epochs`."""
     return min(WARMUP_EPOCHS, epochs / 10) if given is None else given
 
 
 def phased(decay: Schedule) -> Schedule:
-    """Give `decay(epoch, *, peak, epochs, end, ...)` a warm-up and a cool-down.
+    """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`.
 
     Raises (the schedule, at each call):
         ValueError: warm-up and cool-down are negative or leave no epoch in between.
@@ -67,7 +67,9 @@ def phased(decay: Schedule) -> Schedule:
     named = {p.name: p for p in both if p.kind is not p.VAR_KEYWORD}
     functools.update_wrapper(schedule, decay)
     schedule.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
-    schedule.__annotations__ = {name: p.annotation for name, p in named.items()}  # a configuration is checked by both
+    schedule.__annotations__ = {
+        name: p.annotation for name, p in named.items()
+    }  # a configuration is checked against both
     return schedule
 
 
@@ -110,8 +112,8 @@ def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epo
 
 @phased
 def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: float, **_unused: float) -> float:
-    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4); `end`
-    is the cool-down's rate only.
+    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4).
+    `end` is the rate of the cool-down only.
 
     Raises:
         ValueError: `gamma` is not positive.
@@ -122,6 +124,6 @@ def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: flo
 
 
 def set_lr(optimizer: "torch.optim.Optimizer", rate: float) -> None:
-    """Give every parameter group the rate times the group's own `lr_scale` (1 where it has none)."""
+    """Sets the rate of every parameter group: `rate` times the group's `lr_scale` (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

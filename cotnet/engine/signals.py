@@ -1,4 +1,4 @@
-"""Stop signals: heard while a run or a sweep lasts, handed on when it is saved."""
+"""Stop signals: received during a run or a sweep, forwarded to earlier handlers once the run is saved."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ _LIBC = ctypes.CDLL(None)  # loaded before any fork
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Let the kernel send this process `number` when its parent, process `parent`, dies of whatever cause."""
+    """Makes the kernel send this process `number` when its parent `parent` dies for any reason."""
     if not sys.platform.startswith("linux"):
         return
     _LIBC.prctl(PR_SET_PDEATHSIG, number)
@@ -29,7 +29,7 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def stop_signals(react: Callable[[list[int]], None] = lambda _received: None) -> Iterator[list[int]]:
-    """The stop signals that arrived meanwhile, instead of what they do; at each `react` is called with them."""
+    """Collects stop signals instead of acting on them; calls `react` with the list at each one."""
     received: list[int] = []
 
     def receive(number: int, _frame: FrameType | None) -> None:
@@ -47,10 +47,10 @@ def stop_signals(react: Callable[[list[int]], None] = lambda _received: None) ->
 
 @dataclass
 class StopRequest:
-    """What the loop reads between steps; `hand_on` is set when the run is saved."""
+    """Stop signals so far; `forward` is set once the run is saved."""
 
     signals: list[int]
-    hand_on: bool = False
+    forward: bool = False
 
     @property
     def received(self) -> bool:
@@ -59,8 +59,8 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """A request that any stop signal makes; a second SIGINT raises as usual. Who handled a signal before us (a
-    cluster's launcher, which requeues the job) gets it at the end if `hand_on` is set."""
+    """A request that any stop signal sets; a second SIGINT raises KeyboardInterrupt. Handlers installed before ours (a
+    cluster launcher's, which requeues the job) run at the end if `forward` is set."""
 
     def insist(received: list[int]) -> None:
         if received.count(signal.SIGINT) > 1:  # a rank gets one Ctrl-C as SIGINT and, from its parent, as SIGTERM
@@ -71,12 +71,12 @@ def stop_request() -> Iterator[StopRequest]:
         with stop_signals(insist) as stop.signals:
             yield stop
     finally:
-        if stop.hand_on:
-            hand_on(stop.signals)
+        if stop.forward:
+            forward_signal(stop.signals)
 
 
-def hand_on(received: list[int]) -> None:
-    """Call the handler that the first of the signals has now, if somebody else's program set one."""
+def forward_signal(received: list[int]) -> None:
+    """Calls the handler of the first signal, if another program installed one."""
     handler = signal.getsignal(received[0]) if received else None
     if callable(handler) and handler is not signal.default_int_handler:
         handler(received[0], None)
