@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks between processes. Knows nothing of the rest."""
+"""Files written whole or not at all, and locks between processes."""
 
 import contextlib
 import fcntl
@@ -22,10 +22,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` in one move once it is on the disk.
+    """A file to write; it becomes `path` in one move once it is on the disk.
 
-    One process at a time: the unfinished file has one name, so that a kill leaves no more than one behind.
-    On any error (OSError: full disk, no permission) the old file stays as it was.
+    One process at a time: the unfinished file always has the same name, so a kill leaves at most one behind. On any
+    error (OSError: full disk, no permission) the old file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")  # same folder: a rename never crosses file systems
     try:
@@ -40,16 +40,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def flush(file: BinaryIO) -> None:
-    """Waits until what was written is on the disk."""
+    """Waits until the content is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which is made where it is missing; the end of the process frees it, too.
+    """Holds the lock file `path`; the end of the process frees it.
 
-    The file stays: removed, one process could lock the old file and another one a new one.
+    The file is never removed: otherwise two processes could lock two different files of this name.
 
     Raises:
         BlockingIOError: another process, or another `locked` of this one, holds it.

@@ -1,4 +1,4 @@
-"""Whether a file of weights still holds what was written: checksums of tensors, of zip entries and in file names."""
+"""Checksums of weights: of tensors, of zip entries, and in file names."""
 
 import hashlib
 import re
@@ -18,8 +18,7 @@ _HASH_IN_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.")  # resnet50-11
 def checksum(tree: Any) -> str:
     """XXH3 (128 bits, hex) over the names, types, shapes and values of nested dictionaries, lists and tensors.
 
-    It does not depend on how the tree was stored. The pass over the memory costs 4 to 7 % of reading the file from a
-    disk, and 7 to 9 % where it is in the system's cache.
+    It does not depend on how the tree was stored.
     """
     digest = xxhash.xxh3_128()
     told: list[str] = []
@@ -36,7 +35,7 @@ def checksum(tree: Any) -> str:
 
 
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Everything in it that is no container, and the size of each container, by name."""
+    """Every value that is no container, and the size of each container, by name."""
     if not isinstance(tree, dict | list | tuple):
         yield name, tree
         return
@@ -46,8 +45,8 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file by the checksums that it carries itself, or None: the CRC-32 of each entry of a zip
-    archive, which torch.save writes, and the start of a SHA-256 in the file's name."""
+    """Why a file is damaged, or None, by its own checksums: the CRC-32 of each entry of a zip archive (torch.save's
+    format), and the first digits of a SHA-256 in its name."""
     if found := _HASH_IN_NAME.search(path.name):
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()

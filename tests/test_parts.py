@@ -168,7 +168,7 @@ def test_stop_request_hands_a_signal_on_once_the_run_is_saved(interrupted):
         with stop_request() as stop:
             os.kill(os.getpid(), signal.SIGUSR2)
             assert stop.received and heard == []
-            stop.hand_on = interrupted
+            stop.forward = interrupted
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert heard == [signal.SIGUSR2] * interrupted

@@ -36,8 +36,8 @@ def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, St
 
 @contextmanager
 def plain_errors(config: Config) -> Iterator[None]:
-    """Turns errors that a person can mend into InputError or RunError with one line: bad data, too little memory, a full
-    or read-only disk, a rank that died or hangs."""
+    """Turns errors that a person can mend into one line: bad data, too little memory, a full or read-only disk, a rank
+    that died or hangs."""
     rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
     try:
         yield

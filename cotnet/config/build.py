@@ -1,6 +1,5 @@
-"""From a configuration node to a typed object.
+"""From a configuration node to a typed object: `typed` makes a dataclass, `build` calls the node's `_target_`.
 
-`typed` turns a node into a frozen dataclass, `build` a node with a `_target_` into an object, if the target is allowed.
 Every mistake is an InputError that names its key.
 """
 
@@ -21,7 +20,7 @@ from cotnet.errors import InputError
 
 T = TypeVar("T")
 
-# What a node of each group may name. A prefix such as `torch.` would let a configuration run any function in it.
+# The targets allowed in each group. A prefix such as `torch.` would allow a configuration to run any function in it.
 TARGETS = {
     "optimizer": r"(torch\.optim|timm\.optim)\.[A-Z]\w*",
     "schedule": r"cotnet\.engine\.schedule\.[a-z]\w*",
@@ -33,7 +32,7 @@ TARGETS = {
 
 
 def nearest(word: str, names: Iterable[str], *, prefix: str = "") -> str:
-    """The end of an error line: the closest valid names, or all of them when none is close, each behind `prefix`."""
+    """The end of an error line: the closest valid names, or all names if none is close."""
     names = sorted(names)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
@@ -42,7 +41,7 @@ def nearest(word: str, names: Iterable[str], *, prefix: str = "") -> str:
 
 
 def about(key: str, error: ValueError) -> str:
-    """A ValueError of what `key` configures as one line that begins with the setting's full name."""
+    """A ValueError about a setting of `key` as one line that begins with the setting's full name."""
     line = str(error).splitlines()[0]
     return f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}"
 
@@ -58,14 +57,13 @@ def typed(cls: type[T], node: Any, key: str) -> T:
 
 
 def require_group(node: Any, key: str) -> None:
-    """Raise InputError unless the value of `key` is a group of settings."""
+    """Raises InputError unless the value of `key` is a group of settings."""
     if not isinstance(node, Mapping):
         raise InputError(f"{key}={shown(node)} must be a group of settings; set its own keys, {key}.NAME=VALUE")
 
 
 def build(node: Mapping[str, Any], key: str, **given: Any) -> Any:
-    """Call what `node._target_` names with the node's other values and `given`; `key` is the group, which sets
-    what may be named.
+    """Calls the node's `_target_` with its other values and `given`. `key`: the group, which limits the targets.
 
     Raises InputError for a target outside the group's allow-list and as `typed` does.
     """

@@ -1,5 +1,4 @@
-"""What may change when a run continues: one table, from which folder names, the comparison with a checkpoint and the
-advice in messages follow."""
+"""What may change when a run continues: one table for folder names, the comparison with a checkpoint, and advice."""
 
 import hashlib
 import json
@@ -11,12 +10,12 @@ from typing import Any, Final, Literal
 from cotnet.engine.schedule import warmup_of
 from cotnet.errors import InputError
 
-# A key, or a group's keys. "free": any value, it changes no number that matters; "grows": only upwards.
+# "free": any value, since it changes no result; "grows": only upwards.
 MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
-    "output_dir": "free",  # a run may be moved
+    "output_dir": "free",
     "explain": "free",
     "launch.*": "free",
-    "logger": "free",  # its member
+    "logger": "free",
     "logger.*": "free",
     "checkpoint.*": "free",
     "loader.threads": "free",
@@ -24,7 +23,6 @@ MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
     "data.eval_batch_size": "free",
     "train.log_every": "free",
     "train.checkpointing": "free",
-    "train.recompute_norms": "free",
     "train.epochs": "grows",
     "train.max_steps": "grows",
     "train.max_minutes": "grows",
@@ -32,25 +30,25 @@ MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
 
 
 def rule(key: str) -> Literal["free", "grows"] | None:
-    """How a key may change; None: not at all."""
+    """How a key may change; None: it must not."""
     group = f"{key.partition('.')[0]}.*" if "." in key else ""
     return MAY_CHANGE.get(key) or MAY_CHANGE.get(group)
 
 
 def names_run(override: str) -> bool:
-    """Whether an override of the command line makes another run."""
+    """Whether an override makes another run, so that the default folder's name holds it."""
     key = re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
     return rule(key) is None and key.split(".")[0] != "hydra"
 
 
 def run_name(overrides: Iterable[str]) -> str:
-    """A folder name for the run that the overrides make: no clock in it, so that the same command finds it again."""
+    """A folder name for the run of these overrides, without a clock: the same command finds its run again."""
     return folder_name(filter(names_run, overrides))
 
 
 def default_folder(outputs: Path, overrides: Iterable[str]) -> Path:
-    """Where the run of these overrides lies. Version 0.1 named folders by settings that may change, too: a run that it
-    began goes on in its folder."""
+    """The folder of the run of these overrides. Version 0.1 also put settings that may change into the name: its runs
+    continue in their folders."""
     free = r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"
     before = outputs / folder_name(override for override in overrides if not re.match(free, override))
     return before if (before / "checkpoints").exists() else outputs / run_name(overrides)
@@ -64,9 +62,10 @@ def folder_name(overrides: Iterable[str]) -> str:
 
 
 def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> list[str]:
-    """What differs between the flat configurations of a checkpoint and of a command, and may; a line each.
+    """The allowed differences between the flat configurations of a checkpoint and of a command, a line each.
 
-    Raises InputError for what may not differ.
+    Raises:
+        InputError: a setting differs that may not.
     """
     old, new = _with_default_warmup(theirs), _with_default_warmup(ours)
     refused: list[str] = []
@@ -94,7 +93,7 @@ def described() -> str:
 
 
 def _with_default_warmup(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with null for a warm-up that is the default of its run's length: it follows when the run grows."""
+    """The same, with null for a warm-up that equals the default: it follows when the run grows."""
     given, epochs = flat.get("schedule.warmup_epochs"), flat.get("train.epochs")
     if epochs is not None and given == warmup_of(None, epochs=epochs):
         return {**flat, "schedule.warmup_epochs": None}
@@ -102,8 +101,8 @@ def _with_default_warmup(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def memory_advice(values: Mapping[str, Any], *, begun: bool) -> str:
-    """What a person can do where memory runs out. `values`: flat configuration; `begun`: the run has a checkpoint, so
-    that only what may change helps."""
+    """Advice when memory runs out. `values`: flat configuration; `begun`: the run has a checkpoint, so only settings
+    that may change are named."""
     advice = {
         "train.batch_size": f"lower train.batch_size={values.get('train.batch_size')}",
         "data.eval_batch_size": f"lower data.eval_batch_size={values.get('data.eval_batch_size')}",

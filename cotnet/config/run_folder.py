@@ -1,4 +1,4 @@
-"""The run folder: who may write in it, what it already holds, what several of them came to."""
+"""The run folder: its lock, the run that it already holds, the lines about it."""
 
 import contextlib
 import json
@@ -23,10 +23,10 @@ from cotnet.sweeps.ledger import NAME as LEDGER
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this process: two runs never write into one.
+    """Makes the folder and locks it: two runs never write into one.
 
     Raises:
-        InputError: it cannot be made or written, or another process holds it.
+        InputError: the folder cannot be made or written, or another process holds it.
     """
     if not first_process():
         yield
@@ -45,7 +45,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def already_finished(folder: Path, config: Config, image_set: str) -> bool:
-    """Whether the folder's run has nothing left to do; says so.
+    """Whether the folder's run is finished; prints how far it is.
 
     Raises:
         InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
@@ -76,31 +76,31 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
 
 
 def require_same_batches(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
-    """Raise InputError where the version that wrote the checkpoint put other images into this rank's batches: the first
-    one, whose files have no checksum, kept the copies of repeated augmentation together."""
+    """Raises InputError if version 0.1 began the run with repeated augmentation on several micro-batches: it kept the
+    copies of an image together, this version spreads them. Files of version 0.1 have no checksum."""
     config = json.loads(checkpoint["config"])
     micro_batches = len(checkpoint["ranks"]) * config["train"].get("accumulation", 1)
     if "checksum" not in checkpoint and config["augmentation"].get("repeats", 1) > 1 and micro_batches > 1:
         raise InputError(
-            f"{path} was begun by a version that kept the copies of augmentation.repeats on one rank; this one spreads "
-            f"them; choose another output_dir, and start from its weights with backbone.weights={path}"
+            f"{path} was begun by version 0.1, which kept the copies of augmentation.repeats on one rank; this version "
+            f"spreads them; choose another output_dir, and start from its weights with backbone.weights={path}"
         )
 
 
 def write_config(path: Path, config: Config) -> None:
-    """The resolved configuration that is used, for people to read."""
+    """Writes the resolved configuration, for people to read."""
     if first_process():
         records.write_text(path, to_yaml(config))
 
 
 def say_excluded(root: Path, *, train: int, val: int) -> None:
-    """How many files of the splits are left out, if any."""
+    """Prints how many files of the splits are excluded, if any."""
     if (train or val) and first_process():
         say(f"{root}: {train} train and {val} val files are excluded, for the reasons in {root / 'manifest.json'}")
 
 
 def say_where(folder: Path) -> None:
-    """What a finished run came to, and where it lies."""
+    """Prints the result of a finished run and its files."""
     if not first_process():
         return
     summary = json.loads((folder / "summary.json").read_text())

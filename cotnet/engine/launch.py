@@ -56,9 +56,7 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     if started_outside() or ranks == 1:
         return worker(given, None)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(
-        logging.ERROR
-    )  # it lists the processes it ends; we say why
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it lists what it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()

@@ -1,10 +1,10 @@
 """Learning rate schedules: pure functions of the fractional epoch, so a resumed run needs no schedule state.
 
-A call `cosine(epoch, peak=, epochs=, warmup_epochs=, warmup_start=, cooldown_epochs=, end=)` returns the learning rate,
-in the units of `peak` (`optimizer.lr`). `phased` adds warm-up and cool-down to every schedule. The first `warmup_epochs`
-rise linearly from `warmup_start` to `peak` and REPLACE the schedule's own first epochs, as in the recipes of CoTNet and
-PVT: the decay has already begun when the warm-up ends. The last `cooldown_epochs` stay at `end`; the schedule itself
-ends where they begin.
+A call `cosine(epoch, peak=, epochs=, warmup_epochs=, warmup_start=, cooldown_epochs=, end=)` returns the learning
+rate, in the units of `peak` (`optimizer.lr`). `phased` adds warm-up and cool-down to every schedule. The first
+`warmup_epochs` rise linearly from `warmup_start` to `peak` and REPLACE the schedule's own first epochs, as in the
+recipes of CoTNet and PVT: the decay has already begun when the warm-up ends. The last `cooldown_epochs` stay at `end`;
+the schedule itself ends where they begin.
 """
 
 import functools
@@ -67,9 +67,7 @@ def phased(decay: Schedule) -> Schedule:
     named = {p.name: p for p in both if p.kind is not p.VAR_KEYWORD}
     functools.update_wrapper(schedule, decay)
     schedule.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
-    schedule.__annotations__ = {
-        name: p.annotation for name, p in named.items()
-    }  # a configuration is checked against both
+    schedule.__annotations__ = {name: p.annotation for name, p in named.items()}  # checked against both
     return schedule
 
 

@@ -1,4 +1,4 @@
-"""Everything that continues a run, and its file: written atomically, read without running code from it."""
+"""The state of a run, and its checkpoint file: written atomically, read without running code from it."""
 
 import contextlib
 import copy
@@ -54,13 +54,13 @@ class State:
     _clock: float = field(default_factory=time.monotonic)
 
     def tick(self) -> float:
-        """Bring `seconds` up to date."""
+        """Updates `seconds`; returns it."""
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         return self.seconds
 
     def count(self, **figures: Tensor) -> None:
-        """Add a step's figures (scalars on the device) to the open window."""
+        """Adds a step's figures (scalars on the device) to the open window."""
         for name, figure in figures.items():
             self.window[name] = self.window[name] + figure if name in self.window else figure
 
@@ -83,9 +83,9 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
-    """The checkpoint on rank 0 (an empty dictionary elsewhere): tensors, numbers, strings; collective.
+    """The checkpoint on rank 0, an empty dictionary elsewhere; collective. `config`: the run's configuration as JSON.
 
-    BatchNorm statistics and the open loss window differ between ranks within an epoch, so each rank's are kept.
+    Within an epoch BatchNorm statistics and the open window differ between ranks: the checkpoint holds every rank's.
     """
     own = {
         "model": _buffers(state.model),
@@ -112,8 +112,8 @@ def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
 
 
 def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> None:
-    """Continue from a checkpoint: exactly on the same number of ranks; on another one the ranks' BatchNorm statistics
-    are averaged.
+    """Continues from a checkpoint: exactly on the same number of ranks; on another number with averaged BatchNorm
+    statistics.
 
     Raises:
         InputError: the checkpoint is of another model.
@@ -144,7 +144,7 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
 
 
 def require_image_set(checkpoint: Checkpoint, image_set: str, path: Path) -> None:
-    """Raise InputError where the checkpoint is of a run on another image set: its place in the epoch means nothing."""
+    """Raises InputError if the checkpoint's run used another image set: its position in the epoch has no meaning."""
     if checkpoint["image_set"] != image_set:
         theirs, ours = checkpoint["image_set"][:12], image_set[:12]
         raise InputError(
@@ -164,10 +164,10 @@ def _mean(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict of exactly this model.
+    """Loads a state dict of exactly this model.
 
     Raises:
-        InputError: keys or shapes differ; the line counts them and names the first.
+        InputError: keys or shapes differ.
     """
     own = model.state_dict()
     missing, unexpected = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
@@ -185,11 +185,11 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> None:
-    """Write the file whole or not at all: a crash leaves the old checkpoint or the new one. The names in `also` become
-    the same checkpoint before `path` does. It gets a `checksum` of its content, which `load` compares.
+    """Writes the file whole or not at all: a crash leaves the old or the new checkpoint. The files in `also` become the
+    same checkpoint before `path` does. `load` compares its `checksum`.
 
     Raises:
-        RunError: the disk is full or refuses; the old file stands.
+        RunError: the disk is full or read-only; the old file stays.
     """
     try:
         path.parent.mkdir(exist_ok=True)
@@ -204,7 +204,7 @@ def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> No
 
 
 def duplicate(path: Path, target: Path) -> None:
-    """Make `target` the same checkpoint as `path`, by a hard link where the file system has them."""
+    """Makes `target` the same checkpoint as `path`, by a hard link if the file system has them."""
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -215,7 +215,7 @@ def duplicate(path: Path, target: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint of this application onto the CPU; no code in the file is ever run.
+    """Reads a checkpoint of this application onto the CPU; runs no code from the file.
 
     Raises:
         InputError: the file is missing, truncated, holds more than data, or is no checkpoint of this application.
@@ -231,7 +231,7 @@ def load(path: Path) -> Checkpoint:
 
 
 class Damaged(Exception):  # noqa: N818 - becomes an InputError that names a whole checkpoint
-    """A file does not hold what was written; why, in a few words."""
+    """A file does not hold what was written; the reason in a few words."""
 
 
 def _read(path: Path) -> Checkpoint:
@@ -265,7 +265,7 @@ def _content(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _instead(path: Path) -> str:
-    """What to use for a damaged checkpoint: the one beside it that is whole and furthest on, best.pt before others."""
+    """The advice for a damaged checkpoint: the newest whole checkpoint beside it."""
     found: tuple[int, Path] | None = None
     for other in (path.with_name("best.pt"), *sorted(path.parent.glob("epoch_*.pt"), reverse=True)):
         if other == path or not other.is_file():

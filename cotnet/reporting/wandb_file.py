@@ -1,9 +1,9 @@
-"""A run's local W&B record: what its .wandb files hold, how it differs from metrics.jsonl, and writing it anew.
+"""A run's local W&B files: reads them, compares them with metrics.jsonl, writes them anew.
 
-wandb writes one file per start, online too: `wandb/[offline-]run-TIME-ID/run-ID.wandb`. It is a header of 7 bytes, then
-LevelDB's log format of protobuf records: blocks of 32 KiB that hold pieces, each with a head of 7 bytes (CRC-32,
-length, kind). A record is one whole piece or a first, any middle and a last one. Fewer than 7 bytes left in a block
-are padding.
+wandb writes one file per start, online too: `wandb/[offline-]run-TIME-ID/run-ID.wandb`. It is a header of 7 bytes,
+then protobuf records in LevelDB's log format: blocks of 32 KiB of pieces, each with a head of 7 bytes (CRC-32,
+length, kind). A record is one whole piece, or a first, any middle and a last piece. A rest of under 7 bytes in a
+block is padding.
 """
 
 import functools
@@ -27,7 +27,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """Every protobuf record in order. Reading ends at a piece that a kill cut off or that is damaged."""
+    """Every protobuf record in order, up to the first piece that is cut off or damaged."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     content, position, payload = path.read_bytes(), HEAD, b""
@@ -48,12 +48,13 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What the file of one start holds. `run` is None where a kill came before anything was written."""
+    """The file of one start. `run`: a RunRecord, or None if a kill came before it was written; `numbers`: W&B's own count
+    of each row, `_step`."""
 
     online: bool
     rows: list[Row]
-    numbers: list[int]  # W&B's own count of each row, its `_step`; an online start goes on where the server stands
-    run: Any  # a RunRecord
+    numbers: list[int]
+    run: Any
     exit_code: int | None
 
     @property
@@ -64,7 +65,7 @@ class Start:
 
     @property
     def step(self) -> int:
-        """The step at which the start took the run up; 0 where it is unknown."""
+        """The step at which this start began; 0 if unknown."""
         environment = self.config.get("environment")
         return int(environment.get("step", 0)) if isinstance(environment, dict) else 0
 
@@ -109,7 +110,7 @@ def run_files(folder: Path, run_id: str = "*") -> list[Path]:
 
 
 def is_online(file: Path) -> bool:
-    """Whether a .wandb file is of a start that sent its rows itself."""
+    """Whether the .wandb file belongs to an online start."""
     return not file.parent.name.startswith("offline-")
 
 
@@ -119,22 +120,22 @@ def id_of(file: Path) -> str:
 
 
 def rebuilt_number(run_id: str) -> tuple[str, int]:
-    """The id that a run began with, and how often it was rebuilt: ("1a2b3c4d", 2) for 1a2b3c4d-r2."""
+    """The first id of a run, and how often it was rebuilt: ("1a2b3c4d", 2) for 1a2b3c4d-r2."""
     found = re.fullmatch(r"(.+)-r(\d+)", run_id)
     return (found[1], int(found[2])) if found else (run_id, 0)
 
 
 def latest_id(folder: Path, run_id: str) -> str:
-    """The W&B run that continues `run_id`: the last one rebuilt from it, itself without one."""
+    """The last run rebuilt from `run_id`, or `run_id` itself."""
     ids = {run_id, *map(id_of, run_files(folder))}
     first = rebuilt_number(run_id)[0]
     return max((name for name in ids if rebuilt_number(name)[0] == first), key=lambda name: rebuilt_number(name)[1])
 
 
 class LocalRecord:
-    """The rows that a W&B run's files hold together, without those of an online start that never reached the server.
+    """The rows in all files of a W&B run, without rows of an online start that never reached the server.
 
-    `received` is how many rows the server has, where that is known.
+    `received`: how many rows the server has, if known.
     """
 
     def __init__(self, files: Iterable[Path] = (), *, received: float = math.inf) -> None:
@@ -146,7 +147,7 @@ class LocalRecord:
             self.held.update(row_key(row) for row, number in rows if number < below)
             if start.online:
                 received = min([received, *start.numbers])
-        # Files of earlier starts may be gone (`wandb sync --clean`): the rows up to here may be on the server.
+        # Files of earlier starts may be deleted (`wandb sync --clean`): rows up to here may be on the server.
         self._known_from = min((start.step or -1 for start in starts), default=math.inf)
 
     def add(self, row: Row) -> None:
@@ -154,9 +155,9 @@ class LocalRecord:
         self.held[row_key(row)] += 1
 
     def compare(self, rows: Sequence[Row], *, all_rows: bool = False) -> tuple[list[Row], int]:
-        """The rows of metrics.jsonl that are missing, and how many held rows are extra: logged twice or rolled back.
+        """The missing rows of metrics.jsonl, and the number of extra rows (logged twice or rolled back).
 
-        Rows before the first file that is there do not count as missing, but for `all_rows`.
+        Rows before the first existing file count as missing only with `all_rows`.
         """
         left = self.held.copy()
         missing = []

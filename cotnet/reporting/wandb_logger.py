@@ -1,6 +1,6 @@
-"""The mirrors of metrics.jsonl that `logger=` names: Weights & Biases, or none.
+"""The loggers that `logger=` names: Weights & Biases, or none.
 
-wandb is imported when a run starts, so that `--help` and a run without it do not wait for it.
+wandb is imported when a run starts: `--help` and runs without it do not wait for it.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ WANDB_SETTINGS: dict[str, Any] = {
 
 
 class NoLogger:
-    """The mirror that shows nothing."""
+    """No logger."""
 
     def start(self, *arguments: Any, **more: Any) -> str:  # noqa: ARG002
-        """The empty run id."""
+        """An empty run id."""
         return ""
 
     def log(self, record: Record) -> None:
@@ -67,15 +67,14 @@ class NoLogger:
 
 
 class WandbLogger:
-    """Weights & Biases as a mirror of metrics.jsonl: every record is one row of the run's history, drawn over `step`.
+    """Mirrors metrics.jsonl to Weights & Biases: every record is one row of the run's history, drawn over `step`.
 
-    Everything that calls wandb runs in a thread of its own, fed by a queue, because training must neither wait for
-    it nor end with it: wandb's finish waits for the network longer than its own limit when much is left to send, and
-    its log call waits when wandb's process hangs. The thread is a daemon, so it cannot hold the process either.
+    All calls of wandb run in a daemon thread fed by a queue: training never waits for wandb and does not end with it.
+    (wandb's finish can wait for the network longer than its own limit; its log call waits while wandb's process hangs.)
 
-    One process (rank 0) uses it. After a resume W&B holds the rows between the last checkpoint and the interruption
-    twice, at the same `step`: `finish` counts them. Rows that a kill cost W&B are logged again when the run continues.
-    Offline runs lie in one folder per start; `wandb sync` joins them.
+    Only rank 0 uses it. After a resume W&B has the rows between the last checkpoint and the cut twice, at the same
+    `step`; `finish` counts them. Rows that a kill lost are logged again when the run continues. Offline runs have one
+    folder per start; `wandb sync` joins them.
     """
 
     def __init__(
@@ -97,9 +96,9 @@ class WandbLogger:
     def start(
         self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str, *, kept: Sequence[Record] = ()
     ) -> str:
-        """Opens the run under `output_dir`/wandb, or continues the one `run_id` names; the run's id.
+        """Opens a run in `output_dir`/wandb, or continues `run_id`; returns its id.
 
-        Records in `kept` that are not in the run's local files are logged first.
+        First logs the records in `kept` that the run's local files lack.
         """
         self._folder = output_dir.absolute()
         given = latest_id(self._folder, run_id) if run_id else os.environ.get("WANDB_RUN_ID")
@@ -111,7 +110,7 @@ class WandbLogger:
         return self._id
 
     def log(self, record: Record) -> None:
-        """Hands a record over; returns at once."""
+        """Queues a record; returns at once."""
         self._put("row", record)
 
     def summary(self, values: Record) -> None:
@@ -123,9 +122,9 @@ class WandbLogger:
             self._queue.put((kind, dict(values)))
 
     def finish(self, exit_code: int) -> dict[str, int]:
-        """Waits until everything is sent or written, at most half a minute.
+        """Waits at most half a minute until everything is sent or written.
 
-        Returns how many rows are `missing` in W&B's local files and how many are `extra`; empty if none, or if unknown.
+        Returns the number of rows `missing` in W&B's local files and of `extra` rows; empty if none or unknown.
         """
         deadline = time.monotonic() + FINISH_SECONDS
         self._queue.put(("end", exit_code))
@@ -136,7 +135,7 @@ class WandbLogger:
         if self._thread.is_alive():
             self._abandoned.set()
             self._say_stopped(f"not done after {FINISH_SECONDS:.0f} s")
-            # wandb has an exit hook that would wait without a limit; tearing down takes it away before it waits too.
+            # wandb's exit hook would wait without a limit; tearing down removes it.
             abandon = threading.Thread(target=_tear_down, daemon=True)
             abandon.start()
             abandon.join(READY_SECONDS)
@@ -144,7 +143,7 @@ class WandbLogger:
         return found if any(found.values()) else {}
 
     def _mirror(self) -> None:
-        """The thread: open the run, then one row per record, until an exit code comes."""
+        """The thread: opens the run, then logs records until an exit code comes."""
         try:
             run = self._open()
             self._ready.set()
@@ -156,8 +155,8 @@ class WandbLogger:
                     run.summary.update(item[1])
             self._summarise_extra(run)
             run.finish(exit_code=item[1])
-        # wandb raises wandb.Error, OSError, its mailbox's own exceptions and pydantic's, without a common base. All
-        # of them mean the same here: the mirror is gone. Nothing but wandb and its files is used in this block.
+        # wandb's errors have no common base: wandb.Error, OSError, its mailbox's, pydantic's. All mean the same here:
+        # logging has stopped. This block uses nothing but wandb and its files.
         except Exception as error:
             if not self._abandoned.is_set():
                 self._say_stopped(_first_line(error))
@@ -166,7 +165,7 @@ class WandbLogger:
             self._ready.set()
 
     def _log_missing(self, run: "wandb.Run") -> None:
-        """Logs the kept records that the run's local files lack: wandb writes every second, a kill loses the rest."""
+        """Logs the kept records that the run's local files lack: wandb writes once a second, so a kill loses rows."""
         self._mirrors = run.settings.mode != "disabled"
         if not self._mirrors:
             return
@@ -191,18 +190,18 @@ class WandbLogger:
         self._record.add(row)
 
     def _summarise_extra(self, run: "wandb.Run") -> None:
-        """Says in W&B itself how many of its rows metrics.jsonl does not have."""
+        """Puts the number of extra rows into W&B's summary."""
         with contextlib.suppress(OSError, InputError):  # metrics.jsonl cannot be read
             _, extra = self._record.compare(read_metrics(self._folder))
             run.summary.update({"extra_rows": extra} if extra else {})
 
     def _compare(self, found: dict[str, int]) -> None:
-        """Puts into `found` how the run's local files differ from metrics.jsonl."""
+        """Puts the difference between the run's local files and metrics.jsonl into `found`."""
         with contextlib.suppress(Exception):  # as in _log_missing
             found |= difference(self._folder, self._id) if self._mirrors else {}
 
     def _open(self) -> "wandb.Run":
-        """The run, online if asked for and possible, else offline; says which."""
+        """The run, online if wanted and possible, else offline; prints which."""
         settings = _set_up()
         mode, reason = str(self._mode), "logger.mode"
         if mode == "auto":
@@ -212,7 +211,7 @@ class WandbLogger:
         if mode == "online":
             try:
                 return self._begin(mode)
-            # As in _mirror: whatever kept it from going online does not keep it from going offline.
+            # Any error, as in _mirror: the run goes offline.
             except Exception as error:
                 mode, reason = "offline", f"{settings.base_url}: {_first_line(error)}"
                 _tear_down()  # the id stays taken until wandb's process is gone
@@ -222,7 +221,7 @@ class WandbLogger:
     def _begin(self, mode: str, reason: str = "") -> "wandb.Run":
         import wandb
 
-        # `silent` for the run alone, which keeps wandb's process from printing; wandb's own warnings still show.
+        # `silent` only for the run: wandb's process prints nothing, its warnings still show.
         run = wandb.init(**self._chosen | {"mode": mode, "id": self._id}, settings=wandb.Settings(silent=True))
         run.define_metric("*", step_metric="step")
         self._id = run.id  # a sweep's agent sets its own
@@ -241,7 +240,7 @@ class WandbLogger:
 
 def _set_up() -> "wandb.Settings":
     """wandb's settings from its files, the environment and `WANDB_SETTINGS`; starts its process."""
-    # Otherwise wandb reports on itself, offline too, and a network that swallows packets holds up the exit by 10 s.
+    # wandb's error reporting can delay the exit by 10 s when the network drops packets.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -250,7 +249,7 @@ def _set_up() -> "wandb.Settings":
 
 
 def _tear_down() -> None:
-    """Ends wandb's process and takes its exit hook away; a process that is gone already is no news."""
+    """Ends wandb's process and removes its exit hook, if they are still there."""
     with contextlib.suppress(Exception, SystemExit):
         import wandb
 
@@ -267,13 +266,13 @@ def wandb_settings() -> Iterator["wandb.Settings"]:
 
 
 def account() -> tuple[bool, str]:
-    """Whether somebody is logged in, and the server's address; asks no server."""
+    """Whether a key is known, and the server's address; asks no server."""
     with wandb_settings() as settings:
         return _logged_in(settings), settings.base_url
 
 
 def login_state() -> str:
-    """For people: whether runs would go online; asks no server."""
+    """A line for people: whether runs would go online; asks no server."""
     try:
         return "logged in" if account()[0] else "not logged in: runs are kept offline (wandb login changes that)"
     except Exception as error:  # see WandbLogger._mirror
@@ -281,7 +280,7 @@ def login_state() -> str:
 
 
 def _logged_in(settings: "wandb.Settings") -> bool:
-    """Whether wandb would find a key without asking for it, which it does on a terminal."""
+    """Whether wandb would find a key without asking a person for it."""
     if settings.api_key or settings.identity_token_file:
         return True
     try:
