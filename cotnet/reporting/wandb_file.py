@@ -48,7 +48,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The file of one start. `run`: a RunRecord, or None if a kill came before it was written; `numbers`: W&B's own count
+    """The file of one start. `run`: a RunRecord, None if a kill came before it was written; `numbers`: W&B's own count
     of each row, `_step`."""
 
     online: bool
