@@ -31,7 +31,7 @@ def kill_group(process):
 def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     """DDP rebuilds its buckets after a process's first backward pass: three and four ranks add up in another order."""
     given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", f"train.batch_size={batch}", "train.log_every=50"]
-    given += ["train.max_steps=6", "checkpoint.every_steps=3"]
+    given += ["train.max_steps=6", "checkpoint.every_steps=3", "loader=torchvision", "loader.threads=0"]
     run("train.py", *given, "output_dir=uncut", cwd=tmp_path)
     process = start("train.py", *given, "output_dir=cut", cwd=tmp_path)
     last, log = tmp_path / "cut" / "checkpoints" / "last.pt", tmp_path / "cut" / "metrics.jsonl"
