@@ -1,4 +1,7 @@
-"""From a resolved configuration to the parts of a run: backbone, loaders, transform, optimizer."""
+"""From a resolved configuration to the parts of a run: settings, backbone, loaders, transform, optimizer.
+
+Configuration dictionaries end here: modules below take settings and objects.
+"""
 
 import dataclasses
 import functools
@@ -28,7 +31,7 @@ from data.samples import DataError, ImageSet, read_splits
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """The part of `backbone` that says which weights it starts from, if any."""
+    """Which weights a backbone starts from: keys of `backbone`."""
 
     weights: Path | None = None
     ema: bool = True
@@ -40,7 +43,7 @@ CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logge
 
 
 def read_settings(config: Config) -> Settings:
-    """The typed sections of a training configuration, whose groups are not looked into; InputError as settings_of."""
+    """The typed sections of a training configuration; does not check the groups. Errors as settings_of."""
     check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
     for key in CHOICES:
         if config.get(key) is None:
@@ -56,7 +59,7 @@ def read_settings(config: Config) -> Settings:
 
 
 def check_keys(config: Config, known: set[str]) -> None:
-    """Raise InputError for a key that no program of ours reads."""
+    """Raises InputError for an unknown key."""
     for key in config:
         if key not in known:
             raise InputError(f"{key} is not a setting; {nearest(key, known)}")
@@ -68,7 +71,7 @@ LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
 def settings_of(config: Config) -> Settings:
-    """Check a whole training configuration without building anything expensive; its typed sections.
+    """The typed sections of a training configuration. Checks all of it, builds nothing expensive.
 
     Raises:
         InputError: an unknown, missing, mistyped or out-of-range setting, named by its key.
@@ -86,7 +89,7 @@ def settings_of(config: Config) -> Settings:
 
 
 def check_parts(config: Config) -> None:
-    """Build what is cheap to build before a process starts: raises InputError for settings that do not go together."""
+    """Builds the cheap parts: raises InputError for settings that do not fit together."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))]}]
     if not config["backbone"]["_target_"].endswith("_model"):
         backbone = on_meta(config["backbone"])
@@ -96,13 +99,13 @@ def check_parts(config: Config) -> None:
 
 
 def on_meta(node: Mapping[str, Any]) -> nn.Module:
-    """The backbone as shapes without memory and without the weights that it starts from."""
+    """The backbone on the meta device: shapes without memory or weights."""
     with torch.device("meta"):
         return build_backbone({**node, "weights": None, "head": "keep"})
 
 
 def check_loader(config: Config) -> None:
-    """Raise InputError for an unknown loader, or for a setting it does not have."""
+    """Raises InputError for an unknown loader or loader setting."""
     node = config["loader"]
     check(node, "loader", LOADER_GIVEN)
     least = 0 if node["_target_"].endswith("TorchvisionLoader") else 1  # 0: in the training process
@@ -113,7 +116,7 @@ def check_loader(config: Config) -> None:
 
 
 def check_backbone(node: Mapping[str, Any]) -> None:
-    """Raise InputError for a backbone that is not one of ours, or for a setting it does not have."""
+    """Raises InputError for an unknown backbone or backbone setting."""
     check(trusted_backbone(dict(node)), "backbone", ())
     for name in COUNTS & node.keys():
         if isinstance(node[name], int) and node[name] < 1:
@@ -126,12 +129,12 @@ def check_backbone(node: Mapping[str, Any]) -> None:
 
 
 def pretrained(node: Mapping[str, Any]) -> Pretrained:
-    """The part of a backbone's node that says which weights it starts from."""
+    """Which weights a backbone's node starts from."""
     return typed(Pretrained, {key: node[key] for key in ("weights", "ema", "head") if key in node}, "backbone")
 
 
 def build_backbone(node: Mapping[str, Any]) -> nn.Module:
-    """The backbone of a configuration, with `weights` loaded when it names a file."""
+    """The backbone of a configuration, with its `weights` loaded."""
     model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
     start = pretrained(node)
     if start.weights is not None:
@@ -158,7 +161,7 @@ def schedule_of(config: Config) -> Callable[[float], float]:
 
 
 def default_warmup(config: Config) -> str | None:
-    """A line for people where the run is too short for the default warm-up; None where it is not, or one was given."""
+    """A line for people if the default warm-up is shortened to fit the run, else None."""
     epochs = config["train"]["epochs"]
     if config["schedule"].get("warmup_epochs", 0) is not None or epochs >= 10 * WARMUP_EPOCHS:
         return None
@@ -204,7 +207,7 @@ def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
 
 
 def check_classes(settings: DataSettings, images: ImageSet) -> None:
-    """Raise InputError unless the set has `data.num_classes` classes."""
+    """Raises InputError unless the set has `data.num_classes` classes."""
     classes = len(images.classes)
     if classes != settings.num_classes:
         raise InputError(
@@ -246,7 +249,7 @@ def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ra
 
 
 def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) -> int:
-    """Pixels of the training images in an epoch; InputError for a size that does not grow."""
+    """Side of the training images in an epoch, in pixels; InputError for a size that does not grow."""
     if augmentation.progressive is None:
         return data.image_size
     start, begin, until = augmentation.progressive
@@ -257,12 +260,12 @@ def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) ->
 
 
 def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
-    """Pixels of the training images in an epoch of this configuration."""
+    """Side of the training images in an epoch of this configuration, in pixels."""
     return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
 
 
 def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
-    """The loader of every image once, in batches of one fixed shape."""
+    """The loader of every validation image once, in batches of one shape."""
     plan = EvaluationPlan(
         samples=len(images.files),
         batch_size=data.eval_batch_size,

@@ -1,4 +1,4 @@
-"""The model under evaluation: from a checkpoint of ours, with its own configuration, or from published weights."""
+"""The model to evaluate: a checkpoint with its own configuration, or published weights."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FORM = ("channels_last", "compile", "fuse")  # how the model is run
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
-    """The checkpoint, or an empty dictionary for a file of published weights, whose backbone must then be named.
+    """The checkpoint, or an empty dictionary for published weights, whose backbone must be named.
 
     Raises:
         InputError: the file cannot be read, or is no checkpoint of ours and no backbone is named.
@@ -35,8 +35,8 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
 
 
 def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
-    """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
-    those of conf/train.yaml, at the pixels and crop ratio of the backbone's published figures."""
+    """The configuration with nulls replaced by the checkpoint's values. For published weights: by those of
+    conf/train.yaml, at the size and crop ratio of the backbone's published accuracy."""
     trained = json.loads(checkpoint["config"]) if checkpoint else _for_published(config)
     before = {"eval_flip": False}  # what checkpoints from before this setting did
     data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
@@ -64,7 +64,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
 
 
 def _for_published(config: Config) -> Config:
-    """conf/train.yaml with what the named backbone's published figures were measured at."""
+    """conf/train.yaml at the size and crop ratio of the backbone's published accuracy."""
     name = str(config["backbone"].get("_target_")).rpartition(".")[2]
     native = native_evaluation(name, config["data"]["eval_size"])
     sizes = {} if native is None else {"image_size": native[0], "eval_size": native[0], "crop_ratio": native[1]}
@@ -72,7 +72,7 @@ def _for_published(config: Config) -> Config:
 
 
 def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:
-    """The configuration's backbone with the file's weights: `ema`, or `raw` for those of the last step."""
+    """The backbone with the file's averaged (`ema`) or `raw` weights."""
     model = parts.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
     path, averaged = Path(config["checkpoint"]), config["weights"] == "ema"
     if checkpoint:
@@ -83,7 +83,7 @@ def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.M
 
 
 def check_classes(config: Config, images: ImageSet) -> None:
-    """Raise InputError where the model and the images have different classes: a figure would mean nothing."""
+    """Raises InputError if model and images have different numbers of classes."""
     theirs, ours = config["backbone"]["num_classes"], len(images.classes)
     if theirs != ours:
         raise InputError(
@@ -93,7 +93,7 @@ def check_classes(config: Config, images: ImageSet) -> None:
 
 
 def better_weights(config: Config, checkpoint: checkpoints.Checkpoint) -> str | None:
-    """The weights, raw or ema, that made this checkpoint the best of its run, if they are not those evaluated."""
+    """`raw` or `ema` if those weights made this checkpoint the best and the others are evaluated, else None."""
     progress = checkpoint.get("progress", {"best": {}})
     at_its_best = progress["best"] and progress["best"]["best_epoch"] == progress["epoch"]
     best = progress["best"]["best_weights"] if at_its_best else config["weights"]

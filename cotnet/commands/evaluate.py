@@ -33,7 +33,7 @@ KEYS = {*(field.name for field in fields(EvaluateSettings)), "backbone", "data",
 
 
 def run(config: Config) -> int:
-    """Complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
+    """Completes the configuration from the checkpoint's, checks it, evaluates on every rank."""
     config, checkpoint, ranks = checked(config)
     folder = Path(config["output_dir"])
     with run_folder.claimed(folder):
@@ -70,10 +70,10 @@ def checked(config: Config) -> tuple[Config, Checkpoint, int]:
 
 
 def checkpoint_file(given: object) -> str:
-    """The path that `checkpoint` names; of a run's folder its best checkpoint.
+    """The path of the checkpoint; for a run's folder, of its best checkpoint.
 
     Raises:
-        InputError: it is no path, or the folder of a run that has no best checkpoint yet.
+        InputError: not a path, or a run without a best checkpoint.
     """
     if not isinstance(given, str | int) or isinstance(given, bool):
         raise InputError(
@@ -128,7 +128,7 @@ def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
 
 
 def report(config: Config, figures: dict[str, Any]) -> None:
-    """output_dir/metrics.json, and a line for the person."""
+    """Writes output_dir/metrics.json and prints a line."""
     path = Path(config["output_dir"]) / "metrics.json"
     records.write_json(path, figures)
     accuracy = f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}"

@@ -1,4 +1,4 @@
-"""What a configuration says that is probably not meant: one line each, which names what, where and what to do."""
+"""Settings that are probably a mistake: one line each, with the remedy."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +74,7 @@ def plan_of(config: Config, *, images: int | None, recipe: str | None, ranks: in
 
 
 def lints(plan: Plan) -> list[str]:
-    """All lines about a run, in the order of the rules."""
+    """All lines about a run."""
     return [line for rule in RULES for line in rule(plan)]
 
 

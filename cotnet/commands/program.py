@@ -1,4 +1,4 @@
-"""What every program shares: from the command line to `main`, and from a person's mistake to one line."""
+"""What every program shares: the command line, and one line per error."""
 
 import functools
 import os
@@ -27,11 +27,11 @@ sweeper.register()
 
 
 def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]]:
-    """Decorate `main(config) -> exit code` into a program composed from `conf/<config_name>.yaml`.
+    """Makes a program of `main(config) -> exit code`, composed from `conf/<config_name>.yaml`.
 
-    `main` gets a resolved dictionary whose `output_dir` is filled in: by default a folder in `outputs`. Exit codes:
-    what `main` returns; 1 for an error; 2 for wrong configuration or input; 75 when interrupted. With `--multirun`
-    `cotnet.sweeps` runs the program once per trial, with an output_dir each.
+    `main` gets a resolved dictionary with an `output_dir`, by default a folder in `outputs`. Exit codes: main's; 1 for
+    an error; 2 for wrong configuration or input; 75 when interrupted. With `--multirun`, `cotnet.sweeps` runs the
+    program once per trial.
     """
 
     def decorate(main: Callable[[Config], int]) -> Callable[[], None]:
@@ -55,8 +55,8 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
             return code
 
         def program() -> None:
-            adopt_slurm()  # before anything is printed, drawn or started: the tasks of one srun are ranks
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors through to us: it would print several lines
+            adopt_slurm()  # first of all: the tasks of one srun are ranks of one run
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing several lines
             with one_line(keep=False):
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -70,7 +70,7 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
 
 
 class one_line:  # noqa: N801 - a context manager that reads as a statement
-    """Print a person's mistake as one line and exit with its code, or keep the code in `code` when `keep` is set."""
+    """Prints an error that a person can mend as one line; exits with its code, or keeps it in `code` if `keep`."""
 
     def __init__(self, keep: bool) -> None:  # noqa: FBT001
         self.keep = keep
@@ -91,7 +91,7 @@ class one_line:  # noqa: N801 - a context manager that reads as a statement
 
 
 def in_one_line(error: BaseException | None) -> str | None:
-    """One line for what a person can mend, None for anything else."""
+    """One line for an error that a person can mend; None for a bug."""
     cause = error.__cause__ if isinstance(error, HydraException) else error
     match error:
         case InputError() | DataError() | RunError():

@@ -1,4 +1,4 @@
-"""A training run, from its resolved configuration to the exit code: what train.py calls."""
+"""What train.py runs: check the configuration, start the ranks, build the parts, train."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ from data.samples import ImageSet
 
 
 def run(config: Config) -> int:
-    """Check everything that can be checked before a process starts, then train on every rank."""
+    """Checks everything that can be checked before a process starts, then trains on every rank."""
     if config["explain"] is True:
         return explain(config)
     config, ranks, train_set, val_set = checked(config)
@@ -90,7 +90,7 @@ def worker(config: Config, store: dist.Store | None) -> int:
 
 
 def new_state(config: Config, settings: Settings, precision: Precision) -> State:
-    """A run before its first step: the same on every rank."""
+    """The state before the first step, the same on every rank."""
     torch.manual_seed(settings.seed)
     model = precision.to_device(parts.build_backbone(config["backbone"]))
     if settings.train.sync_bn:
@@ -108,7 +108,7 @@ def new_state(config: Config, settings: Settings, precision: Precision) -> State
 
 
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
-    """Build the parts in the order of their construction, continue where a checkpoint left off, train."""
+    """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = parts.settings_of(config), Path(config["output_dir"])
     precision = Precision(
         name=settings.train.precision, device=ranks.device, channels_last=settings.train.channels_last

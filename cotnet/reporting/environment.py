@@ -1,4 +1,4 @@
-"""Where a run computes: the machine, the versions of what is installed, the state of the code's repository."""
+"""The machine of a run, installed versions, and the state of the code's repository."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-CODE = Path(__file__).resolve().parent.parent
+CODE = Path(__file__).resolve().parent.parent.parent
 _PACKAGES: Final = (
     "torch",
     "torchvision",
@@ -26,7 +26,7 @@ _PACKAGES: Final = (
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, usable cores, memory in GiB, GPUs and the versions of what is installed."""
+    """Processor, usable cores, memory in GiB, GPUs and installed versions."""
     model = ""
     if (info := Path("/proc/cpuinfo")).exists():
         lines = (line.partition(":") for line in info.read_text().splitlines())
@@ -54,7 +54,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def start_of(step: int, ranks: int) -> dict[str, Any]:
-    """What there is to know about a process that takes a run up at `step`, for people who ask later; no host name."""
+    """A record of a process that starts or continues a run at `step`; holds no host name."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -67,8 +67,10 @@ def start_of(step: int, ranks: int) -> dict[str, Any]:
 
 
 def git_state(code: Path) -> dict[str, Any] | None:
-    """The commit of the repository that tracks the code, and whether the code differs from it; None without one."""
-    tracked = _git(code, "ls-files", "--error-unmatch", "cotnet/environment.py")  # and not one that an .venv lies in
+    """The commit of the code's repository, and whether the code differs from it; None without a repository."""
+    tracked = _git(
+        code, "ls-files", "--error-unmatch", "cotnet/reporting/environment.py"
+    )  # not a repository around an .venv
     commit = _git(code, "rev-parse", "HEAD")
     changes = _git(code, "status", "--porcelain", "--", "*.py", "*.yaml", "*.toml")
     if not tracked or not commit or changes is None:
@@ -77,7 +79,7 @@ def git_state(code: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *command: str) -> str | None:
-    """What git prints; None where it fails, is missing or takes too long."""
+    """What git prints; None if it fails, is missing or takes too long."""
     try:
         done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
@@ -86,6 +88,6 @@ def _git(folder: Path, *command: str) -> str | None:
 
 
 def driver(file: Path) -> str | None:
-    """The version of NVIDIA's driver from the file in which its kernel module says it; None without one."""
+    """The version of NVIDIA's driver, from its kernel module's file; None without one."""
     found = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", file.read_text()) if file.exists() else None
     return found[1] if found else None
