@@ -125,19 +125,34 @@ def _names_setting(error: Exception) -> bool:
 
 
 def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given: set[str]) -> dict[str, Any]:
-    parameters = inspect.signature(target).parameters
-    is_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
-    hints = typing.get_type_hints(inspect.getattr_static(target, "__init__") if is_class else target)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    names = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - given
+    hints, required, open_ended = settings_of_target(target)
+    names = hints.keys() - given
     for name in node:
         if name not in names and not open_ended:
             raise InputError(f"{key}.{name} is not a setting; {nearest(name, names, prefix=f'{key}.')}")
-    for name in sorted(names - set(node)):
-        if parameters[name].default is inspect.Parameter.empty:
-            wanted = in_words(hints[name]) if name in hints else "a value"
-            raise InputError(f"{key}.{name} is required; set {key}.{name} to {wanted}")
+    for name in sorted(required - given - node.keys()):
+        wanted = in_words(hints[name]) if hints[name] is not Any else "a value"
+        raise InputError(f"{key}.{name} is required; set {key}.{name} to {wanted}")
     return {name: convert(value, hints.get(name, Any), f"{key}.{name}") for name, value in node.items()}
+
+
+def settings_of_target(target: Callable[..., Any]) -> tuple[dict[str, Any], set[str], bool]:
+    """The names and types of what a function or class takes, those without a default, and whether it takes any others.
+
+    `**settings: Unpack[T]` stands for the keys of the typed dictionary T.
+    """
+    parameters = inspect.signature(target).parameters
+    is_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
+    annotations = typing.get_type_hints(inspect.getattr_static(target, "__init__") if is_class else target)
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    hints = {p.name: annotations.get(p.name, Any) for p in named}
+    required = {p.name for p in named if p.default is p.empty}
+    others = [annotations.get(p.name) for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    if others and typing.get_origin(others[0]) is typing.Unpack:
+        (keys,) = typing.get_args(others.pop())
+        hints |= typing.get_type_hints(keys)
+        required |= keys.__required_keys__
+    return hints, required, bool(others)
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -1,11 +1,12 @@
-"""BoTNet: a ResNet whose last stage attends to all positions instead of convolving.
+"""BoTNet: a ResNet with self-attention instead of 3x3 convolutions in its last stage.
 
 Srinivas et al., "Bottleneck Transformers for Visual Recognition" (2021), section 3 and figure 4. The authors released
-no PyTorch code or weights; state-dict keys are torchvision's for everything but the attention layer.
+no PyTorch code or weights; state-dict keys are torchvision's, except in the attention layer.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -13,18 +14,20 @@ from torch.nn import functional as F
 
 from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite, resize_on_load
 from cotnet.models.resnet import convolution
-from cotnet.models.skeleton import Gate, Operator, ResNet, Settings, pyramid, stem
+from cotnet.models.resnet_base import Gate, HeadConfig, Operator, ResNet, make_stages, stem
 
+__all__ = ["botnet50", "botnet101", "botnet152", "botnet200"]
+__all__ += ["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "botnet_s1_128"]
 ALL = tuple(range(36))  # more blocks than any stage has
 
 
 class BoTAttention(nn.Module):
     """Multi-head self-attention over a map with relative positions: (B, width, H, W) -> the same, any H and W.
 
-    The logits are q k^T + q r^T with q scaled by the root of the head's width (figure 4), r the sum of an embedding
+    The logits are q k^T + q r^T (figure 4). q is divided by the root of a head's width; r is the sum of an embedding
     of the vertical offset and one of the horizontal offset, shared by the heads. `side` is the nominal side of the
-    map: the tables hold its 2 * side - 1 offsets, and are resampled linearly for any other map. `positions` False
-    leaves q k^T.
+    map: the tables hold its 2 * side - 1 offsets and are resampled linearly for other maps. With `positions` False
+    the logits are q k^T. Raises ValueError if `heads` does not divide `width`.
     """
 
     def __init__(self, width: int, heads: int, side: int, *, positions: bool = True) -> None:
@@ -56,14 +59,14 @@ class BoTAttention(nn.Module):
         return attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
 
     def position_logits(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """q r^T of all pairs of positions: (B, heads, N, d) -> (B, heads, N, N)."""
+        """q r^T for all pairs of positions: (B, heads, N, d) -> (B, heads, N, N)."""
         query = query.unflatten(2, (height, width))
         rows = torch.einsum("bhyxd,yzd->bhyxz", query, by_offset(self.vertical, height))
         columns = torch.einsum("bhyxd,xwd->bhyxw", query, by_offset(self.horizontal, width))
         return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Bring tables of another nominal side to this layer's."""
+        """Resample tables of another nominal side to this layer's."""
         for name in ("vertical", "horizontal"):
             table, own = state_dict.get(prefix + name), self.get_parameter(name)
             if table is not None and table.shape != own.shape and table.shape[1:] == own.shape[1:]:
@@ -71,14 +74,14 @@ class BoTAttention(nn.Module):
 
 
 def resample(table: torch.Tensor, offsets: int) -> torch.Tensor:
-    """Linear resampling of a table of offsets, (2 * side - 1, d) -> (offsets, d); offset zero stays in the middle."""
+    """Resample a table of offsets linearly: (2 * side - 1, d) -> (offsets, d). Offset 0 stays in the middle."""
     if not torch.compiler.is_exporting() and len(table) == offsets:  # an exported graph serves every size
         return table
     return F.interpolate(table.t().unsqueeze(0), size=offsets, mode="linear").squeeze(0).t()
 
 
 def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:
-    """The embedding of the offset between every two of `side` positions: (offsets, d) -> (side, side, d)."""
+    """Embeddings of the offsets between all pairs of `side` positions: (offsets, d) -> (side, side, d)."""
     positions = torch.arange(side, device=table.device)
     return resample(table, 2 * side - 1)[positions.unsqueeze(0) - positions.unsqueeze(1) + side - 1]
 
@@ -94,153 +97,66 @@ def attention(
 
 def botnet50(
     *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
     image_size: int = 224,
     c4: tuple[int, ...] = (),
     c5: tuple[int, ...] = ALL,
     stride: int = 2,
     heads: int = 4,
     positions: bool = True,
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1).
 
-    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend; `stride` is
-    that of c5, `heads` divide its width; `positions` False is content-only attention.
+    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend; `stride` is that of c5. `heads`
+    must divide their width. `positions` False leaves content attention alone.
     """
-    return _botnet(
-        (3, 4, 6, 3),
-        in_channels,
-        Settings(num_classes, drop_path, dropout),
-        image_size=image_size,
-        c4=c4,
-        c5=c5,
-        stride=stride,
-        heads=heads,
-        positions=positions,
-    )
+    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **head)
 
 
-def botnet101(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet101(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-101."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet((3, 4, 23, 3), in_channels, settings, image_size=image_size)
+    return _botnet((3, 4, 23, 3), image_size, **head)
 
 
-def botnet152(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet152(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-152."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet((3, 8, 36, 3), in_channels, settings, image_size=image_size)
+    return _botnet((3, 8, 36, 3), image_size, **head)
 
 
-def botnet200(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet200(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-200."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet((3, 24, 36, 3), in_channels, settings, image_size=image_size)
+    return _botnet((3, 24, 36, 3), image_size, **head)
 
 
-def botnet_s1_50(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet_s1_50(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet((3, 4, 6, 3), in_channels, settings, image_size=image_size, stride=1)
+    return _botnet((3, 4, 6, 3), image_size, stride=1, **head)
 
 
-def botnet_s1_59(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet_s1_59(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet(
-        (3, 4, 6, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
-    )
+    return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
 
 
-def botnet_s1_77(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 320,
-) -> ResNet:
+def botnet_s1_77(*, image_size: int = 320, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet(
-        (3, 4, 6, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
-    )
+    return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
 
 
-def botnet_s1_110(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> ResNet:
+def botnet_s1_110(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet(
-        (3, 4, 23, 6), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
-    )
+    return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
 
 
-def botnet_s1_128(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 256,
-) -> ResNet:
+def botnet_s1_128(*, image_size: int = 256, **head: Unpack[HeadConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
-    settings = Settings(num_classes, drop_path, dropout)
-    return _botnet(
-        (3, 4, 23, 12), in_channels, settings, image_size=image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU
-    )
+    return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
 
 
 def _botnet(
     depths: Sequence[int],
-    in_channels: int,
-    settings: Settings,
-    *,
     image_size: int,
+    *,
     c4: Sequence[int] = (),
     c5: Sequence[int] = ALL,
     stride: int = 2,
@@ -248,17 +164,18 @@ def _botnet(
     positions: bool = True,
     gate: Gate | None = None,
     act: Activation = nn.ReLU,
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
     """`c4` and `c5` are the blocks of the last two stages that attend; `stride` is that of c5."""
     convolve = partial(convolution, act=act)
     attend = partial(attention, heads=heads, positions=positions, act=act)
 
-    def blocks(depth: int, chosen: Sequence[int], side: int, stride: int) -> list[Operator]:
-        """The first block attends to the map before its stride, the others after it."""
+    def blocks(depth: int, attending: Sequence[int], side: int, stride: int) -> list[Operator]:
+        """Operators of a stage whose input has this side; all blocks after the first see the strided map."""
         sides = [side] + [max(side // stride, 1)] * (depth - 1)
-        return [partial(attend, side=sides[i]) if i in chosen else convolve for i in range(depth)]
+        return [partial(attend, side=sides[i]) if i in attending else convolve for i in range(depth)]
 
-    stages = pyramid(
+    stages = make_stages(
         [
             [convolve] * depths[0],
             [convolve] * depths[1],
@@ -267,4 +184,4 @@ def _botnet(
         ],
         strides=(1, 2, 2, stride),
     )
-    return ResNet(stem(in_channels, act=act), stages, settings, gate=gate, act=act)
+    return ResNet(partial(stem, act=act), stages, gate=gate, act=act, **head)

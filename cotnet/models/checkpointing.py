@@ -1,6 +1,6 @@
-"""Activation checkpointing: the backward pass computes again what the forward pass did not keep.
+"""Activation checkpointing: the backward pass recomputes blocks whose activations were not saved.
 
-Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). Numbers and gradients stay the same, bit by bit.
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). Losses and gradients stay the same to the last bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_stages(model: nn.Module, stages: tuple[int, ...]) -> None:
-    """Recompute the blocks of these stages, counted from 1, one block at a time; () for none.
+    """Recompute the blocks of these stages (counted from 1), one block at a time; () for none.
 
-    Raises ValueError if the model has no such stage, as other people's models have none.
+    Raises ValueError if the model has no such stage; models of other libraries have none.
     """
     present = range(1, len(getattr(model, "stage_channels", ())) + 1)
     if not set(stages) <= set(present) or not hasattr(model, "checkpointing"):
@@ -25,15 +25,15 @@ def checkpoint_stages(model: nn.Module, stages: tuple[int, ...]) -> None:
 
 
 def recomputed(block: Callable[..., torch.Tensor], *inputs: object, of: nn.Module) -> torch.Tensor:
-    """`block(*inputs)`, which keeps its inputs alone for the backward pass.
+    """`block(*inputs)`, saving only the inputs for the backward pass.
 
-    Dropout draws the same numbers again, and the statistics of the norms in `of` are taken in once.
+    Dropout draws the same numbers again. The norms in `of` update their statistics once.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), statistics_kept(of)
 
-    # A compiler sees what is computed again for gradients alone, and leaves the statistics out by itself.
+    # torch.compile drops the second update of the statistics by itself.
     extra: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
     result: torch.Tensor = checkpoint(block, *inputs, use_reentrant=False, **extra)
     return result
@@ -41,7 +41,7 @@ def recomputed(block: Callable[..., torch.Tensor], *inputs: object, of: nn.Modul
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms within normalise as ever, but write their running statistics into copies that are thrown away."""
+    """Batch norms in here normalise as usual, but update copies of their running statistics, which are dropped."""
     norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.track_running_stats]
     own = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, own, strict=True):

@@ -14,16 +14,16 @@ from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
 FUSIONS = ("static", "dynamic", "linear", "attention")
-SHARE = 8  # channels that share one local kernel (the paper's C_h heads are C / SHARE)
+CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
 
 
 class CoTLayer(nn.Module):
     """The Contextual Transformer block: (B, C, H, W) -> (B, C, H, W), any H and W.
 
-    `fusion` is what leaves the block (the ablation of section 4): the static context, the dynamic one, their sum
-    ("linear"), or their sum weighted by attention. `groups` splits the 1x1 convolutions and the local kernels in halves
-    (2 in CoTNeXt); `key_groups` are those of the key embedding. Raises ValueError if the channels cannot be divided so,
-    for an even kernel size or an unknown fusion.
+    `fusion` is the block's output (the ablation of section 4): the static context, the dynamic context, their sum
+    ("linear"), or their sum weighted by attention. `groups` are the groups of the 1x1 convolutions and of the local
+    kernels (2 in CoTNeXt), `key_groups` those of the key embedding. Raises ValueError for channels that the groups do
+    not divide, an even kernel size or an unknown fusion.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CoTLayer(nn.Module):
     ) -> None:
         super().__init__()
         _check_layer(channels, kernel_size, groups, key_groups, fusion)
-        self.groups, self.taps, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
+        self.groups, self.kernel_positions, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
         padding = dilation * (kernel_size // 2)
         self.key_embed = nn.Sequential(
             nn.Conv2d(channels, channels, kernel_size, 1, padding, dilation, groups=key_groups, bias=False),
@@ -47,19 +47,19 @@ class CoTLayer(nn.Module):
         )
         if fusion == "static":
             return
-        kernels = channels // SHARE
+        kernels = channels // CHANNELS_PER_KERNEL
         self.embed = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 2, 1, groups=groups, bias=False),
             nn.BatchNorm2d(channels // 2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels // 2, self.taps * kernels, 1, groups=groups),
-            nn.GroupNorm(kernels, self.taps * kernels),
+            nn.Conv2d(channels // 2, self.kernel_positions * kernels, 1, groups=groups),
+            nn.GroupNorm(kernels, self.kernel_positions * kernels),
         )
         self.conv1x1 = nn.Sequential(
             nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
         )
         self.bn = nn.BatchNorm2d(channels)
-        self.act = nn.SiLU()  # in place it would keep a copy of its input
+        self.act = nn.SiLU()  # not in place: that would save a copy of its input
         if fusion == "attention":
             hidden = max(channels // 2, 32)
             self.se = nn.Sequential(
@@ -70,7 +70,7 @@ class CoTLayer(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        static_context: torch.Tensor = self.key_embed(x)  # K1: the keys in their neighbourhood
+        static_context: torch.Tensor = self.key_embed(x)  # K1
         if self.fusion == "static":
             return static_context
         dynamic_context = self.attend(x, static_context)  # K2
@@ -81,19 +81,18 @@ class CoTLayer(nn.Module):
         return self.fuse(static_context, dynamic_context)
 
     def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """A = [K1, Q] W_theta W_delta, K2 = V * A: local kernels, not soft-maxed, aggregate the values."""
-        weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.taps))  # (B, halves, G, K * K, H, W)
-        value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, halves, C / halves, H, W)
+        """The dynamic context K2 = V * A with the local kernels A = [K1, Q] W_theta W_delta, without a softmax."""
+        weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.kernel_positions))
+        value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, groups, C / groups, H, W)
         context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
         y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
         return y
 
     def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """The embedding of [keys, queries], twice (B, C, H, W) -> (B, halves * G * K * K, H, W).
+        """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups * G * K * K, H, W).
 
-        The first convolution is linear, so it is applied to both and added: their concatenation, twice a map to write,
-        to read and to keep for the backward pass, never exists. With groups its channels alternate between the two, so
-        that both halves see both.
+        The first convolution is linear: it is applied to each and the results are added. This saves the memory of a
+        concatenation. With groups, its input channels alternate between queries and keys, so each group sees both.
         """
         first, *others = self.embed
         assert isinstance(first, nn.Conv2d)
@@ -108,11 +107,11 @@ class CoTLayer(nn.Module):
         return y
 
     def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
-        """Attention over the two contexts as in selective kernels (Li et al., 2019): two gates a channel, of sum 1.
+        """Attention over the two contexts, channel by channel, as in selective kernels (Li et al., 2019).
 
-        Their softmax is a sigmoid of the difference, so the sum is an interpolation between the two.
+        The softmax of two logits is the sigmoid of their difference, so the result interpolates between the contexts.
         """
-        # Sums, divided when they are small: the gradient of `mean` divides whole maps.
+        # Sum, then divide the small result: the gradient of `mean` would divide whole maps.
         height, width = static_context.shape[2:]
         wide = torch.promote_types(static_context.dtype, torch.float32)
         static_sum, dynamic_sum = (x.sum((2, 3), keepdim=True, dtype=wide) for x in (static_context, dynamic_context))
@@ -123,8 +122,8 @@ class CoTLayer(nn.Module):
 
 
 def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, fusion: str) -> None:
-    if channels % (SHARE * groups) or channels % key_groups:
-        divisors = f"{SHARE * groups} and {key_groups}"
+    if channels % (CHANNELS_PER_KERNEL * groups) or channels % key_groups:
+        divisors = f"{CHANNELS_PER_KERNEL * groups} and {key_groups}"
         raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")

@@ -6,21 +6,25 @@ those of the authors' release.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
-from cotnet.models.skeleton import (
+from cotnet.models.resnet_base import (
+    HeadConfig,
     Operator,
     ResNet,
-    Settings,
     deep_stem,
+    make_stages,
     pooled_projection,
-    pyramid,
     stem,
 )
+
+__all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
+__all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
 
 def cot(
@@ -33,7 +37,7 @@ def cot(
     fusion: Fusion = "attention",
     dilation: int = 1,
 ) -> dict[str, nn.Module]:
-    """The CoT operator of a bottleneck; a strided block pools before it."""
+    """The operator of CoTNet; a strided block pools before it."""
     pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
     layer = CoTLayer(width, kernel_size, groups=groups, key_groups=key_groups, fusion=fusion, dilation=dilation)
     return {**pool, "conv2": layer}
@@ -43,143 +47,112 @@ coxt = partial(cot, groups=2, key_groups=8)  # the operator of CoTNeXt
 
 
 def split(width: int, stride: int) -> dict[str, nn.Module]:
-    """The other operator of SE-CoTNetD: a 3x3 convolution with a gate, which is split attention of radix 1."""
+    """The other operator of SE-CoTNetD: a gated 3x3 convolution (split attention of radix 1)."""
     return {"conv2": SplitAttention(width, stride, radix=1, act=nn.SiLU)}
 
 
 def blurred(width: int, stride: int, *, operator: Operator) -> dict[str, nn.Module]:
-    """The operator at full resolution, then a blur pool that takes the stride."""
+    """The operator at full resolution, then a blur pool with the stride."""
     return {**operator(width, 1), **({"avd": BlurPool(width, stride)} if stride > 1 else {})}
 
 
 def cotnet50(
     *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
     stages: tuple[int, ...] = (1, 2, 3, 4),
     fusion: Fusion = "attention",
     kernel_size: int = 3,
     dilation: int = 1,
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
     """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px.
 
-    `stages` carry CoT, the others 3x3 convolutions; `fusion` as in CoTLayer.
+    The blocks of `stages` are CoT, all others 3x3 convolutions; `fusion` as in CoTLayer.
     """
     operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), operator, stages)
+    return _cotnet((3, 4, 6, 3), operator, stages=stages, **head)
 
 
 def cotnet101(
     *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
     stages: tuple[int, ...] = (1, 2, 3, 4),
     fusion: Fusion = "attention",
     kernel_size: int = 3,
     dilation: int = 1,
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
-    """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px; settings as of cotnet50."""
+    """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px; settings as in cotnet50."""
     operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), operator, stages)
+    return _cotnet((3, 4, 23, 3), operator, stages=stages, **head)
 
 
-def cotnext50_2x48d(
-    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
-) -> ResNet:
+def cotnext50_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
     """CoTNeXt-50 (2x48d): 30.0 M parameters, 4.3 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), coxt, width=96)
+    return _cotnet((3, 4, 6, 3), coxt, width=96, **head)
 
 
-def cotnext101_2x48d(
-    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
-) -> ResNet:
+def cotnext101_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
     """CoTNeXt-101 (2x48d): 53.3 M parameters, 8.1 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 23, 3), in_channels, Settings(num_classes, drop_path, dropout), coxt, width=96)
+    return _cotnet((3, 4, 23, 3), coxt, width=96, **head)
 
 
 def se_cotnetd_50(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    stages: tuple[int, ...] = (3, 4),
-    alternate: tuple[int, ...] = (3,),
+    *, stages: tuple[int, ...] = (3, 4), alternate: tuple[int, ...] = (3,), **head: Unpack[HeadConfig]
 ) -> ResNet:
     """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px.
 
-    `stages` carry CoT, those of `alternate` in every other block; all other blocks are gated convolutions.
+    The blocks of `stages` are CoT, but only every other one in `alternate`; all others are gated convolutions.
     """
-    settings = Settings(num_classes, drop_path, dropout)
-    return _se_cotnetd((3, 4, 6, 3), 32, in_channels, settings, stages=stages, alternate=alternate)
+    return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **head)
 
 
-def se_cotnetd_101(
-    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
-) -> ResNet:
+def se_cotnetd_101(**head: Unpack[HeadConfig]) -> ResNet:
     """SE-CoTNetD-101: 40.9 M parameters, 8.4 G multiply-adds at 224 px."""
-    return _se_cotnetd((3, 4, 23, 3), 64, in_channels, Settings(num_classes, drop_path, dropout))
+    return _se_cotnetd((3, 4, 23, 3), **head)
 
 
-def se_cotnetd_152(
-    *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, dropout: float = 0.0
-) -> ResNet:
+def se_cotnetd_152(**head: Unpack[HeadConfig]) -> ResNet:
     """SE-CoTNetD-152: 55.8 M parameters, 16.8 G multiply-adds at 256 px; made for 256 and 320 px."""
     operators = [partial(blurred, operator=operator) for operator in (cot, split)]
-    return _se_cotnetd((3, 8, 36, 3), 64, in_channels, Settings(num_classes, drop_path, dropout), operators=operators)
+    return _se_cotnetd((3, 8, 36, 3), operators=operators, **head)
 
 
-def cotnet_small(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    width: int = 16,
-    fusion: Fusion = "attention",
-) -> ResNet:
-    """A CoTNet of our own for images of 28 to 64 pixels: no pooling in the stem, narrow stages; not in the paper.
+def cotnet_small(*, width: int = 16, fusion: Fusion = "attention", **head: Unpack[HeadConfig]) -> ResNet:
+    """A CoTNet of this project for images of 28 to 64 pixels, not in the paper: narrow stages, no pooling in the stem.
 
-    `width`, a multiple of 8, is that of the stem and of the first stage; `fusion` as in CoTLayer.
+    `width`, a multiple of 8, is the width of the stem and the first stage; `fusion` as in CoTLayer.
     """
-    return small_resnet(partial(cot, fusion=fusion), width, in_channels, Settings(num_classes, drop_path, dropout))
+    return small_resnet(partial(cot, fusion=fusion), width, **head)
 
 
 def _cotnet(
     depths: Sequence[int],
-    in_channels: int,
-    settings: Settings,
     operator: Operator,
-    stages: Sequence[int] = (1, 2, 3, 4),
     *,
+    stages: Sequence[int] = (1, 2, 3, 4),
     width: int = 64,
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
     _check_stages(stages)
     blocks = [[operator if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem(in_channels), pyramid(blocks, width=width), settings)
+    return ResNet(stem, make_stages(blocks, width=width), **head)
 
 
 def _se_cotnetd(
     depths: Sequence[int],
-    stem_width: int,
-    in_channels: int,
-    settings: Settings,
     *,
+    stem_width: int = 64,
     operators: Sequence[Operator] = (cot, split),
     stages: Sequence[int] = (3, 4),
     alternate: Sequence[int] = (3,),
+    **head: Unpack[HeadConfig],
 ) -> ResNet:
     _check_stages((*stages, *alternate))
     blocks = []
     for level, depth in enumerate(depths, start=1):
-        carries = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
-        blocks.append([operators[0] if carry else operators[1] for carry in carries])
-    first = deep_stem(in_channels, stem_width, pool=False)
-    return ResNet(first, pyramid(blocks, strides=(2, 2, 2, 2)), settings, shortcut=pooled_projection)
+        attends = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
+        blocks.append([operators[0] if attend else operators[1] for attend in attends])
+    first = partial(deep_stem, width=stem_width, pool=False)
+    return ResNet(first, make_stages(blocks, strides=(2, 2, 2, 2)), shortcut=pooled_projection, **head)
 
 
 def _check_stages(stages: Sequence[int]) -> None:

@@ -1,45 +1,46 @@
-"""Classifiers of torchvision and timm by name, always with fresh weights; a library is imported when it is named."""
+"""Classifiers of torchvision and timm by name, with fresh weights. Each library is imported when it is first used."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from cotnet.errors import InputError
 
+__all__ = ["timm_model", "torchvision_model"]
+
 
 def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> nn.Module:
     """The torchvision classifier of that name (torchvision.models.list_models); settings go to its constructor.
 
-    Raises InputError for a name that is none, or settings that it does not take.
+    Raises InputError for an unknown name or setting.
     """
     if not is_torchvision_model(model_name):
         raise InputError(f"torchvision has no classifier {model_name!r}; see torchvision.models.list_models()")
     import torchvision
 
     inception = {"aux_logits": False, "init_weights": True} if model_name in ("googlenet", "inception_v3") else {}
-    try:
-        model: nn.Module = torchvision.models.get_model(
-            model_name, weights=None, num_classes=num_classes, **{**inception, **settings}
-        )
-    except TypeError as error:
-        raise InputError(f"torchvision's {model_name} does not take these settings: {error}") from error
-    return model
+    settings = {"weights": None, "num_classes": num_classes, **inception, **settings}
+    return _create("torchvision", torchvision.models.get_model, model_name, settings)
 
 
 def timm_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> nn.Module:
     """The timm model of that name (timm.list_models); settings go to timm.create_model.
 
-    Raises InputError for a name that is none, settings that it does not take, or if timm is not installed.
+    Raises InputError for an unknown name or setting, or if timm is not installed.
     """
     if not is_timm_model(model_name):
         raise InputError(f"timm has no model {model_name!r}; see timm.list_models()")
     import timm
 
+    return _create("timm", timm.create_model, model_name, {"pretrained": False, "num_classes": num_classes, **settings})
+
+
+def _create(library: str, constructor: Callable[..., nn.Module], name: str, settings: dict[str, Any]) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **settings)
+        return constructor(name, **settings)
     except TypeError as error:
-        raise InputError(f"timm's {model_name} does not take these settings: {error}") from error
-    return model
+        raise InputError(f"{library}'s {name} does not take these settings: {error}") from error
 
 
 def is_torchvision_model(name: str) -> bool:
@@ -49,7 +50,7 @@ def is_torchvision_model(name: str) -> bool:
 
 
 def is_timm_model(name: str) -> bool:
-    """Whether timm itself has the name, not a hub or a folder, which timm would also take; InputError without timm."""
+    """Whether timm lists the name (timm would also load hubs and folders). Raises InputError without timm."""
     try:
         import timm
     except ImportError as error:

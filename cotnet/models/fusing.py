@@ -1,4 +1,4 @@
-"""Inference without batch norms: each is folded into the convolution before it."""
+"""Fold each batch norm into the convolution before it, for inference."""
 
 import copy
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cotnet.models.layers import SplitAttention
-from cotnet.models.skeleton import Bottleneck, ResNet
+from cotnet.models.resnet_base import Bottleneck, ResNet
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of one of this project's backbones for inference, with the same logits up to rounding.
 
-    Norms that follow no convolution stay (after the local aggregation of CoT, the attention of BoTNet; PVT's), and
-    the keys of the state dict change. Raises ValueError for other people's models, whose order of layers is theirs.
+    Norms that follow no convolution stay: after CoT's local aggregation, after BoTNet's attention, and in PVT. The
+    state-dict keys change. Raises ValueError for models of other libraries, whose order of layers is unknown.
     """
     if not hasattr(model, "stage_channels"):
         raise ValueError(f"{type(model).__name__} is not one of this project's backbones; it cannot be fused")
@@ -31,7 +31,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """The names of children that run one directly after the other."""
+    """The names of children that run directly one after the other."""
     if isinstance(module, nn.Sequential):
         yield from pairwise(name for name, _ in module.named_children())
     elif isinstance(module, ResNet):
@@ -43,6 +43,6 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _last(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Where the child's last layer hangs: a stem may be a Sequential followed by its norm."""
+    """The parent and the name of the child's last layer: a deep stem is a Sequential followed by its norm."""
     child = getattr(module, name)
     return (child, str(len(child) - 1)) if isinstance(child, nn.Sequential) and len(child) else (module, name)

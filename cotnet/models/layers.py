@@ -11,22 +11,22 @@ Activation = Callable[..., nn.Module]
 
 
 def chain(module: nn.Module, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
-    """Run the named children of a module one after the other: a Sequential whose state-dict keys have no index."""
+    """Run the named children one after the other: a Sequential whose state-dict keys are names, not indices."""
     for name in names:
         x = getattr(module, name)(x)
     return x
 
 
 def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
-    """A freshly initialised classifier for the same features, on the same device and of the same dtype."""
+    """A new classifier for the same features, on the same device and of the same dtype."""
     return nn.Linear(head.in_features, num_classes, device=head.weight.device, dtype=head.weight.dtype)
 
 
 class DropPath(nn.Module):
-    """Zero whole images of a residual branch in training, scale up the others: Huang et al., "Deep Networks with
-    Stochastic Depth" (2016), per image as in torchvision, whose numbers it draws (`torchvision.ops.StochasticDepth`;
-    importing that costs every start 1.4 s).
+    """In training, zero the residual branch of random images and scale up the others (B, ...) -> the same shape.
 
+    Huang et al., "Deep Networks with Stochastic Depth" (2016). Draws the same numbers as
+    `torchvision.ops.StochasticDepth` in row mode, whose import takes 1.4 s.
     Raises ValueError for a probability outside 0 to 1.
     """
 
@@ -45,7 +45,7 @@ class DropPath(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """A gate per channel from the pooled map: Hu et al., "Squeeze-and-Excitation Networks" (2018), equations 2 to 4."""
+    """A sigmoid gate per channel: Hu et al., "Squeeze-and-Excitation Networks" (2018), equations 2 to 4."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class SqueezeExcite(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """A 3x3 convolution to `radix` maps, and their sum weighted by attention over them, channel by channel.
+    """A 3x3 convolution to `radix` maps and their weighted sum; attention over the maps weights each channel.
 
-    Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3. With radix 1 the attention is a sigmoid gate.
-    (B, width, H, W) -> (B, width, H / stride, W / stride).
+    (B, width, H, W) -> (B, width, H / stride, W / stride). With radix 1 the attention is a sigmoid gate.
+    Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3.
     """
 
     def __init__(self, width: int, stride: int, *, radix: int, act: Activation) -> None:
@@ -88,7 +88,7 @@ class SplitAttention(nn.Module):
 class BlurPool(nn.Module):
     """Binomial 3x3 filter, then subsampling: Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019).
 
-    (B, C, H, W) -> (B, C, H / stride, W / stride), H and W at least 2; borders reflected; nothing in the state dict.
+    (B, C, H, W) -> (B, C, H / stride, W / stride), H and W at least 2. Borders are reflected. No state-dict keys.
     """
 
     kernel: torch.Tensor
@@ -96,38 +96,40 @@ class BlurPool(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.channels, self.stride = channels, stride
-        line = torch.tensor([0.25, 0.5, 0.25])
-        self.register_buffer("kernel", torch.outer(line, line).expand(channels, 1, 3, 3).clone(), persistent=False)
+        self.register_buffer("kernel", _binomial(channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Concatenation: the gradient of torch's reflection padding is not reproducible on a GPU.
+        # Pad by concatenation: the gradient of torch's reflection padding is not deterministic on a GPU.
         x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], 2)
         x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
         return F.conv2d(x, self.kernel, stride=self.stride, groups=self.channels)
 
 
 class BlurredConv2d(nn.Conv2d):
-    """A strided convolution of the map blurred by BlurPool's filter, with zeros beyond the border.
+    """BlurPool's filter, zero-padded and without its stride, before a strided convolution: as in FFCV's ResNet.
 
-    The form of FFCV's ResNet: the blur comes before the convolution, which keeps its own kernel, stride and state-dict
-    keys. (B, C, H, W) -> as the convolution.
+    (B, C, H, W) -> the convolution's output shape. Kernel, stride and state-dict keys are the convolution's.
     """
 
     kernel: torch.Tensor
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
         super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
-        line = torch.tensor([0.25, 0.5, 0.25])
-        self.register_buffer("kernel", torch.outer(line, line).expand(in_channels, 1, 3, 3).clone(), persistent=False)
+        self.register_buffer("kernel", _binomial(in_channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(F.conv2d(x, self.kernel, padding=1, groups=self.in_channels))
 
 
-class HalvingPool(nn.Module):
-    """2x2 average pool of stride 2 that averages an odd last row or column by itself.
+def _binomial(channels: int) -> torch.Tensor:
+    line = torch.tensor([0.25, 0.5, 0.25])
+    return torch.outer(line, line).expand(channels, 1, 3, 3).clone()  # (C, 1, 3, 3)
 
-    (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): what ceil_mode=True gives, for torch.export with any H and W too.
+
+class HalvingPool(nn.Module):
+    """2x2 average pool of stride 2; an odd last row or column is averaged alone.
+
+    (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)), as with ceil_mode=True, but torch.export takes any H and W.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,10 +140,10 @@ class HalvingPool(nn.Module):
 
 @runtime_checkable
 class HasTables(Protocol):
-    """A module whose position tables follow its nominal image size."""
+    """A module with position tables of a nominal image size."""
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Bring the tables under this prefix to the module's own size, in place; leave alone what does not fit."""
+        """Resize the tables under this prefix to the module's size, in place; leave other shapes alone."""
 
 
 def resize_on_load(module: HasTables, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:

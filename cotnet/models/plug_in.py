@@ -1,4 +1,4 @@
-"""CoT in other people's networks: the block in place of 3x3 convolutions, and the simplified block in circulation."""
+"""CoT in other networks: replace 3x3 convolutions by the block; and the simplified block in circulation."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 
 from cotnet.models.contextual import CoTLayer
-from cotnet.models.skeleton import Bottleneck, initialize
+from cotnet.models.resnet_base import Bottleneck, initialize
 
 BLOCKS = (Bottleneck, torchvision_resnet.Bottleneck, torchvision_resnet.BasicBlock)
 
@@ -16,9 +16,9 @@ def plug_in(model: nn.Module, layer: Callable[[int], nn.Module] = CoTLayer) -> l
     """Replace, in place, the 3x3 convolutions in the blocks of a ResNet of torchvision or of this project.
 
     `layer(channels)` maps (B, channels, H, W) to the same shape. A strided convolution becomes a pool of that stride
-    and the layer, one that changes the width a 1x1 convolution and the layer. Returns the names replaced. Raises
-    ValueError, and changes nothing, if the model has no such block, a block has no such convolution, or the layer
-    refuses a width.
+    and the layer; one that changes the width becomes a 1x1 convolution and the layer. Returns the replaced names.
+    Raises ValueError, and changes nothing, if the model has no such block, a block has no such convolution, or the
+    layer raises ValueError for a width.
     """
     new: dict[str, nn.Module] = {}
     blocks = [(name, block) for name, block in model.named_modules() if isinstance(block, BLOCKS)]
@@ -39,16 +39,16 @@ def plug_in(model: nn.Module, layer: Callable[[int], nn.Module] = CoTLayer) -> l
 class CoTAttention(nn.Module):
     """The simplified block that circulates under this name: (B, dim, H, W) -> the same shape.
 
-    Not the paper's: attention comes from two 1x1 convolutions over [static context, x], is averaged over the
-    kernel_size**2 taps, soft-maxed over all positions and multiplied with the values there; no neighbourhood is summed.
-    Parameter names are those in circulation, so that weights trained with it load. `dim` is a multiple of 4.
+    It differs from the paper: two 1x1 convolutions over [static context, x] give logits, which are averaged over the
+    kernel_size**2 kernel positions; their softmax over the map multiplies the values. No neighbourhood is summed.
+    Parameter names are those in circulation, so weights trained with it load. `dim` must be a multiple of 4.
     """
 
     def __init__(self, dim: int = 512, kernel_size: int = 3, *, factor: int = 4) -> None:
         super().__init__()
         if dim % 4:
             raise ValueError(f"CoTAttention cannot divide {dim} channels into 4 groups")
-        self.taps = kernel_size**2
+        self.kernel_positions = kernel_size**2
         self.key_embed = nn.Sequential(
             nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=4, bias=False),
             nn.BatchNorm2d(dim),
@@ -60,12 +60,14 @@ class CoTAttention(nn.Module):
             nn.Conv2d(2 * dim, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            nn.Conv2d(hidden, self.taps * dim, 1),
+            nn.Conv2d(hidden, self.kernel_positions * dim, 1),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         static_context = self.key_embed(x)
-        logits = self.attention_embed(torch.cat([static_context, x], 1)).unflatten(1, (-1, self.taps)).mean(2)
+        logits = (
+            self.attention_embed(torch.cat([static_context, x], 1)).unflatten(1, (-1, self.kernel_positions)).mean(2)
+        )
         attention = logits.flatten(2).softmax(2).view_as(x)
         y: torch.Tensor = static_context + attention * self.value_embed(x)
         return y

@@ -5,7 +5,9 @@ section 3 and table 1. State-dict keys are those of the authors' release.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -13,8 +15,9 @@ from torch.nn import functional as F
 
 from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import DropPath, new_head, resize_on_load
-from cotnet.models.skeleton import Settings
+from cotnet.models.resnet_base import HeadConfig
 
+__all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 PATCHES = (4, 2, 2, 2)
 
@@ -36,7 +39,7 @@ class PatchEmbedding(nn.Module):
 class SpatialReductionAttention(nn.Module):
     """Multi-head attention whose keys and values come from a map reduced R times per side (equations 1 to 3).
 
-    Tokens (B, H * W [+ 1], width) -> the same; a class token has no place in a map, so it needs R = 1.
+    Tokens (B, H * W [+ 1], width) -> the same shape. With a class token, which is in no map, R must be 1.
     """
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
@@ -60,28 +63,17 @@ class SpatialReductionAttention(nn.Module):
         return y
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them: (B, N, width) -> (B, N, width)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.fc2(F.gelu(self.fc1(tokens)))
-        return y
-
-
-class Block(nn.Module):
-    """Pre-norm transformer encoder block (figure 3): tokens (B, N, width) of a map of the given size -> the same."""
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer encoder block (figure 3): tokens (B, N, width) of a map of `size` -> the same shape."""
 
     def __init__(self, width: int, heads: int, reduction: int, expansion: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = SpatialReductionAttention(width, heads, reduction)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = FeedForward(width, expansion * width)
+        hidden = expansion * width
+        layers = {"fc1": nn.Linear(width, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -93,19 +85,28 @@ class Block(nn.Module):
 class PVT(nn.Module):
     """Images (B, C, H, W) of any size -> logits (B, num_classes).
 
-    `image_size` is the nominal size: the position tables have its side, and are resized bilinearly to any other input,
-    and to the model's own side when a state dict is loaded. `drop_path` grows linearly with depth to the given
-    probability; `dropout` is applied to the class token before the classifier.
+    `image_size` is the nominal size of the position tables. They are resized bilinearly for other inputs, and tables of
+    another size are resized when a state dict is loaded. Drop path grows linearly with depth up to `drop_path`;
+    `dropout` applies to the class token before the classifier.
     """
 
     stage_channels = WIDTHS
     stage_strides = (4, 8, 16, 32)
 
-    def __init__(self, depths: Sequence[int], in_channels: int, settings: Settings, *, image_size: int) -> None:
+    def __init__(
+        self,
+        depths: Sequence[int],
+        *,
+        image_size: int,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.checkpointing: tuple[int, ...] = ()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
-        rates = iter([settings.drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
+        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
             tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
@@ -113,16 +114,18 @@ class PVT(nn.Module):
         for i, width in enumerate(WIDTHS):
             before = WIDTHS[i - 1] if i else in_channels
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i]))
-            blocks = [Block(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])]
+            blocks = [
+                EncoderBlock(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])
+            ]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.head = nn.Linear(WIDTHS[-1], settings.num_classes)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTHS[-1], num_classes)
         self.register_load_state_dict_pre_hook(resize_on_load)
         initialize(self)
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of the four stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
+        """The feature maps of the four stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         return self._encode(images)[0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -131,16 +134,16 @@ class PVT(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """The class token, as in the authors' release, which decays the position tables."""
+        """The class token; the authors' release decays the position tables, too."""
         return {"cls_token"}
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one."""
+        """Replace the classifier by a new one."""
         self.head = new_head(self.head, num_classes)
         initialize(self.head)
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Bring position tables of another nominal image size to this model's."""
+        """Resize position tables of another nominal image size to this model's."""
         for number, side in enumerate(self.sides, start=1):
             key, extra = f"pos_embed{number}", int(number == len(self.sides))
             own, table = self.get_parameter(key), state_dict.get(prefix + key)
@@ -152,7 +155,7 @@ class PVT(nn.Module):
                 state_dict[prefix + key] = torch.cat([table[:, :extra], places], 1)
 
     def _encode(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The four maps and the last stage's tokens, (B, 1 + N, width), of which the first is the class token."""
+        """The four feature maps, and the last stage's tokens (B, 1 + N, width), the class token first."""
         x, maps = images, []
         for i, side in enumerate(self.sides):
             x = getattr(self, f"patch_embed{i + 1}")(x)
@@ -173,14 +176,14 @@ class PVT(nn.Module):
 
 
 def resize_table(table: torch.Tensor, side: int, size: Sequence[int]) -> torch.Tensor:
-    """Bilinear resampling of a table of positions: (1, side * side, width) -> (1, H * W, width)."""
+    """Resize a table of positions bilinearly: (1, side * side, width) -> (1, H * W, width)."""
     if not torch.compiler.is_exporting() and tuple(size) == (side, side):  # an exported graph serves every size
         return table
     return _tokens(F.interpolate(_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
 
 
 def initialize(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for tables, tokens and linear weights; biases zero; convolutions as torch has them."""
+    """Tables, tokens and linear weights: truncated normal of 0.02; biases zero; convolutions keep torch's default."""
     for name, parameter in module.named_parameters(recurse=False):
         if name.startswith(("pos_embed", "cls_token")):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -190,52 +193,24 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def pvt_tiny(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> PVT:
+def pvt_tiny(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
     """PVT-Tiny: 13.2 M parameters, 1.9 G multiply-adds at 224 px."""
-    return PVT((2, 2, 2, 2), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+    return PVT((2, 2, 2, 2), image_size=image_size, **head)
 
 
-def pvt_small(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> PVT:
+def pvt_small(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
     """PVT-Small: 24.5 M parameters, 3.8 G multiply-adds at 224 px."""
-    return PVT((3, 4, 6, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+    return PVT((3, 4, 6, 3), image_size=image_size, **head)
 
 
-def pvt_medium(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> PVT:
+def pvt_medium(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
     """PVT-Medium: 44.2 M parameters, 6.7 G multiply-adds at 224 px."""
-    return PVT((3, 4, 18, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+    return PVT((3, 4, 18, 3), image_size=image_size, **head)
 
 
-def pvt_large(
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    image_size: int = 224,
-) -> PVT:
+def pvt_large(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
     """PVT-Large: 61.4 M parameters, 9.8 G multiply-adds at 224 px."""
-    return PVT((3, 8, 27, 3), in_channels, Settings(num_classes, drop_path, dropout), image_size=image_size)
+    return PVT((3, 8, 27, 3), image_size=image_size, **head)
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:
@@ -247,7 +222,7 @@ def _maps(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _at_least(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Pad with zeros on the right and below up to one whole patch; larger maps are left alone."""
+    """Pad smaller maps with zeros on the right and below to one whole patch."""
     height, width = maps.shape[2:]
     if height >= side and width >= side:
         return maps

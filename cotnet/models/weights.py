@@ -1,4 +1,4 @@
-"""Weights of any published or own file, loaded without running anything that the file holds."""
+"""Load weights of published files and our own, without running code from the file."""
 
 import difflib
 import io
@@ -21,30 +21,19 @@ from cotnet.models.layers import HasTables
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
-WEIGHT_SETTINGS = {
-    "weights",
-    "ema",
-    "head",
-    "weights_backbone",
-    "pretrained",
-    "pretrained_backbone",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "progress",
-}
+TIMM = {"pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+WEIGHT_SETTINGS = {"weights", "ema", "head", "weights_backbone", "progress", *TIMM}  # ours, torchvision's, timm's
 State = dict[str, torch.Tensor]
 
 
 def load_weights(
     model: nn.Module, path: str | Path, *, ema: bool = True, head: Literal["keep", "reset"] = "keep"
 ) -> None:
-    """Fill the model from .pth, .pth.tar, .pt, .safetensors or the folder that unzipping such a file gives.
+    """Load .pth, .pth.tar, .pt, .safetensors, or the folder of an unzipped file, into the model.
 
-    `ema` prefers the averaged weights of a file that has both; False insists on the raw ones. head="reset" leaves the
-    classifier as it is and loads the rest. Position tables of another image size are resized by the models themselves.
-    Raises InputError, one line, if the file cannot be read or does not fit; the model is then unchanged.
+    `ema` prefers the averaged weights where the file has both; False takes the raw ones. head="reset" loads everything
+    but the classifier. The models resize position tables of another image size. Raises InputError if the file cannot
+    be read or does not fit; the model is then unchanged.
     """
     path = Path(path)
     state = select_state(read_file(path), path, ema=ema)
@@ -59,7 +48,7 @@ def load_weights(
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the model's state dict as .safetensors; load_weights reads it back bit for bit."""
+    """Write the state dict as .safetensors; load_weights reads back the same bits."""
     save_file({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}, path)
 
 
@@ -70,7 +59,7 @@ def classifier_keys(model: nn.Module) -> list[str]:
 
 
 def read_file(path: Path) -> Any:
-    """What the file holds, on the CPU. Tensors are real; objects of other libraries are inert stand-ins."""
+    """The file's content on the CPU. Objects of other libraries become inert stand-ins."""
     if not path.exists():
         raise InputError(f"no weights at {path}")
     try:
@@ -81,7 +70,7 @@ def read_file(path: Path) -> Any:
         source = _zipped(path) if path.is_dir() else path
         if _is_torchscript(source):
             raise InputError(f"{path} holds TorchScript code; only weights are loaded")
-        # Not weights_only: that refuses files with configuration objects. StandInPickle runs nothing either.
+        # weights_only refuses files with configuration objects. StandInPickle reads them and runs no code either.
         return torch.load(source, map_location="cpu", pickle_module=StandInPickle, weights_only=False)
     except InputError:
         raise
@@ -92,27 +81,27 @@ def read_file(path: Path) -> Any:
         raise InputError(f"{path} is not a readable weights file, damaged or incomplete: {reason}") from error
 
 
-# Raised by the pickle machine and the tensor builders on bytes that make no sense.
+# What pickle and the tensor builders raise for damaged bytes.
 DAMAGE = (AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class StandIn(dict[Any, Any]):
-    """What an unknown class or function of a file becomes: takes every argument, does nothing."""
+    """Stands in for an unknown class or function of a file: takes any argument, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
 
     def __setstate__(self, state: object) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def append(self, item: object) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     extend = add = append
 
 
 class StandInUnpickler(pickle.Unpickler):
-    """Builds containers, numbers, strings and tensors; every other name in the file is a StandIn."""
+    """Builds containers, numbers, strings and tensors; any other name becomes a StandIn."""
 
     def find_class(self, module: str, name: str) -> Any:
         return ALLOWED.get((module, name), StandIn)
@@ -127,7 +116,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class StandInPickle:
-    """The part of the pickle module that torch.load asks for."""
+    """The part of the pickle module that torch.load uses."""
 
     __name__ = "StandInPickle"
     Unpickler = StandInUnpickler
@@ -139,7 +128,7 @@ class StandInPickle:
 
 
 def select_state(content: Any, path: Path, *, ema: bool) -> State:
-    """The model's tensors in what a file holds, with the prefixes of wrappers taken off."""
+    """The model's tensors in a file's content, without the prefixes of wrappers."""
     found = {
         key: content[key] for key in (*AVERAGED, *RAW) if isinstance(content, dict) and _is_state(content.get(key))
     }
@@ -158,10 +147,10 @@ def select_state(content: Any, path: Path, *, ema: bool) -> State:
 
 
 def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's backbone node, safe to instantiate: its target is ours, its weight arguments are dropped.
+    """A checkpoint's backbone node, safe to build, without its weight settings.
 
-    Raises InputError unless `_target_` is a public constructor of cotnet.models (for the torchvision and timm ones,
-    with a name which that library lists) and everything else is a plain value.
+    Raises InputError unless `_target_` is in `cotnet.models.__all__`, a torchvision or timm model is one that its
+    library lists, and every setting is a plain value.
     """
     target = str(node.get("_target_"))
     name = target.removeprefix("cotnet.models.")
@@ -199,7 +188,7 @@ def _bare(key: str) -> str:
 
 
 def _fitted(model: nn.Module, state: State, own: State) -> State:
-    """The state with position tables resized, and the batch counters that files from before 2018 lack."""
+    """The state with position tables resized, plus the batch counters that files from before 2018 lack."""
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     fitted = counters | state
     for name, module in model.named_modules():
@@ -225,7 +214,7 @@ def _first(keys: list[str], number: int = 5) -> str:
 
 
 def _zipped(folder: Path) -> io.BytesIO:
-    """The zip file that a folder with data.pkl and data/ was before somebody unpacked it."""
+    """An unzipped weights file (a folder with data.pkl and data/), zipped again in memory."""
     inner = sorted(folder.glob("data.pkl")) or sorted(folder.glob("*/data.pkl"))
     if not inner:
         raise InputError(f"{folder} is a folder without data.pkl; give a weights file, or the folder unzipped from one")

@@ -68,9 +68,7 @@ def start_of(step: int, ranks: int) -> dict[str, Any]:
 
 def git_state(code: Path) -> dict[str, Any] | None:
     """The commit of the code's repository, and whether the code differs from it; None without a repository."""
-    tracked = _git(
-        code, "ls-files", "--error-unmatch", "cotnet/reporting/environment.py"
-    )  # not one around .venv
+    tracked = _git(code, "ls-files", "--error-unmatch", "cotnet/reporting/environment.py")  # not one around .venv
     commit = _git(code, "rev-parse", "HEAD")
     changes = _git(code, "status", "--porcelain", "--", "*.py", "*.yaml", "*.toml")
     if not tracked or not commit or changes is None:

@@ -1,6 +1,7 @@
 """Activation checkpointing: less is kept, and every number stays the same."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from cotnet import models
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.models.cotnet import cot
 from cotnet.models.resnet import convolution
-from cotnet.models.skeleton import ResNet, Settings, pyramid, small_stem
+from cotnet.models.resnet_base import ResNet, make_stages, small_stem
 
 FAMILIES = ("cotnet_small", "pvt_tiny", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "resnest50")
 
@@ -58,8 +59,8 @@ def test_numbers_stay_the_same_with_dropout_and_drop_path(name):
 @pytest.mark.slow
 def test_compiled_it_is_the_same_function():
     torch.manual_seed(0)
-    stages = pyramid([[cot], [convolution]], width=16, channels=64, strides=(2, 2))
-    model = ResNet(small_stem(3, 16), stages, Settings(5, 0.0, 0.0)).double()
+    stages = make_stages([[cot], [convolution]], width=16, channels=64, strides=(2, 2))
+    model = ResNet(partial(small_stem, channels=16), stages, num_classes=5).double()
     twin = copy.deepcopy(model)
     checkpoint_stages(twin, (1, 2))
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)

@@ -1,14 +1,11 @@
 """Every backbone does what every backbone must do."""
 
 import copy
-import inspect
 import io
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from nets import build
 from torch.export import Dim
 from torch.nn import functional as F
@@ -16,6 +13,8 @@ from torch.testing import assert_close
 from torchvision.ops import StochasticDepth
 
 from cotnet import models
+from cotnet.config.build import settings_of_target
+from cotnet.config.compose import compose
 from cotnet.models.layers import DropPath
 
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
@@ -26,7 +25,6 @@ DEEPER = (  # more blocks of a kind that another backbone has, nothing else
     *("botnet_s1_110", "botnet_s1_128", "pvt_small", "pvt_medium", "pvt_large", "resnet101", "resnet152", "resnet101d"),
     *("resnext101_32x4d", "seresnet101", "resnest101"),
 )
-CONF = Path(__file__).parents[2] / "conf" / "backbone"
 
 
 def slow_but(quick, names):
@@ -35,14 +33,15 @@ def slow_but(quick, names):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_configuration_matches_the_constructor(name):
-    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    node = compose("train", [f"backbone={name}", "data.root=x", "data.image_size=32"])["backbone"]
+    assert (node.pop("weights"), node.pop("ema"), node.pop("head")) == (None, True, "keep")
     assert node.pop("_target_") == f"cotnet.models.{name}"
-    assert "/pretrained@_here_" in node.pop("defaults")
-    parameters = inspect.signature(getattr(models, name)).parameters
-    assert set(node) == set(parameters) - {"in_channels"}
+    constructor = getattr(models, name)
+    taken, required, open_ended = settings_of_target(constructor)
+    assert (required, open_ended) == (set(), False)
+    assert set(node) == set(taken) - {"in_channels"}
     with torch.device("meta"):
-        numbers = {key: 32 if isinstance(value, str) and "$" in value else value for key, value in node.items()}
-        getattr(models, name)(**numbers)
+        assert constructor(**node).stage_channels
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, [name for name in ZOO if name not in DEEPER]))
