@@ -12,8 +12,9 @@ from torch import distributed as dist
 from cotnet import parts, records
 from cotnet.commands import eval_model
 from cotnet.commands.joining import joined
+from cotnet.config import run_folder
 from cotnet.config.build import require_group, shown, typed
-from cotnet.config.compose import Config, run_folder
+from cotnet.config.compose import Config
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, evaluate

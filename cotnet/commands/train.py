@@ -12,8 +12,9 @@ from torch import distributed as dist
 from cotnet import parts
 from cotnet.commands.explain import explain
 from cotnet.commands.joining import joined
+from cotnet.config import run_folder
 from cotnet.config.build import build
-from cotnet.config.compose import Config, run_folder
+from cotnet.config.compose import Config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, synchronised

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cotnet.config.compose import run_folder
+from cotnet.config import run_folder
 from cotnet.config.continuing import names_run
 from cotnet.engine.signals import stop_signals
 from cotnet.errors import INTERRUPTED
