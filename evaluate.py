@@ -24,7 +24,7 @@ from cotnet.joining import joined
 from cotnet.models.fusing import fuse
 from cotnet.nodes import require_group, shown, typed
 from cotnet.sections import DataSettings, LaunchSettings, check_keys
-from data.samples import read_split
+from data.sets.read import read_split
 
 KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "backbone", "data", "loader", "launch"}
 
@@ -47,7 +47,7 @@ def checked(config: Config) -> tuple[Config, Checkpoint, int]:
     """The completed configuration, the checkpoint (empty for published weights) and the number of ranks.
 
     Raises:
-        InputError, DataError: a setting, the checkpoint or the images are wrong.
+        InputError: a setting, the checkpoint or the images are wrong.
     """
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):

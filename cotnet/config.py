@@ -27,7 +27,6 @@ from cotnet.engine.outside import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.nodes import nearest, shown
 from cotnet.sweeps import sweeper
-from data.samples import DataError
 
 # What a person gives for a setting that has no default.
 EXAMPLES = {
@@ -120,7 +119,7 @@ def explain(error: BaseException | None) -> str | None:
     """One line for what a person can mend, None for anything else."""
     cause = error.__cause__ if isinstance(error, HydraException) else error
     match error:
-        case InputError() | DataError() | RunError():
+        case InputError() | RunError():
             return str(error)
         case OverrideParseException():
             quoted = "\"key='value'\""

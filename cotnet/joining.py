@@ -14,10 +14,9 @@ from cotnet.continuing import memory_advice
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING, LOST, PEER_GONE
 from cotnet.engine.signals import StopRequest, stop_request
-from cotnet.errors import InputError, RunError
+from cotnet.errors import RunError
 from cotnet.nodes import typed
 from cotnet.sections import LaunchSettings
-from data.samples import DataError
 
 NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
 
@@ -36,13 +35,11 @@ def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, St
 
 @contextmanager
 def plain_errors(config: Config) -> Iterator[None]:
-    """Turn what a person can mend into the one line that the launcher carries between processes: DataError, too little
-    memory, a disk that is full or refuses, and a rank that never came."""
+    """Turn too little memory, a disk that is full or refuses, and a rank that never came into a RunError, the one line
+    that the launcher carries between processes."""
     rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
     try:
         yield
-    except DataError as error:
-        raise InputError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cotnet.config import Config, flatten, to_yaml
+from cotnet.config_moves import stored_config
 from cotnet.continuing import compare
 from cotnet.engine import records
 from cotnet.engine import state as checkpoints
@@ -57,7 +58,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
-    changes = compare(flatten(json.loads(checkpoint["config"])), flatten(config), str(folder))
+    changes = compare(flatten(stored_config(checkpoint)), flatten(config), str(folder))
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)

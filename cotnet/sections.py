@@ -8,7 +8,7 @@ from cotnet.config import Config
 from cotnet.engine.settings import CheckpointSettings, TrainSettings
 from cotnet.errors import InputError
 from cotnet.nodes import nearest, require_group, shown, typed
-from data.order import CROP_RATIOS, INTERPOLATIONS
+from data.loading.plan import CROP_RATIOS, INTERPOLATIONS
 
 
 @dataclass(frozen=True, kw_only=True)

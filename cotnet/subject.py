@@ -1,19 +1,19 @@
 """The model under evaluation: from a checkpoint of ours, with its own configuration, or from published weights."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from cotnet import assembly
 from cotnet.config import Config, compose
+from cotnet.config_moves import stored_config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.models.table import native_evaluation
 from cotnet.models.weights import load_weights
 from cotnet.nodes import convert
-from data.samples import ImageSet
+from data.sets.image_set import ImageSet
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
 
@@ -37,7 +37,7 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
 def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The evaluation's configuration, with the checkpoint's own values where it says null; for published weights, with
     those of conf/train.yaml, at the pixels and crop ratio of the backbone's published figures."""
-    trained = json.loads(checkpoint["config"]) if checkpoint else _for_published(config)
+    trained = stored_config(checkpoint) if checkpoint else _for_published(config)
     before = {"eval_flip": False}  # what checkpoints from before this setting did
     data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:

@@ -32,7 +32,7 @@ from cotnet.joining import joined
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.nodes import build
 from cotnet.sections import Settings
-from data.samples import ImageSet
+from data.sets.image_set import ImageSet
 
 
 def run(config: Config) -> int:
@@ -42,7 +42,7 @@ def run(config: Config) -> int:
     ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
     with runs.claimed(folder):
-        if runs.already_finished(folder, config, train_set.whole):
+        if runs.already_finished(folder, config, train_set.full_fingerprint):
             return 0
         runs.write_config(folder / "config.yaml", config)
         runs.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
@@ -59,7 +59,7 @@ def checked(config: Config) -> tuple[int, ImageSet, ImageSet]:
     becomes what it comes to here.
 
     Raises:
-        InputError, DataError: a setting or an image set is wrong.
+        InputError: a setting or an image set is wrong.
     """
     settings = assembly.settings_of(config)
     assembly.check_parts(config)
@@ -115,7 +115,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     train_set, val_set = assembly.read_data(settings.data)
     state = new_state(config, settings, precision)
-    state.image_set = train_set.whole
+    state.image_set = train_set.full_fingerprint
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)

@@ -79,7 +79,7 @@ def _report(taken: list[Step], first: int, per_rank: list[Any], files: Sequence[
         "epoch": bad.epoch,
         "batch": bad.batch,
         "lr": bad.rate,
-        # of each rank; a repeated image has an index of its own per repetition (data.order)
+        # of each rank; a repeated image has an index of its own per repetition (data.loading.plan)
         "files": [[files[index % len(files)] for index in indices[first]] for _, indices, _ in per_rank],
         "steps": [
             {
