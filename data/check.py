@@ -23,20 +23,10 @@ from cotnet.errors import DataError
 from data.prepare.commands import claimed, exit_code, in_processes, processes
 from data.sets.folders import list_folders
 from data.sets.image_file import DECODING_ERRORS, damaged_reason
-from data.sets.image_set import some
+from data.sets.image_set import EXTENSIONS, FORMATS, some
 from data.sets.manifest import NAME, load_manifest, write_manifest
 from data.sets.read import require_same_classes
 
-# Formats that both loaders decode alike, and their file name endings.
-_FORMATS: Final = {
-    "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "PPM": {".ppm", ".pgm"},
-}
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits a channel
 SPLITS: Final = ("train", "val")
 
@@ -60,8 +50,9 @@ def examine(path: str) -> Finding:
     digest = blake2b(content, digest_size=8).hexdigest()
     try:
         with Image.open(BytesIO(content)) as image:
-            (width, height), kind, mode = image.size, str(image.format), image.mode
-            if kind not in _FORMATS:
+            (width, height), mode = image.size, image.mode
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG of several pictures
+            if kind not in FORMATS:
                 return Finding(height, width, digest, f"unsupported format {kind}", None)
             if mode not in _MODES:
                 return Finding(height, width, digest, f"unsupported: more than 8 bits a channel ({mode})", None)
@@ -69,9 +60,9 @@ def examine(path: str) -> Finding:
     except DECODING_ERRORS as error:
         return Finding(0, 0, digest, damaged_reason(error), None)
     ending = Path(path).suffix.lower()
-    if ending not in {known for endings in _FORMATS.values() for known in endings}:
+    if ending not in EXTENSIONS:
         return Finding(height, width, digest, f"unsupported ending {ending or '(none)'} of a {kind} file", None)
-    remark = None if ending in _FORMATS[kind] else f"wrongly named: a {kind} file"
+    remark = None if ending in FORMATS[kind] else f"wrongly named: a {kind} file"
     return Finding(height, width, digest, None, remark)
 
 

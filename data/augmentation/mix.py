@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
+from data.loading.crops import ATTEMPTS, CROP_UNIFORMS, candidates
+
 ERASING_AREA: Final = (0.02, 1 / 3)  # bounds of the erased share of the area
 ERASING_RATIO: Final = (0.3, 1 / 0.3)  # bounds of height / width
-_ATTEMPTS: Final = 10
-ERASING_DRAWS: Final = 2 * _ATTEMPTS + 3
+ERASING_DRAWS: Final = CROP_UNIFORMS + 1
 
 
 def mixup(images: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
@@ -51,15 +52,11 @@ def erasing_boxes(probability: float, uniform: np.ndarray, *, height: int, width
 
     uniform: (n, ERASING_DRAWS) in [0, 1). The first of ten candidates that is smaller than the image.
     """
-    share, shape, place = np.split(uniform[:, : 2 * _ATTEMPTS + 2], [_ATTEMPTS, 2 * _ATTEMPTS], axis=1)
-    area = height * width * (ERASING_AREA[0] + (ERASING_AREA[1] - ERASING_AREA[0]) * share)
-    low, high = np.log(ERASING_RATIO)
-    aspect = np.exp(low + (high - low) * shape)
-    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    heights, widths = candidates(height * width, uniform, share=ERASING_AREA, ratio=ERASING_RATIO)
     fits = (heights < height) & (widths < width)
     rows, chosen = np.arange(len(uniform)), fits.argmax(axis=1)
     size = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
-    corner = np.floor((np.array([height, width]) - size + 1) * place)
+    corner = np.floor((np.array([height, width]) - size + 1) * uniform[:, 2 * ATTEMPTS : CROP_UNIFORMS])
     erased = (uniform[:, -1] < probability) & fits.any(axis=1)
     return np.where(erased[:, None], np.concatenate([corner, size], axis=1), 0).astype(np.int64)
 

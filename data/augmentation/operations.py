@@ -31,6 +31,10 @@ def _value(parameters: torch.Tensor) -> torch.Tensor:
     return parameters[:, 0, None, None, None]  # (n, 1, 1, 1)
 
 
+def _row(parameters: torch.Tensor) -> torch.Tensor:
+    return parameters[:, :1, None].float()  # (n, 1, 1)
+
+
 def _to_pixels(images: torch.Tensor) -> torch.Tensor:
     return images.clamp_(0, 255).to(torch.uint8)  # truncated, as in PIL's C code
 
@@ -48,8 +52,8 @@ def grey(images: torch.Tensor) -> torch.Tensor:
     return luma.add_(0x8000).bitwise_right_shift_(16)
 
 
-def _levels(images: torch.Tensor) -> torch.Tensor:
-    return torch.arange(256, device=images.device)
+def _levels(device: torch.device) -> torch.Tensor:
+    return torch.arange(256, device=device)
 
 
 def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -58,22 +62,10 @@ def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return pixels.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def identity(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return images
-
-
-def brightness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return _look_up(images, _levels(images).float() * parameters[:, :1, None].float())
-
-
-def color(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return _blend(grey(images), images, parameters)
-
-
 def contrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
     start = mean.add(0.5).floor().float()[..., None]
-    return _look_up(images, start + parameters[:, :1, None].float() * (_levels(images) - start))
+    return _look_up(images, start + _row(parameters) * (_levels(images.device) - start))
 
 
 def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -116,30 +108,21 @@ def _sectors(device: torch.device) -> torch.Tensor:
     return torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]], device=device)
 
 
-def posterize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    mask = 256 - 2 ** (8 - _value(parameters).clamp(0, 8))
-    return images & mask.to(torch.uint8)
-
-
 def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    levels = _levels(images)
+    levels = _levels(images.device)
     return _look_up(images, torch.where(levels < parameters[:, :1, None], levels, 255 - levels))
 
 
 def solarize_add(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    levels = _levels(images)
+    levels = _levels(images.device)
     return _look_up(images, torch.where(levels < 128, levels + parameters[:, :1, None], levels))
-
-
-def invert(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return 255 - images
 
 
 def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """Stretch each channel to 0 to 255; a channel of one level stays."""
     low, high = (bound[..., None].double() for bound in images.flatten(2).aminmax(dim=2))
     scale = torch.full_like(low, 255) / (high - low)  # 255 / tensor rounds otherwise: it multiplies by the reciprocal
-    levels = _levels(images).double()
+    levels = _levels(images.device).double()
     return _look_up(images, torch.where(high > low, levels * scale - low * scale, levels))
 
 
@@ -152,7 +135,7 @@ def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> 
     step = (flat.shape[2] - brightest).div(255, rounding_mode="floor")
     below = histogram.cumsum(2) - histogram
     table = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor")
-    return _look_up(images, torch.where(step > 0, table, _levels(images)))
+    return _look_up(images, torch.where(step > 0, table, _levels(images.device)))
 
 
 def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -170,24 +153,6 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     return erase(images, square, values=_fill(canvas.fill, images.device))
 
 
-def shear_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    _, y = _pixel_centers(images)
-    return _resample(images, _shift(parameters) * y, None, canvas)
-
-
-def shear_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    x, _ = _pixel_centers(images)
-    return _resample(images, None, _shift(parameters) * x, canvas)
-
-
-def translate_x(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return _resample(images, _shift(parameters), None, canvas)
-
-
-def translate_y(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-    return _resample(images, None, _shift(parameters), canvas)
-
-
 def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """Counter-clockwise, in degrees, about the centre."""
     x, y = _pixel_centers(images)
@@ -200,10 +165,6 @@ def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
 @lru_cache(maxsize=16)
 def _fill(colour: tuple[int, int, int], device: torch.device) -> torch.Tensor:
     return torch.tensor(colour, dtype=torch.uint8, device=device)[:, None, None]  # cached: a copy makes the host wait
-
-
-def _shift(parameters: torch.Tensor) -> torch.Tensor:
-    return parameters[:, :1, None].float()  # (n, 1, 1)
 
 
 def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,7 +224,23 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     return _to_pixels(total.add_(1e-3)).sub_(fill).mul_(inside[:, None].to(torch.uint8)).add_(fill)
 
 
-_COLOUR: Final = (identity, brightness, color, contrast, sharpness, hue, posterize, solarize, solarize_add, invert)
-_GEOMETRY: Final = (shear_x, shear_y, translate_x, translate_y, rotate)
-_OPERATIONS: Final = (*_COLOUR, autocontrast, equalize, cutout, *_GEOMETRY)
-OPERATIONS: Final[dict[str, Operation]] = {operation.__name__: operation for operation in _OPERATIONS}
+OPERATIONS: Final[dict[str, Operation]] = {
+    "identity": lambda images, _parameters, _canvas: images,
+    "invert": lambda images, _parameters, _canvas: 255 - images,
+    "posterize": lambda images, bits, _: images & (256 - 2 ** (8 - _value(bits).clamp(0, 8))).to(torch.uint8),
+    "brightness": lambda images, factor, _: _look_up(images, _levels(images.device).float() * _row(factor)),
+    "color": lambda images, factor, _: _blend(grey(images), images, factor),
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "hue": hue,
+    "solarize": solarize,
+    "solarize_add": solarize_add,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "cutout": cutout,
+    "shear_x": lambda images, shear, canvas: _resample(images, _row(shear) * _pixel_centers(images)[1], None, canvas),
+    "shear_y": lambda images, shear, canvas: _resample(images, None, _row(shear) * _pixel_centers(images)[0], canvas),
+    "translate_x": lambda images, shift, canvas: _resample(images, _row(shift), None, canvas),
+    "translate_y": lambda images, shift, canvas: _resample(images, None, _row(shift), canvas),
+    "rotate": rotate,
+}

@@ -4,8 +4,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-_ATTEMPTS: Final = 10  # candidates for a random crop, as in torchvision's RandomResizedCrop
-CROP_UNIFORMS: Final = 2 * _ATTEMPTS + 2
+ATTEMPTS: Final = 10  # candidates for a box, as in torchvision's RandomResizedCrop and RandomErasing
+CROP_UNIFORMS: Final = 2 * ATTEMPTS + 2
 
 
 class Geometry(NamedTuple):
@@ -26,27 +26,30 @@ def random_crop_boxes(
     (n, CROP_UNIFORMS) in [0, 1). The first of ten candidates that fits, or the largest central box within the ratio.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
-    low, high = np.log(ratio)
-    aspect = np.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
-    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    widths, heights = candidates(height * width, uniform, share=scale, ratio=ratio)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     rows, chosen = np.arange(len(sizes)), fits.argmax(axis=1)
     found = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
-    corner = np.floor((sizes - found + 1) * uniform[:, 2 * _ATTEMPTS :])
-    central = _largest_within(sizes, ratio)
+    corner = np.floor((sizes - found + 1) * uniform[:, 2 * ATTEMPTS :])
+    narrow, wide = width / height < min(ratio), width / height > max(ratio)
+    largest_height = np.where(narrow, np.rint(width / min(ratio)), height)  # half to even
+    largest_width = np.where(wide, np.rint(height * max(ratio)), width)
+    central = np.concatenate([largest_height, largest_width], axis=1)
     any_fits = fits.any(axis=1, keepdims=True)
     size = np.where(any_fits, found, central)
     corner = np.where(any_fits, corner, (sizes - central) // 2)
     return np.concatenate([corner, size], axis=1).astype(np.int64)
 
 
-def _largest_within(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """(n, 2) height, width of the largest box with width / height within `ratio`, rounded half to even."""
-    height, width = sizes.T
-    heights = np.where(width / height < min(ratio), np.rint(width / min(ratio)), height)
-    widths = np.where(width / height > max(ratio), np.rint(height * max(ratio)), width)
-    return np.stack([heights, widths], axis=1)
+def candidates(
+    area: np.ndarray | int, uniform: np.ndarray, *, share: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sides (n, ATTEMPTS) of boxes with a share of the area, uniform within bounds, and with first / second side within
+    `ratio`, uniform in its logarithm."""
+    areas = area * (share[0] + (share[1] - share[0]) * uniform[:, :ATTEMPTS])
+    low, high = np.log(ratio)
+    ratios = np.exp(low + (high - low) * uniform[:, ATTEMPTS : 2 * ATTEMPTS])
+    return np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
 
 
 def central_geometry(sizes: np.ndarray, image_size: int, *, crop_ratio: float) -> Geometry:

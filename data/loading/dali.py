@@ -66,23 +66,10 @@ def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, sid
     # Whole images: nvImageCodec 0.9.0, which DALI 2.4 requires, is reported to crash or fail on regions
     # (github.com/NVIDIA/nvImageCodec/issues/55).
     whole = fn.decoders.image(fn.io.file.read(path), device=device, **_DECODING)
-    images = fn.resize(
-        fn.slice(whole, start=start, shape=shape, axes=(0, 1)),
-        size=size,
-        interp_type=_INTERPOLATIONS[interpolation],
-        antialias=True,
-        subpixel_scale=False,
-    )
-    return fn.crop_mirror_normalize(
-        images,
-        crop=(side, side),
-        crop_pos_y=top,
-        crop_pos_x=left,
-        rounding="round",
-        mirror=mirror,
-        dtype=types.UINT8,
-        output_layout="CHW",
-    )
+    region, kind = fn.slice(whole, start=start, shape=shape, axes=(0, 1)), _INTERPOLATIONS[interpolation]
+    images = fn.resize(region, size=size, interp_type=kind, antialias=True, subpixel_scale=False)
+    crop = {"crop": (side, side), "crop_pos_y": top, "crop_pos_x": left, "rounding": "round", "mirror": mirror}
+    return fn.crop_mirror_normalize(images, **crop, dtype=types.UINT8, output_layout="CHW")
 
 
 @pipeline_def(exec_dynamic=True, batch_size=1, num_threads=1, prefetch_queue_depth=1)

@@ -68,7 +68,7 @@ def check_loader(interpolation: str, *, threads: int, prefetch: int, least_threa
 
 
 def check_repeats(repeats: int) -> None:
-    """Raise DataError for repeats out of range."""
+    """Raise DataError if out of range."""
     if not 1 <= repeats <= _MAX_REPEATS:
         raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MAX_REPEATS}; PVT uses 3")
 

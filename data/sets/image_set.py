@@ -9,8 +9,16 @@ from typing import Final
 
 import numpy as np
 
-# What both loaders decode alike. DALI refuses GIF, AVIF and HEIC.
-EXTENSIONS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# Formats, by PIL's name, that both loaders decode alike, with their endings. DALI refuses GIF, AVIF and HEIC.
+FORMATS: Final = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)
 
 
 @dataclass(frozen=True, kw_only=True)

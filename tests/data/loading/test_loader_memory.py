@@ -27,7 +27,7 @@ def memory():
 
 def memory_after_epochs(loader, root, epochs):
     keep_freed_memory(torch.device("cpu"))  # as every run does
-    plan = replace(TRAIN, samples=36, batch_size=18, image_size=224)  # megabytes: what keeps old batches shows
+    plan = replace(TRAIN, samples=36, batch_size=18, image_size=224)  # batches of megabytes: old ones show if kept
     image_set = read_split(root, "train")
     opened = loader(image_set, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=2)
     after = []
@@ -46,7 +46,7 @@ def test_memory_stays_flat_over_20_epochs(loader, tmp_path):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(36):
-        photograph(rng, 500, 375).save(folder / f"{number}.jpg", quality=90)
+        photograph(rng, 250, 188).save(folder / f"{number}.jpg", quality=90)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # a process that no other test has used
         after = fresh.submit(memory_after_epochs, loader, tmp_path, 20).result()
     assert min(after[15:]) - max(after[3:6]) < 20, after  # one batch kept per batch would be 52

@@ -224,20 +224,6 @@ def test_impossible_numbers(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
-    """To the whole group, as a terminal sends it: parent and workers."""
-    make_archives(tmp_path / "archives", make_imagenet(tmp_path / "set", classes=8, train=12, val=1, side=200))
-    command = {"args": [sys.executable, "-c", PROGRAM], "cwd": tmp_path, "env": environment()}
-    process = subprocess.Popen(**command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "out" / "train").glob("n*")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60) == (None, "interrupted; the same command goes on\n")
-    assert process.returncode == 75
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".partial")]
-
-
 def living(group):
     """The numbers of the processes of a group, the dead that nobody has asked for left out."""
     found = []
@@ -255,26 +241,38 @@ def begin(tmp_path):
     """The program in a group of its own, with a class complete, and more to do."""
     make_archives(tmp_path / "archives", make_imagenet(tmp_path / "set", classes=8, train=12, val=1, side=200))
     command = {"args": [sys.executable, "-c", PROGRAM], "cwd": tmp_path, "env": environment()}
-    process = subprocess.Popen(**command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(**command, **pipes, start_new_session=True)
     while not list((tmp_path / "out" / "train").glob("n*")):
         assert process.poll() is None
         time.sleep(0.001)
     return process
 
 
-def test_the_workers_of_a_killed_parent_end(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "to_group", "code", "line"),
+    [
+        (signal.SIGINT, True, 75, "interrupted; the same command goes on\n"),  # as a terminal sends Ctrl-C
+        (signal.SIGKILL, False, -signal.SIGKILL, ""),
+    ],
+)
+def test_a_cut_extraction_leaves_no_process(tmp_path, number, to_group, code, line):
     process = begin(tmp_path)
     try:
         assert len(living(process.pid)) >= 2
-        process.kill()
-        process.wait()
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        text, error = process.communicate(timeout=60)
+        assert (process.returncode, text) == (code, "")
+        assert error == line or number == signal.SIGKILL  # then multiprocessing's tracker warns
         deadline = time.monotonic() + 10
         while living(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert living(process.pid) == []
+        if number == signal.SIGINT:
+            assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".partial")]
     finally:
-        for number in living(process.pid):
-            os.kill(number, signal.SIGKILL)
+        for left in living(process.pid):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_a_second_extraction_into_a_folder_is_refused(tmp_path):
