@@ -20,7 +20,7 @@ from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.reporting.environment import machine, versions
 from cotnet.reporting.wandb_logger import login_state
-from data.samples import DataError, class_words
+from data.sets.read import class_words
 
 Lines = Iterator[tuple[str, str]]
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = 0
     try:
         _print(f"A run of: train.py {' '.join(overrides)}", choices(config))
-    except (InputError, DataError) as error:
+    except InputError as error:
         sys.stdout.write(f"  PROBLEM      {error}\n")
         code = int(bool(given))  # without a question, a set that is not there yet is no failure
     sys.exit(code)

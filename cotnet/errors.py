@@ -12,5 +12,9 @@ class InputError(ValueError):
     """
 
 
+class DataError(InputError):
+    """The given images, or a setting about them, are wrong."""
+
+
 class RunError(RuntimeError):
     """A run cannot go on though nothing it was given is wrong (full disk, loss not finite): one line, exit 1."""

@@ -19,14 +19,16 @@ from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
-from cotnet.errors import InputError
+from cotnet.errors import DataError, InputError
 from cotnet.models.weights import load_weights, trusted_backbone
 from cotnet.settings import CheckpointSettings, DataSettings, LaunchSettings, Settings, TrainSettings
-from data.augment import Augmentation, Transform, normalize
-from data.order import EvaluationPlan, TrainPlan
-from data.order import check_loader as check_loader_settings
-from data.progressive import ProgressiveLoader, ramp
-from data.samples import DataError, ImageSet, read_splits
+from data.augmentation.settings import Augmentation
+from data.augmentation.transform import Transform, normalize
+from data.loading.plan import EvaluationPlan, TrainPlan
+from data.loading.plan import check_loader as check_loader_settings
+from data.loading.progressive import ProgressiveLoader, ramp
+from data.sets.image_set import ImageSet
+from data.sets.read import read_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ def check_loader(config: Config) -> None:
     check(node, "loader", LOADER_GIVEN)
     least = 0 if node["_target_"].endswith("TorchvisionLoader") else 1  # 0: in the training process
     try:
-        check_loader_settings("bilinear", node["threads"], node["prefetch"], least_threads=least)
+        check_loader_settings("bilinear", threads=node["threads"], prefetch=node["prefetch"], least_threads=least)
     except DataError as error:
         raise InputError(about("loader", error)) from None
 

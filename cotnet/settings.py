@@ -65,7 +65,7 @@ def _short(number: float) -> str:
     return str(number).removesuffix(".0")
 
 
-INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
+CROP_RATIOS: Final = (0.1, 1.0)  # images are resized to size / crop_ratio, which costs much memory below 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,9 @@ class DataSettings(Section):
     eval_size: int = setting("height and width of the evaluation crop, in pixels", least=1)
     eval_batch_size: int = setting("images per rank and evaluation step; changes no figure", least=1)
     crop_ratio: float = setting(
-        "the shorter side is resized to `eval_size / crop_ratio` before the central crop", least=0.1, most=1
+        "the shorter side is resized to `eval_size / crop_ratio` before the central crop",
+        least=CROP_RATIOS[0],
+        most=CROP_RATIOS[1],
     )
     eval_interpolation: Literal["bilinear", "bicubic"] = setting("filter of that resize, antialiased")
     eval_flip: bool = setting("evaluate the mean of the logits of each image and its mirror image")

@@ -31,8 +31,7 @@ from cotnet import records
 from cotnet.engine import state as checkpoints
 from cotnet.errors import InputError, RunError
 from cotnet.reporting.terminal import say
-from data.lists import subset
-from data.samples import DataError
+from data.prepare.subset import subset
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
 DIGITS = PROGRAM.parent / "datasets" / "digits"
@@ -288,7 +287,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts deaf to Ctrl-C
     try:
         return verify_all(parser.parse_args())
-    except (InputError, DataError, RunError) as error:
+    except (InputError, RunError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
 

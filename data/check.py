@@ -1,17 +1,17 @@
-"""Look at every image of a set: `python -m data.check ROOT`.
+"""Check every image of a set: `python -m data.check ROOT`.
 
-Decodes everything in parallel, names what is damaged, unsupported, wrongly named or there twice, and writes
-ROOT/manifest.json, from which training takes the set without the damaged and unsupported files. Wrongly named and
-duplicate files are named and stay: both loaders read them, and which copy is too many is for a person to say. `--full`
-writes nothing and compares every file with the manifest. Exit codes: 0 done, 1 `--full` found a difference, 2
-something a person has to change, also where another process writes the set, 75 Ctrl-C.
+Decodes all files in parallel, reports damaged, unsupported, wrongly named and duplicate ones, and writes
+ROOT/manifest.json. Training reads the set from there, without damaged and unsupported files. Wrongly named and
+duplicate files stay: both loaders read them, and only a person can say which copy to delete. `--full` writes nothing
+and compares every file with the manifest. Exit codes: 0 done; 1 `--full` found a difference; 2 wrong input, or another
+process writes the set; 75 interrupted.
 """
 
 import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -19,26 +19,20 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from data.commands import claimed, exit_code, in_processes, processes
-from data.manifest import NAME, load_manifest, write_manifest
-from data.samples import DataError, damaged_reason, list_folders, require_same_classes, some
+from cotnet.errors import DataError
+from data.prepare.commands import claimed, exit_code, in_processes, processes
+from data.sets.folders import list_folders
+from data.sets.image_file import DECODING_ERRORS, damaged_reason
+from data.sets.image_set import EXTENSIONS, FORMATS, some
+from data.sets.manifest import NAME, load_manifest, write_manifest
+from data.sets.read import require_same_classes
 
-# Formats that both loaders decode alike, with the endings that name them.
-_FORMATS: Final = {
-    "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "PPM": {".ppm", ".pgm"},
-}
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits a channel
 SPLITS: Final = ("train", "val")
 
 
 class Finding(NamedTuple):
-    """What one file is: its size in pixels and digest, why it is excluded, and what else a person should know."""
+    """One file: size in pixels, digest, why it is excluded, and another remark."""
 
     height: int
     width: int
@@ -56,46 +50,47 @@ def examine(path: str) -> Finding:
     digest = blake2b(content, digest_size=8).hexdigest()
     try:
         with Image.open(BytesIO(content)) as image:
-            (width, height), kind, mode = image.size, str(image.format), image.mode
-            if kind not in _FORMATS:
+            (width, height), mode = image.size, image.mode
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG of several pictures
+            if kind not in FORMATS:
                 return Finding(height, width, digest, f"unsupported format {kind}", None)
             if mode not in _MODES:
                 return Finding(height, width, digest, f"unsupported: more than 8 bits a channel ({mode})", None)
             image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         return Finding(0, 0, digest, damaged_reason(error), None)
     ending = Path(path).suffix.lower()
-    if ending not in {known for endings in _FORMATS.values() for known in endings}:
+    if ending not in EXTENSIONS:
         return Finding(height, width, digest, f"unsupported ending {ending or '(none)'} of a {kind} file", None)
-    remark = None if ending in _FORMATS[kind] else f"wrongly named: a {kind} file"
+    remark = None if ending in FORMATS[kind] else f"wrongly named: a {kind} file"
     return Finding(height, width, digest, None, remark)
 
 
 def check(root: Path, workers: int) -> list[str]:
-    """Examine every file, write the manifest, and return the lines for people.
+    """Examine every file and write the manifest; returns the lines for people.
 
-    DataError for a set that cannot be used, and where another process checks or prepares it.
+    Raises DataError for a set that cannot be used, and if another process checks or prepares it.
     """
-    list_folders(root, SPLITS[0])  # no lock where nothing is
+    list_folders(root, SPLITS[0])  # so that a missing set gets no lock file
     with claimed(root, remedy="wait for it"):
         return _check(root, workers)
 
 
 def _check(root: Path, workers: int) -> list[str]:
     names = {split: list_folders(root, split) for split in SPLITS}
-    require_same_classes(root, tuple(names["train"]), tuple(names["val"]))
+    require_same_classes(root, train=tuple(names["train"]), val=tuple(names["val"]))
     classes = tuple(names["train"])
     files = [f"{split}/{name}/{file}" for split in SPLITS for name in names[split] for file in names[split][name]]
     found = in_processes(examine, [str(root / file) for file in files], workers=workers, title="decoding", chunk=16)
     findings = dict(zip(files, found, strict=True))
-    splits = {split: _columns(split, names[split], classes, findings) for split in SPLITS}
+    splits = {split: _columns(split, names[split], findings=findings) for split in SPLITS}
     for split in SPLITS:
         if bare := [classes[label] for label in sorted(set(range(len(classes))) - set(splits[split]["labels"]))]:
             raise DataError(
                 f"{root / split}: class folders without a usable image: {some(bare)}{_why(splits[split], bare[0])}; "
                 "add some or remove them"
             )
-    write_manifest(root, classes, splits)
+    write_manifest(root, classes, splits=splits)
     lines = [f"{root / file}: {found.excluded} (excluded)" for file, found in findings.items() if found.excluded]
     lines += [f"{root / file}: {found.remark}" for file, found in findings.items() if found.remark]
     lines += _duplicates(root, findings)
@@ -105,26 +100,25 @@ def _check(root: Path, workers: int) -> list[str]:
     return [*lines, f"{root / NAME}: {len(classes)} classes, {counts}"]
 
 
-def _columns(
-    split: str, names: dict[str, list[str]], classes: tuple[str, ...], findings: dict[str, Finding]
-) -> dict[str, Any]:
-    labels = {name: label for label, name in enumerate(classes)}
-    columns: dict[str, Any] = {key: [] for key in ("files", "labels", "heights", "widths", "digests")}
-    columns["excluded"] = {}
-    for name, inside in names.items():
-        for file in inside:
-            found = findings[f"{split}/{name}/{file}"]
-            if found.excluded:
-                columns["excluded"][f"{name}/{file}"] = found.excluded
-                continue
-            row = (f"{name}/{file}", labels[name], found.height, found.width, found.digest)
-            for key, value in zip(("files", "labels", "heights", "widths", "digests"), row, strict=True):
-                columns[key].append(value)
-    return columns
+def _columns(split: str, names: Mapping[str, Sequence[str]], *, findings: Mapping[str, Finding]) -> dict[str, Any]:
+    rows = [
+        (f"{name}/{file}", label, findings[f"{split}/{name}/{file}"])
+        for label, (name, inside) in enumerate(names.items())
+        for file in inside
+    ]
+    usable = [row for row in rows if not row[2].excluded]
+    return {
+        "files": [file for file, _, _ in usable],
+        "labels": [label for _, label, _ in usable],
+        "heights": [found.height for _, _, found in usable],
+        "widths": [found.width for _, _, found in usable],
+        "digests": [found.digest for _, _, found in usable],
+        "excluded": {file: found.excluded for file, _, found in rows if found.excluded},
+    }
 
 
 def _why(columns: dict[str, Any], name: str) -> str:
-    """What is wrong with the first file of a class that has only excluded ones."""
+    """Why the first file of a class was excluded."""
     excluded = ((file, reason) for file, reason in columns["excluded"].items() if file.startswith(f"{name}/"))
     return next((f" ({file}: {reason})" for file, reason in excluded), "")
 
@@ -141,7 +135,7 @@ def _duplicates(root: Path, findings: dict[str, Finding]) -> Iterable[str]:
 
 
 def compare(root: Path) -> list[str]:
-    """Every file against the manifest by content; the lines name what is missing, new or changed."""
+    """Compare every file's content with the manifest; a line for each missing, new or changed file."""
     content = load_manifest(root)
     if content is None:
         raise DataError(f"{root}: has no {NAME}; run python -m data.check {root} first")

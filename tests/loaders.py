@@ -2,9 +2,9 @@
 
 import torch
 
-from data.dali import DaliLoader
-from data.order import EvaluationPlan, TrainPlan
-from data.torchvision import TorchvisionLoader
+from data.loading.dali import DaliLoader
+from data.loading.plan import EvaluationPlan, TrainPlan
+from data.loading.torchvision import TorchvisionLoader
 
 LOADERS = [DaliLoader, TorchvisionLoader]
 CPU = torch.device("cpu")
@@ -19,6 +19,8 @@ TRAIN = TrainPlan(
     crop_ratio=(3 / 4, 4 / 3),
     flip=0.5,
     eval_crop_ratio=0.875,
+    repeats=1,
+    accumulation=1,
 )
 EVALUATION = EvaluationPlan(samples=32, batch_size=10, rank=0, world_size=1, image_size=48, crop_ratio=0.875)
 
@@ -40,7 +42,7 @@ def differences(batches, others):
 
 
 def assert_as_pil(difference, interpolation):
-    """The bounds that data/resize.py states; PIL rounds the filter's weights to 22 bits, torch to 15."""
+    """The bounds that data/loading/resize.py states; PIL rounds the filter's weights to 22 bits, torch to 15."""
     assert difference.max() <= (1 if interpolation == "bilinear" else 16)
     assert (difference > 1).float().mean() < 2e-4
     assert difference.float().mean() < 0.03

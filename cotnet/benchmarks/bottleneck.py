@@ -28,9 +28,9 @@ from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.errors import InputError
-from data.samples import ImageSet
+from data.sets.image_set import ImageSet
 
-LOADERS = {"dali": "data.dali.DaliLoader", "torchvision": "data.torchvision.TorchvisionLoader"}
+LOADERS = {"dali": "data.loading.dali.DaliLoader", "torchvision": "data.loading.torchvision.TorchvisionLoader"}
 ENOUGH = 1.2  # a loader alone must be this much faster than the model, for what both share
 
 

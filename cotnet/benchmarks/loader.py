@@ -25,11 +25,14 @@ from PIL import Image
 from cotnet.benchmarks import meters, report
 from cotnet.benchmarks.peers import MEAN, PEERS, STD, Peer, Work
 from cotnet.commands.program import one_line
-from data.augment import Augmentation, Transform, normalize
-from data.dali import DaliLoader
-from data.manifest import write_manifest
-from data.order import EvaluationPlan, TrainPlan
-from data.samples import DataError, ImageSet, read_split
+from cotnet.errors import DataError
+from data.augmentation.settings import Augmentation
+from data.augmentation.transform import Transform, normalize
+from data.loading.dali import DaliLoader
+from data.loading.plan import EvaluationPlan, TrainPlan
+from data.sets.image_set import ImageSet
+from data.sets.manifest import write_manifest
+from data.sets.read import read_split
 
 WORKS: Final = ("plain", "randaug", "val")
 OURS: Final = "DALI loader (ours)"
@@ -57,6 +60,8 @@ class OurLoader:
             crop_ratio=augmentation.crop_ratio,
             flip=augmentation.flip,
             eval_crop_ratio=0.875,
+            repeats=1,
+            accumulation=1,
             rank=0,
             world_size=1,
         )
@@ -203,7 +208,7 @@ def compare_start(folder: Path, entries: int) -> dict[str, Any]:
         "widths": [500] * len(files),
         "digests": ["0123456789abcdef"] * len(files),
     }
-    write_manifest(folder, names, {"train": columns})
+    write_manifest(folder, names, splits={"train": columns})
     started = time.perf_counter()
     read_split(folder, "train")
     seconds = time.perf_counter() - started

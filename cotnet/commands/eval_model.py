@@ -1,6 +1,5 @@
 """The model to evaluate: a checkpoint with its own configuration, or published weights."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,12 +7,13 @@ import torch
 from cotnet import parts
 from cotnet.config.build import convert
 from cotnet.config.compose import Config, compose
+from cotnet.config.moves import stored_config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.models.table import native_evaluation
 from cotnet.models.weights import load_weights
-from data.samples import ImageSet
+from data.sets.image_set import ImageSet
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
 
@@ -37,7 +37,7 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
 def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The configuration with nulls replaced by the checkpoint's values. For published weights: by those of
     conf/train.yaml, at the size and crop ratio of the backbone's published accuracy."""
-    trained = json.loads(checkpoint["config"]) if checkpoint else _for_published(config)
+    trained = stored_config(checkpoint) if checkpoint else _for_published(config)
     before = {"eval_flip": False}  # what checkpoints from before this setting did
     data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:

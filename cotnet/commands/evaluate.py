@@ -27,7 +27,7 @@ from cotnet.models.fusing import fuse
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import evaluation_bar, say
 from cotnet.settings import DataSettings, EvaluateSettings, LaunchSettings
-from data.samples import read_split
+from data.sets.read import read_split
 
 KEYS = {*(field.name for field in fields(EvaluateSettings)), "backbone", "data", "loader", "launch"}
 
@@ -49,7 +49,7 @@ def checked(config: Config) -> tuple[Config, Checkpoint, int]:
     """The completed configuration, the checkpoint (empty for published weights) and the number of ranks.
 
     Raises:
-        InputError, DataError: a setting, the checkpoint or the images are wrong.
+        InputError: a setting, the checkpoint or the images are wrong.
     """
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):

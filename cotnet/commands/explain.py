@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from cotnet import parts, records
+from cotnet.commands.contact_sheet import after_each_part, contact_sheet
 from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.build import build
 from cotnet.config.compose import Config, chosen
@@ -19,12 +20,13 @@ from cotnet.engine.distributed import Ranks
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.outside import first_process
-from cotnet.errors import InputError
+from cotnet.errors import DataError, InputError
 from cotnet.parts import read_settings
 from cotnet.reporting.terminal import say
 from cotnet.settings import Settings
-from data.augment import Augmentation
-from data.samples import DataError, ImageSet, class_words, read_splits
+from data.augmentation.settings import Augmentation
+from data.sets.image_set import ImageSet
+from data.sets.read import class_words, read_splits
 
 IMAGENET: Final = {1000: 1_281_167}  # classes -> training images, as ILSVRC 2012 publishes them
 ROWS: Final = 8  # images in the contact sheet
@@ -62,7 +64,7 @@ def explain(config: Config) -> int:
         try:
             for name, text in page():
                 say(f"  {name:<14} {text}")
-        except (InputError, DataError) as error:
+        except InputError as error:
             refused[str(error)] = None
     for line in refused:
         say(f"  REFUSED        {line}")
@@ -157,15 +159,13 @@ def model(config: Config, settings: Settings) -> Lines:
 def evaluation(settings: Settings) -> Lines:
     """How accuracy is measured."""
     data = settings.data
-    shorter = int(data.eval_size / data.crop_ratio)  # as data.order.central_geometry cuts it
+    shorter = int(data.eval_size / data.crop_ratio)  # as in data.loading.crops.central_geometry
     how = f"the shorter side to {shorter} px ({data.eval_interpolation}), the central {data.eval_size} px of it"
     yield "evaluation", f"{how}: crop ratio {data.crop_ratio:g}"
 
 
 def pictures(config: Config, settings: Settings, train: ImageSet | None, folder: Path) -> Lines:
     """A contact sheet of the first images of the run, as its loader gives them and after each part of its recipe."""
-    from data.browse import after_each_part, contact_sheet
-
     augmentation: Augmentation = build(config["augmentation"], "augmentation")
     if train is None:
         yield "an image", "there is no image set to show it on"
@@ -177,7 +177,7 @@ def pictures(config: Config, settings: Settings, train: ImageSet | None, folder:
         batch = next(loader.batches(0))
     finally:
         loader.close()
-    columns = {"cropped": batch.images} | after_each_part(augmentation, settings, batch, 0)
+    columns = {"cropped": batch.images} | after_each_part(augmentation, settings, batch=batch, epoch=0)
     words = class_words(settings.data.root, train.classes)
     png = folder / "images.png"
     contact_sheet(columns, [words[label] for label in batch.targets.tolist()]).save(png)

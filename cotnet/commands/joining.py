@@ -15,9 +15,8 @@ from cotnet.config.continuing import memory_advice
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING, LOST, PEER_GONE
 from cotnet.engine.signals import StopRequest, stop_request
-from cotnet.errors import InputError, RunError
+from cotnet.errors import RunError
 from cotnet.settings import LaunchSettings
-from data.samples import DataError
 
 NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
 
@@ -41,8 +40,6 @@ def plain_errors(config: Config) -> Iterator[None]:
     rank, folder = os.environ.get("RANK", "0"), config["output_dir"]
     try:
         yield
-    except DataError as error:
-        raise InputError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None

@@ -14,8 +14,8 @@ from cotnet.config.compose import Config, compose, flatten
 from cotnet.engine.schedule import warmup_of
 from cotnet.parts import read_settings
 from cotnet.settings import Settings
-from data.augment import Augmentation
-from data.policies import LARGEST, parse
+from data.augmentation.policies import LARGEST, parse
+from data.augmentation.settings import Augmentation
 
 # What an accuracy depends on beside the weights.
 EVALUATION: Final = ("data.eval_size", "data.crop_ratio", "data.eval_interpolation", "data.eval_flip")

@@ -21,7 +21,6 @@ from cotnet.config.continuing import default_folder
 from cotnet.engine.outside import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps import sweeper
-from data.samples import DataError
 
 sweeper.register()
 
@@ -94,7 +93,7 @@ def in_one_line(error: BaseException | None) -> str | None:
     """One line for an error that a person can mend; None for a bug."""
     cause = error.__cause__ if isinstance(error, HydraException) else error
     match error:
-        case InputError() | DataError() | RunError():
+        case InputError() | RunError():
             return str(error)
         case OverrideParseException():
             quoted = "\"key='value'\""

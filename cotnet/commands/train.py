@@ -34,7 +34,7 @@ from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
 from cotnet.reporting.terminal import say
 from cotnet.settings import Settings
-from data.samples import ImageSet
+from data.sets.image_set import ImageSet
 
 
 def run(config: Config) -> int:
@@ -44,7 +44,7 @@ def run(config: Config) -> int:
     config, ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
     with run_folder.claimed(folder):
-        if run_folder.already_finished(folder, config, train_set.whole):
+        if run_folder.already_finished(folder, config, train_set.full_fingerprint):
             return 0
         run_folder.write_config(folder / "config.yaml", config)
         run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
@@ -60,7 +60,7 @@ def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
     """The configuration with its precision chosen, the number of ranks, and the train and val splits.
 
     Raises:
-        InputError, DataError: a setting or an image set is wrong.
+        InputError: a setting or an image set is wrong.
     """
     settings = parts.settings_of(config)
     parts.check_parts(config)
@@ -116,7 +116,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
-    state.image_set = train_set.whole
+    state.image_set = train_set.full_fingerprint
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)

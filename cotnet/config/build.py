@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cotnet.errors import InputError
+from cotnet.errors import DataError, InputError
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 TARGETS = {
     "optimizer": r"(torch\.optim|timm\.optim)\.[A-Z]\w*",
     "schedule": r"cotnet\.engine\.schedule\.[a-z]\w*",
-    "augmentation": r"data\.augment\.[A-Z]\w*",
-    "loader": r"data\.(dali|torchvision)\.[A-Z]\w*",
+    "augmentation": r"data\.augmentation\.settings\.[A-Z]\w*",
+    "loader": r"data\.loading\.(dali|torchvision)\.[A-Z]\w*",
     "logger": r"cotnet\.reporting\.\w+\.[A-Z]\w*",
     "backbone": r"cotnet\.models\.[a-z]\w*",
 }
@@ -104,6 +104,8 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
     values = _values(target, node, key, set(given))
     try:
         return target(**values, **given)
+    except DataError as error:
+        raise InputError(about(key, error)) from None
     except InputError:
         raise
     except (ValueError, *BUILD_ERRORS) as error:

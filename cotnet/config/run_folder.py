@@ -11,6 +11,7 @@ from cotnet import records
 from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten, to_yaml
 from cotnet.config.continuing import compare
+from cotnet.config.moves import stored_config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.outside import first_process
 from cotnet.engine.training import finished
@@ -57,7 +58,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
-    changes = compare(flatten(json.loads(checkpoint["config"])), flatten(config), str(folder))
+    changes = compare(flatten(stored_config(checkpoint)), flatten(config), str(folder))
     progress = checkpoint["progress"]
     if not finished(typed(TrainSettings, config["train"], "train"), progress):
         checkpoints.require_image_set(checkpoint, image_set, last)
@@ -78,7 +79,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
 def require_same_batches(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
     """Raises InputError if version 0.1 began the run with repeated augmentation on several micro-batches: it kept the
     copies of an image together, this version spreads them. Files of version 0.1 have no checksum."""
-    config = json.loads(checkpoint["config"])
+    config = stored_config(checkpoint)
     micro_batches = len(checkpoint["ranks"]) * config["train"].get("accumulation", 1)
     if "checksum" not in checkpoint and config["augmentation"].get("repeats", 1) > 1 and micro_batches > 1:
         raise InputError(

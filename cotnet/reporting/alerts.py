@@ -83,5 +83,5 @@ class Alerts:
             )
         return (
             f"{guess}, and the training accuracy is {self._accuracy:.2f} %; look at train/lr and train/grad_norm in "
-            "curves.png (too high, or almost 0), and at the images and labels with python -m data.browse"
+            "curves.png (too high, or almost 0), and at the images and labels with python -m cotnet.browse"
         )

@@ -5,7 +5,7 @@ import pytest
 from programs import make_digits, run_process
 
 from cotnet.benchmarks.bottleneck import Rates, reading_rate, thread_counts, verdict
-from data.samples import read_split
+from data.sets.read import read_split
 
 BALANCED = Rates(
     reading=5000,

@@ -11,7 +11,7 @@ from programs import run_process
 
 from cotnet.benchmarks.loader import OURS, Figures, OurLoader, _record, cpu_seconds, timed_epoch
 from cotnet.benchmarks.peers import PEERS, Work
-from data.samples import read_split
+from data.sets.read import read_split
 
 
 @pytest.mark.slow

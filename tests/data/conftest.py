@@ -6,8 +6,8 @@ import pytest
 from loaders import CPU
 from photographs import make_imagenet
 
-from data.dali import DaliLoader
-from data.samples import read_split
+from data.loading.dali import DaliLoader
+from data.sets.read import read_split
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,12 @@ import torch
 from photographs import make_imagenet, photographs
 from PIL import Image
 
+from cotnet.errors import DataError
 from cotnet.files import locked
 from data.check import main
-from data.dali import DaliLoader
-from data.order import EvaluationPlan
-from data.samples import DataError, image_size, read_split, read_splits
+from data.loading.dali import DaliLoader
+from data.loading.plan import EvaluationPlan
+from data.sets.read import read_split
 
 
 @pytest.fixture
@@ -22,19 +23,6 @@ def check(capsys, *arguments):
     code = main([*map(str, arguments), "--workers", "2"])
     captured = capsys.readouterr()
     return code, captured.out.splitlines(), captured.err
-
-
-def test_a_clean_set_reads_alike_with_and_without_its_manifest(root, capsys):
-    before = read_splits(root)
-    code, lines, _ = check(capsys, root)
-    assert code == 0
-    assert lines == [f"{root}/manifest.json: 2 classes, 8 train images (0 excluded), 4 val images (0 excluded)"]
-    for plain, known in zip(before, read_splits(root), strict=True):
-        assert (known.files, known.classes, known.fingerprint) == (plain.files, plain.classes, plain.fingerprint)
-        assert (known.labels == plain.labels).all()
-        assert known.labels.dtype == np.int64
-        assert [tuple(size) for size in known.sizes] == [image_size(plain.path(i)) for i in range(len(plain.files))]
-        assert known.excluded == 0
 
 
 def test_bad_files_are_named_and_left_out(root, capsys):
@@ -75,19 +63,6 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     loader = DaliLoader(train, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
     assert sum(len(batch.indices) for batch in loader.batches(0)) == 8
     loader.close()
-
-
-def test_a_changed_set_is_refused(root, capsys):
-    check(capsys, root)
-    added = root / "train" / "n01440764" / "new.JPEG"
-    photographs()[0].resize((40, 40)).save(added)
-    with pytest.raises(DataError, match=r"files changed since manifest\.json was written \(n01440764/new\.JPEG\)"):
-        read_splits(root)
-    added.unlink()
-    read_splits(root)  # another modification time alone is no change
-    (root / "train" / "n09999999").mkdir()
-    with pytest.raises(DataError, match=r"class folders changed since manifest\.json was written \(n09999999\)"):
-        read_splits(root)
 
 
 def test_a_set_that_another_process_writes_is_not_checked(root, capsys):

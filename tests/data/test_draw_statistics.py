@@ -7,16 +7,16 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from augmenting import NONE, transform
 from loaders import TRAIN
 from scipy import stats
-from test_augment import NONE, transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from data.augment import JITTER, jitter_draws, mix_draws
-from data.draws import Stream, uniforms
-from data.mix import ERASING_DRAWS, erasing_boxes
-from data.order import random_crop_boxes
+from data.augmentation.mix import ERASING_DRAWS, erasing_boxes
+from data.augmentation.transform import JITTER, jitter_draws, mix_draws
+from data.loading.crops import random_crop_boxes
+from data.loading.random import Stream, uniforms
 
 N = 20_000
 SAMPLES = np.arange(N)
@@ -58,7 +58,8 @@ def test_crops_where_every_candidate_fits():
     ],
 )
 def test_crops_are_distributed_as_torchvisions(size, scale, ratio):
-    ours = random_crop_boxes(np.tile(size, (N, 1)), scale, ratio, uniforms(0, 0, Stream.CROP, SAMPLES, 22))
+    uniform = uniforms(0, 0, Stream.CROP, SAMPLES, 22)
+    ours = random_crop_boxes(np.tile(size, (N, 1)), scale, ratio=ratio, uniform=uniform)
     torch.manual_seed(0)
     image, theirs = torch.zeros(1, *size), v2.RandomResizedCrop(8, scale=scale, ratio=ratio)
     drawn = [theirs.make_params([image]) for _ in range(4000)]  # slow ones
@@ -117,7 +118,7 @@ class Recorder:
 @pytest.mark.parametrize(("height", "width"), [(224, 200), (40, 160)])
 def test_erased_boxes_are_distributed_as_timms(height, width):
     uniform = uniforms(0, 0, Stream.ERASING, SAMPLES, ERASING_DRAWS)
-    ours, rare = (erasing_boxes(height, width, probability, uniform) for probability in (1.0, 0.25))
+    ours, rare = (erasing_boxes(probability, uniform, height=height, width=width) for probability in (1.0, 0.25))
     erased = rare[:, 2] > 0
     assert as_often(erased[ours[:, 2] > 0], 0.25)
     assert (rare == np.where(erased[:, None], ours, 0)).all(), "the probability moves no box"
@@ -140,18 +141,18 @@ def test_erased_boxes_are_distributed_as_timms(height, width):
 def test_mixing(mixup, cutmix, switch):
     """Lambda of Beta(alpha, alpha), cutmix as often as the switch says, its boxes of the area 1 - lambda."""
     given = replace(NONE, mixup=mixup, cutmix=cutmix, switch=switch, mix_by="element")
-    by_cutmix, kept, boxes, left = mix_draws(given, SAMPLES, seed=0, epoch=0, height=4096, width=3072)
+    by_cutmix, lam, boxes, left = mix_draws(given, SAMPLES, seed=0, epoch=0, height=4096, width=3072)
     assert as_often(by_cutmix, switch if cutmix else 0.0)
     for alpha, chosen in ((mixup, ~by_cutmix), (cutmix, by_cutmix)):
-        assert not alpha or alike(kept[chosen], stats.beta(alpha, alpha).cdf)
+        assert not alpha or alike(lam[chosen], stats.beta(alpha, alpha).cdf)
     assert not boxes[~by_cutmix].any()
-    boxes, left, kept = boxes[by_cutmix], left[by_cutmix], kept[by_cutmix]
+    boxes, left, lam = boxes[by_cutmix], left[by_cutmix], lam[by_cutmix]
     area = boxes[:, 2:].prod(axis=1) / (4096 * 3072)
     np.testing.assert_allclose(left, 1 - area, atol=1e-12)
     inside = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] < (4096, 3072)).all(axis=1)
-    np.testing.assert_allclose(area[inside], 1 - kept[inside], atol=1e-3)
-    assert (area <= 1 - kept + 1e-9).all(), "cut at the border, never larger"
-    assert len(kept) == 0 or inside.any()
+    np.testing.assert_allclose(area[inside], 1 - lam[inside], atol=1e-3)
+    assert (area <= 1 - lam + 1e-9).all(), "cut at the border, never larger"
+    assert len(lam) == 0 or inside.any()
 
 
 def test_cutmix_boxes_are_distributed_as_torchvisions():

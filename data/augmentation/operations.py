@@ -1,0 +1,246 @@
+"""The operations of RandAugment and TrivialAugment on a uint8 batch, each as PIL computes it.
+
+images: (n, 3, H, W) uint8; they are not changed. parameters: (n, 3) float64 on the same device: the operation's value,
+then row and column as shares of the image, which only `cutout` uses. Returns the new pixels.
+
+Colour operations equal PIL's ImageOps and ImageEnhance. Geometric ones equal Image.transform, whose bicubic filter is
+Keys' (1981) with a = -1 (PIL's resize: -0.5, torch's: -0.75).
+"""
+# ruff: noqa: ARG001 (one signature for all operations)
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import torch
+
+from data.augmentation.mix import erase
+
+
+class Canvas(NamedTuple):
+    """How geometric operations sample, and the colour beyond the border."""
+
+    interpolation: str  # nearest, bilinear or bicubic
+    fill: tuple[int, int, int]
+
+
+Operation = Callable[[torch.Tensor, torch.Tensor, Canvas], torch.Tensor]
+
+
+def _value(parameters: torch.Tensor) -> torch.Tensor:
+    return parameters[:, 0, None, None, None]  # (n, 1, 1, 1)
+
+
+def _row(parameters: torch.Tensor) -> torch.Tensor:
+    return parameters[:, :1, None].float()  # (n, 1, 1)
+
+
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
+    return images.clamp_(0, 255).to(torch.uint8)  # truncated, as in PIL's C code
+
+
+def _blend(degenerate: torch.Tensor, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """ImageEnhance: degenerate + factor x (image - degenerate) in float32."""
+    start = degenerate.float()
+    return _to_pixels(start + _value(parameters).float() * (images - start))
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luma (n, 1, H, W) int32 of ITU-R 601-2, in PIL's 16-bit fixed point."""
+    red, green, blue = images.to(torch.int32).split(1, dim=1)
+    luma = (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return luma.add_(0x8000).bitwise_right_shift_(16)
+
+
+def _levels(device: torch.device) -> torch.Tensor:
+    return torch.arange(256, device=device)
+
+
+def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each pixel through its channel's table (n, 3 or 1, 256), the fastest way to map levels to levels."""
+    pixels = table.clamp(0, 255).to(torch.uint8).expand(-1, images.shape[1], -1)
+    return pixels.gather(2, images.flatten(2).long()).view_as(images)
+
+
+def contrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
+    start = mean.add(0.5).floor().float()[..., None]
+    return _look_up(images, start + _row(parameters) * (_levels(images.device) - start))
+
+
+def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """The degenerate image is PIL's SMOOTH: weights 1, 5 in the middle, over 13; the border stays."""
+    wide = images.to(torch.int16)
+    rows = wide[..., :-2, :] + wide[..., 1:-1, :]
+    rows += wide[..., 2:, :]
+    total = rows[..., :-2] + rows[..., 1:-1]
+    total += rows[..., 2:]
+    total.add_(wide[..., 1:-1, 1:-1], alpha=4)
+    smooth = images.clone()
+    smooth[..., 1:-1, 1:-1] = total.float().div_(13).add_(0.5).to(torch.uint8)
+    return _blend(smooth, images, parameters)
+
+
+def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Shift by a share of the circle, with the roundings of PIL's 8-bit HSV."""
+    pixels = images.float()
+    largest, smallest = pixels.amax(1), pixels.amin(1)
+    span = (largest - smallest).clamp(min=1)  # 0 only for grey, whose saturation is 0
+    red, green, blue = ((largest[:, None] - pixels) / span[:, None]).double().unbind(1)
+    red_leads, green_leads = pixels[:, 0] == largest, pixels[:, 1] == largest
+    sixths = torch.where(red_leads, blue - green, torch.where(green_leads, 2 + red - blue, 4 + green - red))
+    turned = (((sixths.float().double() / 6 + 1) % 1).float() * 255).floor()
+    turned = (turned + torch.trunc(_value(parameters)[:, 0] * 255)) % 256
+    saturation = ((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float() / 255
+    sixth = turned * 6 / 255
+    share = (sixth - sixth.floor()).float()
+    down, falling, rising = (
+        (largest * (1 - saturation * part) + 0.5).floor() for part in (torch.ones_like(share), share, 1 - share)
+    )
+    levels = torch.stack([largest, falling, down, rising]).to(torch.uint8)
+    sector = sixth.floor().long() % 6
+    return levels.gather(0, _sectors(images.device)[sector].movedim(-1, 0)).movedim(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _sectors(device: torch.device) -> torch.Tensor:
+    """(6, 3): for each sixth of the circle, red, green and blue as indices of (largest, falling, down, rising)."""
+    return torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]], device=device)
+
+
+def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    levels = _levels(images.device)
+    return _look_up(images, torch.where(levels < parameters[:, :1, None], levels, 255 - levels))
+
+
+def solarize_add(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    levels = _levels(images.device)
+    return _look_up(images, torch.where(levels < 128, levels + parameters[:, :1, None], levels))
+
+
+def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Stretch each channel to 0 to 255; a channel of one level stays."""
+    low, high = (bound[..., None].double() for bound in images.flatten(2).aminmax(dim=2))
+    scale = torch.full_like(low, 255) / (high - low)  # 255 / tensor rounds otherwise: it multiplies by the reciprocal
+    levels = _levels(images.device).double()
+    return _look_up(images, torch.where(high > low, levels * scale - low * scale, levels))
+
+
+def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Flatten each channel's histogram. As in PIL, the step excludes the brightest level."""
+    flat = images.flatten(2).long()
+    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(2, flat, histogram.new_ones(1).expand_as(flat))
+    brightest = histogram.gather(2, flat.amax(2, keepdim=True))
+    step = (flat.shape[2] - brightest).div(255, rounding_mode="floor")
+    below = histogram.cumsum(2) - histogram
+    table = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor")
+    return _look_up(images, torch.where(step > 0, table, _levels(images.device)))
+
+
+def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """A square of side 2 `value` + 1 in the fill colour, as CoTNet's release draws it.
+
+    The centre lies between the far side (share 0) and 1 (share 1), as `np.random.uniform(side)` draws it. Near the top
+    and left edges the square moves inwards, at the other edges it is cut. + 1: PIL fills both ends of a rectangle.
+    """
+    half, row, column = parameters.unbind(1)
+    top, left = (
+        (side + (1 - side) * share - half).clamp(min=0).floor()
+        for side, share in ((images.shape[2], row), (images.shape[3], column))
+    )
+    square = torch.stack([top, left, 2 * half + 1, 2 * half + 1], dim=1).long()
+    return erase(images, square, values=_fill(canvas.fill, images.device))
+
+
+def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    """Counter-clockwise, in degrees, about the centre."""
+    x, y = _pixel_centers(images)
+    x, y = x - images.shape[3] / 2, y - images.shape[2] / 2
+    angle = -torch.deg2rad(parameters[:, :1, None])
+    less, sin = (angle.cos() - 1).float(), angle.sin().float()
+    return _resample(images, less * x + sin * y, less * y - sin * x, canvas)
+
+
+@lru_cache(maxsize=16)
+def _fill(colour: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8, device=device)[:, None, None]  # cached: a copy makes the host wait
+
+
+def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    height, width = images.shape[-2:]
+    y = torch.arange(height, dtype=torch.float32, device=images.device)[:, None] + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=images.device) + 0.5
+    return x, y
+
+
+def _filter_pixels(
+    offset: torch.Tensor | None, own: torch.Tensor, *, size: int, interpolation: str
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(index, weight) of each pixel along one axis that contributes to the position `own` + `offset`.
+
+    Indices are float32: exact up to 4096 x 4096 pixels, in half the time of int64.
+    """
+    if offset is None:
+        return [(own, torch.ones(1, 1, 1, device=own.device))]
+    if interpolation == "nearest":
+        whole, weights = (offset + 0.5).floor(), {0: torch.ones_like(offset)}
+    else:
+        whole = offset.floor()
+        d = offset - whole
+        outer, inner = d * (d - 1), 1 + d * (1 - d)
+        weights = (
+            {0: 1 - d, 1: d}
+            if interpolation == "bilinear"
+            else {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
+        )
+    first = own + whole
+    return [((first + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
+
+
+def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, canvas: Canvas) -> torch.Tensor:
+    """Read each pixel x columns and y rows further on: float32, broadcast to (n, H, W); None for no offset."""
+    count, channels, height, width = images.shape
+    own_x, own_y = (torch.arange(size, dtype=torch.float32, device=images.device) for size in (width, height))
+    own_y = own_y[:, None]
+    kind = canvas.interpolation
+    columns = _filter_pixels(x, own_x, size=width, interpolation=kind)
+    rows = [(row * width, weight) for row, weight in _filter_pixels(y, own_y, size=height, interpolation=kind)]
+    flat = images.flatten(2).float()
+    total = torch.zeros_like(images, dtype=torch.float32)
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            index = (row + column).long().expand(count, height, width).reshape(count, 1, -1)
+            pixels = flat.gather(2, index.expand(-1, channels, -1)).view_as(images)
+            total.addcmul_(pixels, (row_weight * column_weight)[:, None])
+    inside = torch.ones(1, 1, 1, dtype=torch.bool, device=images.device)
+    for offset, own, size in ((x, own_x, width), (y, own_y, height)):
+        if offset is not None:
+            source = own + 0.5 + offset
+            inside = inside & (source >= 0) & (source < size)
+    # PIL truncates doubles: a float32 sum just below a whole level must not lose it.
+    fill = _fill(canvas.fill, images.device)
+    # torch.where in arithmetic modulo 256: six times as fast for a mask shared by the channels.
+    return _to_pixels(total.add_(1e-3)).sub_(fill).mul_(inside[:, None].to(torch.uint8)).add_(fill)
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "identity": lambda images, _parameters, _canvas: images,
+    "invert": lambda images, _parameters, _canvas: 255 - images,
+    "posterize": lambda images, bits, _: images & (256 - 2 ** (8 - _value(bits).clamp(0, 8))).to(torch.uint8),
+    "brightness": lambda images, factor, _: _look_up(images, _levels(images.device).float() * _row(factor)),
+    "color": lambda images, factor, _: _blend(grey(images), images, factor),
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "hue": hue,
+    "solarize": solarize,
+    "solarize_add": solarize_add,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "cutout": cutout,
+    "shear_x": lambda images, shear, canvas: _resample(images, _row(shear) * _pixel_centers(images)[1], None, canvas),
+    "shear_y": lambda images, shear, canvas: _resample(images, None, _row(shear) * _pixel_centers(images)[0], canvas),
+    "translate_x": lambda images, shift, canvas: _resample(images, _row(shift), None, canvas),
+    "translate_y": lambda images, shift, canvas: _resample(images, None, _row(shift), canvas),
+    "rotate": rotate,
+}

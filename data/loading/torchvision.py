@@ -1,0 +1,119 @@
+"""The torchvision loader: PIL decodes, torchvision crops, resizes and flips, on the CPU.
+
+The plain twin of the DALI loader: the same samples, crops and flips, pixels up to rounding.
+"""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from cotnet.errors import DataError
+from data.loading.crops import Geometry
+from data.loading.plan import Batch, BatchPlan, check_loader
+from data.sets.image_file import DECODING_ERRORS, damaged
+from data.sets.image_set import ImageSet
+
+_INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+
+
+class TorchvisionLoader:
+    """A BatchLoader whose worker processes make whole batches."""
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        plan: BatchPlan,
+        *,
+        device: torch.device,
+        interpolation: str,
+        threads: int,
+        prefetch: int,
+    ) -> None:
+        check_loader(interpolation, threads=threads, prefetch=prefetch, least_threads=0)
+        self._plan, self._device = plan, device
+        self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
+            self._loader: DataLoader[Batch | DataError] = DataLoader(
+                _BatchDataset(image_set, plan, interpolation=_INTERPOLATIONS[interpolation]),
+                batch_size=None,
+                sampler=self._numbers,
+                num_workers=threads,
+                prefetch_factor=prefetch if threads else None,
+                persistent_workers=threads > 0,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_start_worker,
+                multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
+            )
+            if threads:
+                gc.collect()  # before the fork; see _start_worker
+            self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch starts the workers
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """As BatchLoader."""
+        self._numbers[:] = ((epoch, batch) for batch in range(first, self._plan.batches(epoch)))
+        self._iterator = iter(self._loader)
+        for _ in range(len(self._numbers)):
+            batch = next(self._iterator)  # no local name holds the iterator, so close() can end the workers
+            if isinstance(batch, DataError):
+                raise batch
+            images, targets = (part.to(self._device, non_blocking=True) for part in (batch.images, batch.targets))
+            yield Batch(images, targets, batch.indices)
+
+    def close(self) -> None:
+        """As BatchLoader."""
+        del self._iterator, self._loader
+
+
+def _start_worker(number: int) -> None:  # noqa: ARG001 (the DataLoader's signature)
+    # Garbage of the parent may be a DALI pipeline, whose destructor waits for threads that a fork does not have.
+    gc.freeze()
+
+
+class _BatchDataset(Dataset[Batch | DataError]):
+    """Whole batches by (epoch, batch). Errors are returned: a worker would wrap a raised one in its own traceback."""
+
+    def __init__(self, image_set: ImageSet, plan: BatchPlan, *, interpolation: InterpolationMode) -> None:
+        # One array, not a million strings: reference counts would make forked workers copy every page.
+        self._files = np.array([os.fsencode(file) for file in image_set.files])
+        self._root, self._labels = image_set.root, image_set.labels
+        self._plan, self._interpolation = plan, interpolation
+
+    def __getitem__(self, number: tuple[int, int]) -> Batch | DataError:
+        epoch, batch = number
+        indices = self._plan.indices(epoch, batch)
+        side = self._plan.image_size
+        # NumPy's memory: the heap grows with torch's, whose freed blocks are too small for the next batch.
+        pixels = torch.from_numpy(np.empty((len(indices), 3, side, side), dtype=np.uint8))
+        if get_worker_info():
+            pixels.share_memory_()  # before it is filled, so that sending does not copy it
+        for row, index in enumerate(indices):
+            path = self._root / os.fsdecode(self._files[index % len(self._files)])
+            try:
+                with Image.open(path) as image:
+                    size = np.array([[image.height, image.width]])
+                    geometry = self._plan.geometry(epoch, indices[row : row + 1], size)
+                    pixels[row] = _crop(image.convert("RGB"), geometry, side=side, interpolation=self._interpolation)
+            except DECODING_ERRORS as error:
+                return damaged(path, error)
+        targets = np.where(indices < 0, 0, self._labels[indices % len(self._files)])
+        return Batch(pixels, torch.from_numpy(targets), torch.from_numpy(indices))
+
+
+def _crop(image: Image.Image, geometry: Geometry, *, side: int, interpolation: InterpolationMode) -> torch.Tensor:
+    """(3, side, side) uint8 pixels of an RGB image under a geometry of one row."""
+    box, size, offset = (part[0].tolist() for part in geometry[:3])
+    image = functional.resized_crop(image, *box, size=size, interpolation=interpolation, antialias=True)
+    image = functional.crop(image, *offset, side, side)
+    if geometry.flip[0]:
+        image = functional.horizontal_flip(image)
+    return functional.pil_to_tensor(image)

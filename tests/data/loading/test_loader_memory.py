@@ -1,0 +1,52 @@
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loaders import TRAIN
+from photographs import photograph
+
+from cotnet.engine.allocator import keep_freed_memory
+from data.loading.dali import DaliLoader
+from data.loading.torchvision import TorchvisionLoader
+from data.sets.read import read_split
+
+
+def memory():
+    """MiB of this process and its children without files, whose pages come and go."""
+    tasks = Path("/proc/self/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    lines = [
+        line for process in ("self", *children) for line in Path(f"/proc/{process}/status").read_text().splitlines()
+    ]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem", "VmSwap"))) / 1024
+
+
+def memory_after_epochs(loader, root, epochs):
+    keep_freed_memory(torch.device("cpu"))  # as every run does
+    plan = replace(TRAIN, samples=36, batch_size=18, image_size=224)  # batches of megabytes: old ones show if kept
+    image_set = read_split(root, "train")
+    opened = loader(image_set, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=2)
+    after = []
+    for epoch in range(epochs):
+        for _ in opened.batches(epoch):
+            pass
+        after.append(memory())
+    opened.close()
+    return after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", [DaliLoader, TorchvisionLoader])
+def test_memory_stays_flat_over_20_epochs(loader, tmp_path):
+    folder = tmp_path / "train" / "photographs"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        photograph(rng, 250, 188).save(folder / f"{number}.jpg", quality=90)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # a process that no other test has used
+        after = fresh.submit(memory_after_epochs, loader, tmp_path, 20).result()
+    assert min(after[15:]) - max(after[3:6]) < 20, after  # one batch kept per batch would be 52
