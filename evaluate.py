@@ -24,6 +24,7 @@ from cotnet.joining import joined
 from cotnet.models.fusing import fuse
 from cotnet.nodes import require_group, shown, typed
 from cotnet.sections import DataSettings, LaunchSettings, check_keys
+from cotnet.sweeps.command import register_sweeper
 from data.samples import read_split
 
 KEYS = {"checkpoint", "weights", "output_dir", "precision", *subject.FORM, "backbone", "data", "loader", "launch"}
@@ -133,6 +134,8 @@ def report(config: Config, figures: dict[str, Any]) -> None:
     count = f"{figures['images']} images at {figures['images_per_second']:.0f} images/s"
     say(f"{config['checkpoint']} ({figures['weights']}): {accuracy} on {count} -> {path}")
 
+
+register_sweeper()
 
 if __name__ == "__main__":
     main()

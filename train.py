@@ -1,6 +1,7 @@
 """Train a backbone: `python train.py [group=member] [key=value] ...` (conf/train.yaml lists them all)."""
 
 from cotnet.config import Config, entry
+from cotnet.sweeps.command import register_sweeper
 
 
 @entry("train", outputs="outputs")
@@ -10,6 +11,8 @@ def main(config: Config) -> int:
 
     return trainer.run(config)
 
+
+register_sweeper()
 
 if __name__ == "__main__":
     main()

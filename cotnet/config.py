@@ -26,7 +26,6 @@ from cotnet.continuing import names_run
 from cotnet.engine.outside import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.nodes import nearest, shown
-from cotnet.sweeps import sweeper
 from data.samples import DataError
 
 # What a person gives for a setting that has no default.
@@ -50,7 +49,6 @@ def _per_256(rate: Any, batch_size: Any) -> Any:
 
 OmegaConf.register_new_resolver("per_256", _per_256, replace=True)
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
-sweeper.register()
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-"""The run folder: who may write in it, what it already holds, what several of them came to."""
+"""The run folder: who may write in it, what it already holds."""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cotnet.config import Config, flatten, to_yaml
 from cotnet.continuing import compare
@@ -13,12 +12,11 @@ from cotnet.engine import records
 from cotnet.engine import state as checkpoints
 from cotnet.engine.outside import first_process
 from cotnet.engine.settings import TrainSettings
-from cotnet.engine.terminal import clock, results_table, say
+from cotnet.engine.terminal import clock, say
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
-from cotnet.files import locked
+from cotnet.files import SWEEP_LEDGER, locked
 from cotnet.nodes import typed
-from cotnet.sweeps.ledger import NAME as LEDGER
 
 
 @contextmanager
@@ -51,7 +49,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
         InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
             be read.
     """
-    if (folder / LEDGER).exists():
+    if (folder / SWEEP_LEDGER).exists():
         raise InputError(f"{folder} holds a sweep, not a run; choose another output_dir")
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():  # nothing there to protect or to continue
@@ -96,14 +94,3 @@ def say_where(folder: Path) -> None:
     say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
         f"{summary['best_epoch']:g})")  # fmt: skip
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
-
-
-def print_sweep(codes: Mapping[Path, int]) -> None:
-    """The table at the end of several evaluations, from their folders and exit codes."""
-    rows: list[dict[str, Any]] = []
-    for folder, code in codes.items():
-        figures = json.loads((folder / "metrics.json").read_text()) if code == 0 else {}
-        accuracy = {f"best_{name}": figures.get(name) for name in ("top1", "top5")}
-        status = "failed" if code else "finished"
-        rows.append({"run": folder.name, "folder": str(folder), "status": status, **figures, **accuracy})
-    results_table(rows)

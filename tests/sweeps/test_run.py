@@ -11,8 +11,11 @@ import pytest
 from programs import SMALL, make_digits, metrics, run, start
 
 from cotnet.sweeps.ledger import Ledger
+from cotnet.sweeps.run import trials_left
+from cotnet.sweeps.space import Trial
 
-pytestmark = pytest.mark.slow
+from .by_hand import begin, finish, plan
+
 TINY = (
     "--multirun",
     *SMALL,
@@ -34,6 +37,7 @@ def starts(folder):
     return [line["trial"] for line in lines if line.get("state") == "started"]
 
 
+@pytest.mark.slow
 def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_path):
     make_digits(tmp_path / "digits", train=4, val=2)
     given = [*TINY, "data.root=digits"]
@@ -74,6 +78,7 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     assert (folder / "ledger.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_search_cut_by_a_signal_and_by_a_kill_continues(tmp_path):
     digits = make_digits(tmp_path / "digits", train=9, val=2)
     given = ["--multirun", *SMALL, f"data.root={digits}", "train.epochs=4", "checkpoint.every_steps=1"]
@@ -100,7 +105,6 @@ def test_a_search_cut_by_a_signal_and_by_a_kill_continues(tmp_path):
     assert steps == list(range(2, 17, 2))
     assert (folder / name / "log.txt").read_text().count("continuing sweep") == 2
     assert f"best: {name}; to run it longer:" in done.stdout
-    assert (folder / "optuna.journal").exists()
     alone = run("train.py", *SMALL, f"data.root={digits}", "sweep=tpe", cwd=tmp_path, code=2)
     assert "error: sweep settings need --multirun" in alone.stderr
 
@@ -115,3 +119,18 @@ def wait_for(condition, process):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     assert condition()
+
+
+def test_a_grid_runs_what_has_not_ended(tmp_path):
+    for retry, left in ((False, ["a-3", "a-4"]), (True, ["a-2", "a-3", "a-4"])):
+        folder = tmp_path / str(retry)
+        ledger = begin(folder)
+        one, two, three = (Trial(name=f"a-{i}", overrides=(f"a={i}",)) for i in (1, 2, 3))
+        finish(ledger, one, [50.0])
+        for trial, state in ((two, "failed"), (three, "interrupted")):
+            ledger.record(trial, "started")
+            ledger.record(trial, state, code=1)
+        asked = plan(folder, ["a=1,2,3,4"], retry=retry)
+        assert [trial.name for trial in trials_left(asked, ledger)] == left
+        assert {ledger.entries[name].state for name in left} == {"started"}
+        assert asked.total == 4
