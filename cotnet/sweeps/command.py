@@ -64,7 +64,7 @@ def make_plan(
     jobs = [(*first[:i], option, *first[i + 1 :]) for i, p in enumerate(parameters) for option in p.options]
     for job in dict.fromkeys(jobs or [()]):  # every value of every setting once
         trial = compose([*shared, *job])
-        resolve(OmegaConf.masked_copy(trial, [key for key in trial if key != "hydra"]))
+        resolve(OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"]))
     named = [*(argument for argument in about if argument.startswith("sweep=")), *shared]
     folder = _folder(config, outputs, named, parameters)
     return SweepPlan(settings=settings, folder=folder, shared=shared, parameters=parameters)
@@ -139,8 +139,8 @@ class TrialsSweeper(Sweeper):
         """Hydra's launcher as a function from jobs, each a list of overrides, to exit codes."""
         with open_dict(self.given):
             self.given.hydra.sweep.dir = str(folder)
-        about = {"hydra_context": self.context, "task_function": self.task, "config": self.given}
-        launcher = Plugins.instance().instantiate_launcher(**about)
+        make = Plugins.instance().instantiate_launcher
+        launcher = make(hydra_context=self.context, task_function=self.task, config=self.given)
 
         def launch(jobs: list[list[str]]) -> list[int]:
             try:

@@ -1,5 +1,6 @@
 """Write a sweep as a file for `wandb sweep`; W&B's agents run train.py as it is."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ def export(path: Path, plan: SweepPlan) -> None:
     settings = plan.settings
     if "logger=none" in plan.shared:
         raise InputError("logger=none in a W&B sweep: its server would see no figures; leave it out")
-    own = ["${env}", "python", "${program}", *plan.shared, f"output_dir={plan.folder}/{RUN_FOLDER}"]
+    command = ["${env}", "python", "${program}", *plan.shared, f"output_dir={plan.folder}/{RUN_FOLDER}"]
     sweep: dict[str, Any] = {
         "name": plan.folder.name,
         "program": "train.py",
         "method": METHODS[settings.sampler],
         "metric": {"name": settings.target, "goal": settings.direction},
         "parameters": {parameter.key: _parameter(parameter) for parameter in plan.parameters},
-        "command": [*own, "${args_no_hyphens}"],
+        "command": [*command, "${args_no_hyphens}"],
     }
     sweep |= {"run_cap": settings.trials} if settings.trials else {}
     write_text(path, yaml.safe_dump(sweep, sort_keys=False, width=120))
@@ -43,16 +44,13 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         return {"values": [_number(value) for value in p.values]}
     if p.integer and p.log:  # W&B draws 3.0 there, which is no integer
         raise InputError(f"{p.key}: W&B has no logarithmic range of integers; list them: choice(1,2,4,8)")
-    if p.integer:
-        return {"distribution": "int_uniform", "min": p.low, "max": p.high}
-    return {"distribution": "log_uniform_values" if p.log else "uniform", "min": p.low, "max": p.high}
+    kind = "int_uniform" if p.integer else "log_uniform_values" if p.log else "uniform"
+    return {"distribution": kind, "min": p.low, "max": p.high}
 
 
 def _number(text: str) -> int | float | str:
     """A number, or else the text, which the agent passes on unchanged."""
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text

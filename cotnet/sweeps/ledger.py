@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,10 +120,8 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The first difference, for a person."""
     key = next(key for key in [*theirs, *ours] if theirs.get(key) != ours.get(key))
     was, now = theirs.get(key), ours.get(key)
+    shown = [json.dumps(was), json.dumps(now)]
     if isinstance(was, list) and isinstance(now, list):
-        return f"{key} was {_only(was, now)}, now {_only(now, was)}"
-    return f"{key} was {json.dumps(was)}, now {json.dumps(now)}"
-
-
-def _only(these: Iterable[str], those: Iterable[str]) -> str:
-    return " ".join(item for item in these if item not in set(those)) or "without it"
+        only = ((item for item in a if item not in b) for a, b in ((was, now), (now, was)))
+        shown = [" ".join(items) or "without it" for items in only]
+    return f"{key} was {shown[0]}, now {shown[1]}"

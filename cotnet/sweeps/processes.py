@@ -46,7 +46,7 @@ def visible_gpus() -> list[str]:
 
 
 class TrialProcess:
-    """A running trial; its output is appended to its folder's log. It saves and ends if the sweep is killed."""
+    """A running trial; its output is appended to its folder's log. It saves and ends when the sweep's process ends."""
 
     def __init__(self, command: Sequence[str], folder: Path, share: Share) -> None:
         self.folder, self.share, self._started = folder, share, time.monotonic()

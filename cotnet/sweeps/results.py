@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: bars while trials run; a table, a plot and the command that runs the best one longer."""
+"""What a person sees of a sweep: bars of running trials, a table, a plot, the command that runs the best one longer."""
 
 import contextlib
 import json
@@ -102,8 +102,8 @@ def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -
     lines = []
     for row in rows:
         trial, state = row.entry.trial, row.entry.state
-        status = ("running" if alive else "killed") if state == "started" else state
-        status += f": {row.entry.line}" if row.entry.line else ""
+        state_now = ("running" if alive else "killed") if state == "started" else state
+        status = f"{state_now}: {row.entry.line}" if row.entry.line else state_now
         settings = [trial.settings.get(key, "-") for key in keys]
         numbers = [_number(row.value, ".6g"), _number(row.epoch, ".4g"), *settings, clock(row.entry.seconds)]
         lines.append([*numbers, status, *([] if terminal else [trial.name])])

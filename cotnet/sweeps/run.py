@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from cotnet.sweeps.search import propose
 from cotnet.sweeps.space import SweepPlan, Trial, grid, name_trials, quoted
 
 POLL_SECONDS, DRAW_SECONDS = 0.2, 1.0
-ENDING_SECONDS = 60  # in which a trial saves, before it is killed
 Batch = Callable[[list[list[str]]], list[int]]  # runs jobs, each a list of overrides, and gives their exit codes
 
 
@@ -87,11 +85,14 @@ def trials_left(plan: SweepPlan, ledger: Ledger) -> Iterator[Trial]:
 
 
 def run_local(plan: SweepPlan, ledger: Ledger, free: list[Share], *, command: Sequence[str]) -> bool:
-    """Run trials as processes, one on each free share; whether a signal stopped the sweep."""
+    """Run trials as processes, one on each free share; whether a signal stopped the sweep.
+
+    After an error their state stays "started": they save and end with this process, and continue next time.
+    """
     trials = trials_left(plan, ledger)
     running: list[tuple[Trial, TrialProcess]] = []
     handled, drawn = 0, 0.0
-    with stop_signals() as received, results.live_bars() as live, _stopped_at_end(running):
+    with stop_signals() as received, results.live_bars() as live:
         while True:
             while free and not received and (trial := next(trials, None)):
                 words = [*command, *overrides(plan, trial)]
@@ -100,20 +101,24 @@ def run_local(plan: SweepPlan, ledger: Ledger, free: list[Share], *, command: Se
                 return bool(received)
             if len(received) > handled:
                 handled = len(received)
-                say("stopping: each trial finishes its step and saves; Ctrl-C again ends them at once")
-                for _, process in running:
-                    process.signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
-            for trial, process in list(running):
-                if (code := process.code()) is not None:
-                    running.remove((trial, process))
-                    free.insert(0, process.share)
-                    last = process.last_line()
-                    end_trial(plan, ledger, trial, code=code, seconds=process.seconds, last_line=last)
+                _stop([process for _, process in running], received)
+            ended = [(trial, process, code) for trial, process in running if (code := process.code()) is not None]
+            for trial, process, code in ended:
+                running.remove((trial, process))
+                free.insert(0, process.share)
+                last = process.last_line()
+                end_trial(plan, ledger, trial, code=code, seconds=process.seconds, last_line=last)
             if live and time.monotonic() - drawn > DRAW_SECONDS:
                 drawn = time.monotonic()
                 folders = [(trial, process.folder) for trial, process in running]
                 live.update(results.bars(folders, plan.settings.target, width=live.console.width), refresh=True)
             time.sleep(POLL_SECONDS)
+
+
+def _stop(running: Sequence[TrialProcess], received: Sequence[int]) -> None:
+    say("stopping: each trial finishes its step and saves; Ctrl-C again ends them at once")
+    for process in running:
+        process.signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
 
 
 def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> bool:
@@ -152,17 +157,3 @@ def end_trial(plan: SweepPlan, ledger: Ledger, trial: Trial, *, code: int, secon
 
 def _count(plan: SweepPlan, ledger: Ledger) -> str:
     return f"[{len(ledger.trials('finished', 'failed'))}/{plan.total}]"
-
-
-@contextmanager
-def _stopped_at_end(running: list[tuple[Trial, TrialProcess]]) -> Iterator[None]:
-    """Leave no trial running after an error; its state stays "started", so it continues next time."""
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for _, process in running:
-                process.signal(number)
-            deadline = time.monotonic() + ENDING_SECONDS
-            while any(process.code() is None for _, process in running) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)

@@ -34,10 +34,9 @@ def propose(plan: SweepPlan, ledger: Ledger) -> Trial | None:
         figure = best_figure(ledger, entry.trial) if entry.state == "finished" else None
         if figure or entry.state in ("started", "interrupted"):  # samplers ignore a trial that ended without a value
             state = optuna.trial.TrialState.COMPLETE if figure else optuna.trial.TrialState.RUNNING
-            params = {p.key: _value(p, entry.trial.settings[p.key]) for p in plan.parameters}
-            value = figure[0] if figure else None
-            create = optuna.trial.create_trial
-            study.add_trial(create(params=params, distributions=distributions, value=value, state=state))
+            params = {p.key: p.parsed(entry.trial.settings[p.key]) for p in plan.parameters}
+            about = {"state": state, "value": figure[0] if figure else None}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, **about))
     for attempt in range(ATTEMPTS):
         study.sampler = _sampler(plan.settings, len(ledger.entries), attempt)
         params = study.ask(distributions).params
@@ -51,20 +50,12 @@ def propose(plan: SweepPlan, ledger: Ledger) -> Trial | None:
 
 def distribution(parameter: Parameter) -> "optuna.distributions.BaseDistribution":
     """The same set of values, as Optuna writes it."""
-    kinds = _optuna().distributions
-    p = parameter
-    if p.low is None or p.high is None or p.low >= p.high:
+    kinds, p = _optuna().distributions, parameter
+    if p.low is None or p.high is None or p.low == p.high:
         return kinds.CategoricalDistribution(p.values)
     if p.integer:
         return kinds.IntDistribution(int(p.low), int(p.high), log=p.log, step=int(p.step or 1))
     return kinds.FloatDistribution(p.low, p.high, log=p.log, step=p.step)
-
-
-def _value(parameter: Parameter, text: str) -> float | str:
-    """The value that Optuna knows by this text."""
-    if parameter.low is None or parameter.low == parameter.high:
-        return text
-    return int(text) if parameter.integer else float(text)
 
 
 def _sampler(settings: SweepSettings, number: int, attempt: int) -> Any:

@@ -82,6 +82,10 @@ class Parameter:
             value = int(value) if self.integer else min(max(float(f"{value:.6g}"), self.low), self.high)
         return f"{self.key}={value}"
 
+    def parsed(self, text: str) -> float | str:
+        """The value in an override: a number where the setting has a range."""
+        return text if self.low == self.high else int(text) if self.integer else float(text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:

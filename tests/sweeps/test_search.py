@@ -84,7 +84,7 @@ def test_trials_side_by_side_differ_from_those_that_run(tmp_path):
     assert len({trial.name for trial in proposed}) == 4
     assert propose(asked, ledger) is None
     again = Ledger.read(tmp_path)
-    assert [trial for trial in trials_left(asked, again)] == proposed
+    assert list(trials_left(asked, again)) == proposed
 
 
 def test_a_search_of_the_version_before_continues(tmp_path):
