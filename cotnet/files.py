@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+SWEEP_LEDGER = "ledger.jsonl"  # a folder with this file holds a sweep
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all; errors as in `write_atomic`."""

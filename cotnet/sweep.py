@@ -1,4 +1,4 @@
-"""`python -m cotnet.sweep FOLDER`: what a sweep has come to so far, whether it runs or not."""
+"""`python -m cotnet.sweep FOLDER`: the results of a sweep so far, whether it runs or not."""
 
 import argparse
 import os
@@ -6,22 +6,21 @@ import sys
 from pathlib import Path
 
 from cotnet.commands.program import one_line
+from cotnet.sweeps.command import compose_plan
+from cotnet.sweeps.export import export
+from cotnet.sweeps.results import show
 
 
 def main() -> None:
-    """Print the table and draw the plot of a sweep's folder."""
+    """Print the table and draw the plot of each folder, or write a sweep for W&B."""
     parser = argparse.ArgumentParser(prog="python -m cotnet.sweep", description=__doc__)
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the sweep of these overrides for W&B")
     parser.add_argument("words", nargs="+", metavar="FOLDER | OVERRIDE")
     arguments = parser.parse_args()
     with one_line(keep=False):
         if arguments.export:
-            from cotnet.sweeps.command import wandb_file
-
-            wandb_file(arguments.export, arguments.words)
+            export(arguments.export, compose_plan(arguments.words))
             return
-        from cotnet.sweeps.results import show
-
         try:
             for folder in arguments.words:
                 show(Path(folder))

@@ -20,9 +20,9 @@ from cotnet.config.compose import CONF, Config, flatten, resolve
 from cotnet.config.continuing import default_folder
 from cotnet.engine.outside import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
-from cotnet.sweeps import sweeper
+from cotnet.sweeps.command import register_sweeper
 
-sweeper.register()
+register_sweeper()
 
 
 def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]]:

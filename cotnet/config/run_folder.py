@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cotnet import records
 from cotnet.config.build import typed
@@ -16,10 +15,9 @@ from cotnet.engine import state as checkpoints
 from cotnet.engine.outside import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
-from cotnet.files import locked
-from cotnet.reporting.terminal import clock, results_table, say
+from cotnet.files import SWEEP_LEDGER, locked
+from cotnet.reporting.terminal import clock, say
 from cotnet.settings import TrainSettings
-from cotnet.sweeps.ledger import NAME as LEDGER
 
 
 @contextmanager
@@ -52,7 +50,7 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
         InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
             be read.
     """
-    if (folder / LEDGER).exists():
+    if (folder / SWEEP_LEDGER).exists():
         raise InputError(f"{folder} holds a sweep, not a run; choose another output_dir")
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():  # nothing there to protect or to continue
@@ -109,14 +107,3 @@ def say_where(folder: Path) -> None:
     say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
         f"{summary['best_epoch']:g})")  # fmt: skip
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
-
-
-def print_sweep(codes: Mapping[Path, int]) -> None:
-    """The table at the end of several evaluations, from their folders and exit codes."""
-    rows: list[dict[str, Any]] = []
-    for folder, code in codes.items():
-        figures = json.loads((folder / "metrics.json").read_text()) if code == 0 else {}
-        accuracy = {f"best_{name}": figures.get(name) for name in ("top1", "top5")}
-        status = "failed" if code else "finished"
-        rows.append({"run": folder.name, "folder": str(folder), "status": status, **figures, **accuracy})
-    results_table(rows)

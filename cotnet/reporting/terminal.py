@@ -1,4 +1,4 @@
-"""What the person who started a run sees: a live table on a terminal, plain lines elsewhere, a table after a sweep."""
+"""What the person who started a run sees: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
 Record = dict[str, Any]
@@ -155,24 +153,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def results_table(rows: Iterable[Record]) -> None:
-    """Prints one line per run, the best top-1 first, runs without one last.
-
-    A row has `run` (its overrides) and `folder`, and what its summary.json holds: `status`, `best_top1`, `best_top5`,
-    `best_epoch`, `images_per_second`. What is absent or None shows as a dash.
-    """
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("run", "status", "top-1 %", "top-5 %", "epoch", "images/s", "folder"):
-        number = heading in ("top-1 %", "top-5 %", "epoch", "images/s")
-        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for row in sorted(rows, key=lambda row: -(row.get("best_top1") or -1.0)):
-        texts = [str(row.get(key) or "-") for key in ("run", "status")]
-        numbers = (("best_top1", ".2f"), ("best_top5", ".2f"), ("best_epoch", ".4g"), ("images_per_second", ",.0f"))
-        for key, form in numbers:
-            value = row.get(key)
-            texts.append("-" if value is None else f"{value:{form}}")
-        table.add_row(*texts, str(row.get("folder") or "-"))
-    width = None if sys.stdout.isatty() else 400  # in a file there is nothing to fit in: no row is folded
-    Console(width=width, highlight=False, markup=False).print(table)

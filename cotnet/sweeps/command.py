@@ -1,4 +1,7 @@
-"""From a `--multirun` command line, as Hydra hands it over, to a plan; and evaluations, which need no ledger."""
+"""From a `--multirun` command line, as Hydra hands it over, to a sweep's plan; and evaluations, which need no ledger.
+
+Programs import this module at every start, so it imports no torch.
+"""
 
 import inspect
 import re
@@ -6,50 +9,48 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cotnet.config.build import typed
 from cotnet.config.compose import CONF, Config, resolve
 from cotnet.config.continuing import run_name
-from cotnet.config.run_folder import print_sweep
 from cotnet.engine.outside import first_process, started_outside
 from cotnet.errors import INTERRUPTED, WRONG_INPUT, InputError, RunError
-from cotnet.sweeps.export import export, wandb_sweep
-from cotnet.sweeps.run import Batch, Plan, conduct
-from cotnet.sweeps.space import Parameter, SweepSettings, grid, name_trials, quoted, read, read_space
+from cotnet.sweeps.results import print_evaluations
+from cotnet.sweeps.space import Parameter, SweepPlan, SweepSettings, grid, name_trials, quoted, read, read_space
 
-OURS = r"[+~]*(output_dir=|sweep[=./])"  # overrides about the sweep, not for its trials
-NOT_THEIRS = r"hydra(\.mode=|[./]launcher|[./]sweeper|\.sweep\.)"  # Hydra's overrides that are not for its trials
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the overrides of a sweep say."""
-
-    settings: SweepSettings
-    folder: Path
-    shared: list[str]
-    parameters: list[Parameter]
+ABOUT_SWEEP = r"[+~]*(output_dir=|sweep[=./])"  # overrides that describe the sweep, not its trials
+NOT_FOR_TRIALS = r"hydra(\.mode=|[./]launcher|[./]sweeper|\.sweep\.)"  # Hydra's overrides that trials do not get
 
 
-def request(
+def register_sweeper() -> None:
+    """Let Hydra find the class that conf/hydra/sweeper/trials.yaml names.
+
+    Hydra looks a plugin up by a name that begins with hydra_plugins; the class itself may lie anywhere.
+    """
+    plugins = Plugins.instance()
+    plugins.register(TrialsSweeper)
+    plugins.class_name_to_class["hydra_plugins.cotnet.TrialsSweeper"] = TrialsSweeper
+
+
+def make_plan(
     config: DictConfig, arguments: Sequence[str], outputs: Path, compose: Callable[[list[str]], DictConfig]
-) -> Request:
-    """Read and check them; `config` is composed of those with one value, `compose` composes a trial.
+) -> SweepPlan:
+    """Read and check the overrides of a sweep. `config` is composed of those with one value, `compose` makes a trial's.
 
     Raises InputError and Hydra's errors for settings, ranges and choices that do not exist.
     """
     if config.explain:
         raise InputError("explain=true explains one run; leave out --multirun")
-    about = [argument for argument in arguments if re.match(OURS, argument)]
+    about = [argument for argument in arguments if re.match(ABOUT_SWEEP, argument)]
     if wrong := read(about)[1]:
         raise InputError(f"{wrong[0].key} is the sweep's own; give it one value")
     node = typing.cast(Config, OmegaConf.to_container(config.sweep, resolve=True))
@@ -59,78 +60,64 @@ def request(
     if settings.search and not parameters:
         raise InputError(f"sweep.sampler={settings.sampler} has nothing to vary; fill sweep.space or add key=VALUES")
     if not settings.search:
-        grid(parameters)  # refuses intervals
-    for job in _samples(parameters):
+        grid(parameters)  # raises for intervals
+    first = [parameter.options[0] for parameter in parameters]
+    jobs = [(*first[:i], option, *first[i + 1 :]) for i, p in enumerate(parameters) for option in p.options]
+    for job in dict.fromkeys(jobs or [()]):  # every value of every setting once
         trial = compose([*shared, *job])
-        with open_dict(trial):
-            trial.pop("hydra", None)
-        resolve(trial)
+        resolve(OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"]))
     named = [*(argument for argument in about if argument.startswith("sweep=")), *shared]
     folder = _folder(config, outputs, named, parameters)
-    return Request(settings=settings, folder=folder, shared=shared, parameters=parameters)
+    return SweepPlan(settings=settings, folder=folder, shared=shared, parameters=parameters)
 
 
-def _samples(parameters: Sequence[Parameter]) -> list[list[str]]:
-    """Trials that show each value of each setting once."""
-    first = [parameter.options[0] for parameter in parameters]
-    jobs = [first]
-    for index, parameter in enumerate(parameters):
-        jobs += [[*first[:index], option, *first[index + 1 :]] for option in parameter.options[1:]]
-    return jobs
+def compose_plan(arguments: Sequence[str]) -> SweepPlan:
+    """The plan of overrides of train.py, outside of a program; errors as in `make_plan`."""
+    single = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = hydra.compose("train", single)
+        return make_plan(config, arguments, Path("outputs"), lambda job: hydra.compose("train", job))
 
 
 def _folder(config: DictConfig, outputs: Path, shared: Sequence[str], parameters: Sequence[Parameter]) -> Path:
     """`output_dir`, or a folder in `outputs` named by what the trials share and by what varies."""
-    if config.output_dir is not None:
-        return Path(str(config.output_dir))
     keys = "+".join(sorted(parameter.key for parameter in parameters))
-    return outputs / run_name([*shared, *([f"over={keys}"] if keys else [])])
+    name = run_name([*shared, f"over={keys}"] if keys else shared)
+    return outputs / name if config.output_dir is None else Path(str(config.output_dir))
 
 
-def wandb_file(path: Path, arguments: Sequence[str]) -> None:
-    """Write the sweep of these overrides of train.py for W&B."""
-    single = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = hydra.compose("train", single)
-        asked = request(config, arguments, Path("outputs"), lambda job: hydra.compose("train", job))
-    export(path, wandb_sweep(asked.settings, asked.shared, asked.parameters, asked.folder))
+class TrialsSweeper(Sweeper):
+    """What `--multirun` runs: a grid or a search, several trials at a time, with a ledger."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra knows when it starts."""
+        self.context, self.task, self.given = hydra_context, task_function, config
 
-class Command:
-    """One `--multirun` command line."""
-
-    def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.config = hydra_context, task_function, config
-
-    def run(self, arguments: Sequence[str]) -> int:
-        """Run it; the exit code."""
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Run the sweep of these overrides and exit with its code."""
         if started_outside():
-            if not first_process():  # one of several tasks says it
-                return WRONG_INPUT
+            if not first_process():  # the first of several tasks prints the error
+                raise SystemExit(WRONG_INPUT)
             raise InputError(
                 "--multirun starts its runs itself, each with ranks of its own; start it once, without torchrun and "
                 "with srun --ntasks=1, or let it submit its jobs with hydra/launcher=submitit_slurm"
             )
-        if "sweep" not in self.config:
-            return self._evaluate(arguments)
-        loader = self.context.config_loader
-        asked = request(self.config, arguments, self._outputs(), lambda job: loader.load_sweep_config(self.config, job))
-        return conduct(
-            Plan(
-                settings=asked.settings,
-                folder=asked.folder,
-                program=Path(inspect.getsourcefile(inspect.unwrap(self.task)) or sys.argv[0]),
-                flags=self._flags(),
-                shared=asked.shared,
-                parameters=asked.parameters,
-                batch=None if self._on_this_machine() else self._launcher(asked.folder),
-            )
-        )
+        raise SystemExit(self._train(arguments) if "sweep" in self.given else self._evaluate(arguments))
+
+    def _train(self, arguments: Sequence[str]) -> int:
+        from cotnet.sweeps.run import run_sweep  # imports torch, which takes seconds
+
+        loader, hydra_config = self.context.config_loader, self.given.hydra
+        outputs = Path(str(hydra_config.sweep.dir))
+        plan = make_plan(self.given, arguments, outputs, lambda job: loader.load_sweep_config(self.given, job))
+        program = Path(inspect.getsourcefile(inspect.unwrap(self.task)) or sys.argv[0])
+        local = str(hydra_config.launcher._target_).endswith(".BasicLauncher")
+        return run_sweep(plan, program, flags=self._flags(), batch=None if local else self._launcher(plan.folder))
 
     def _evaluate(self, arguments: Sequence[str]) -> int:
-        """One after the other, always anew: an evaluation has nothing to continue."""
-        shared, parameters = read(argument for argument in arguments if not re.match(OURS, argument))
-        folder = _folder(self.config, self._outputs(), shared, parameters)
+        """Run evaluations one after the other, always anew: they have nothing to continue."""
+        shared, parameters = read(argument for argument in arguments if not re.match(ABOUT_SWEEP, argument))
+        folder = _folder(self.given, Path(str(self.given.hydra.sweep.dir)), shared, parameters)
         launch = self._launcher(folder)
         codes: dict[Path, int] = {}
         for trial in name_trials(grid(parameters), ()):
@@ -139,50 +126,38 @@ class Command:
             (codes[place],) = launch([[*shared, *trial.overrides, quoted("output_dir", place)]])
             if codes[place] == INTERRUPTED:
                 return INTERRUPTED
-        print_sweep(codes)
+        print_evaluations(codes)
         return int(any(codes.values()))
 
     def _flags(self) -> list[str]:
         """The rest of the command line that a trial needs: --config-dir DIR, hydra.searchpath=..."""
-        overrides = self.config.hydra.overrides
-        words = sys.argv[1:]
-        flags = [word for word in words if word not in ("--multirun", "-m", *overrides.task, *overrides.hydra)]
-        return flags + [word for word in overrides.hydra if not re.match(NOT_THEIRS, word)]
+        overrides = self.given.hydra.overrides
+        words = ("--multirun", "-m", *overrides.task, *overrides.hydra)
+        flags = [word for word in sys.argv[1:] if word not in words]
+        return flags + [word for word in overrides.hydra if not re.match(NOT_FOR_TRIALS, word)]
 
-    def _outputs(self) -> Path:
-        return Path(str(self.config.hydra.sweep.dir))
-
-    def _on_this_machine(self) -> bool:
-        return str(self.config.hydra.launcher._target_).endswith(".BasicLauncher")
-
-    def _launcher(self, folder: Path) -> Batch:
-        """Hydra's launcher as a function of jobs."""
-        with open_dict(self.config):
-            self.config.hydra.sweep.dir = str(folder)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.context, task_function=self.task, config=self.config
-        )
-        launched = 0
+    def _launcher(self, folder: Path) -> Callable[[list[list[str]]], list[int]]:
+        """Hydra's launcher as a function from jobs, each a list of overrides, to exit codes."""
+        with open_dict(self.given):
+            self.given.hydra.sweep.dir = str(folder)
+        make = Plugins.instance().instantiate_launcher
+        launcher = make(hydra_context=self.context, task_function=self.task, config=self.given)
 
         def launch(jobs: list[list[str]]) -> list[int]:
-            nonlocal launched
-            launched += len(jobs)
             try:
-                returns = launcher.launch(jobs, initial_job_idx=launched - len(jobs))
+                returns = launcher.launch(jobs, initial_job_idx=0)
             except RuntimeError as error:  # no such cluster here, or a job that was lost
-                name = type(launcher).__name__
-                raise RunError(
-                    f"{name} gave up ({' '.join(str(error).split())[:200]}); the same command continues"
-                ) from None
+                name, reason = type(launcher).__name__, " ".join(str(error).split())[:200]
+                raise RunError(f"{name} gave up ({reason}); the same command continues") from None
             return [_code(job) for job in returns]
 
         return launch
 
 
 def _code(job: JobReturn) -> int:
-    """The exit code of a launcher's job; one that raised is a bug, and none of the other jobs' business."""
+    """The exit code of a launcher's job. A job that raised has a bug; the other jobs go on."""
     try:
         return int(job.return_value)
-    except Exception:  # what the job raised, of whatever class: Hydra raises it here
+    except Exception:  # Hydra raises here what the job raised, of any class
         traceback.print_exc()
         return 1

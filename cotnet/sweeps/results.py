@@ -1,16 +1,20 @@
-"""What a sweep came to: a table, a plot, importances, and the command that runs the best trial longer."""
+"""What a person sees of a sweep: bars of running trials, a table, a plot, the command that runs the best one longer."""
 
+import contextlib
+import json
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from cotnet import records
 from cotnet.config.build import nearest
@@ -18,181 +22,181 @@ from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
 from cotnet.reporting.curves import BLUE, GREY, RED
 from cotnet.reporting.terminal import clock, say
-from cotnet.sweeps import search
-from cotnet.sweeps.figures import best_figure, logged
-from cotnet.sweeps.ledger import Entry, Ledger, in_use
-from cotnet.sweeps.space import Parameter, Trial, read
+from cotnet.sweeps.ledger import Ledger, TrialRecord, in_use
+from cotnet.sweeps.space import Trial
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOT = "sweep.png"
 WIDE = 400  # columns of a table in a file
+BAR = 10  # columns
 LONGER = 3  # times the epochs, in the command that is shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One trial: its best figure, if it logged any, at which epoch; the rest is the ledger's."""
+class TrialResult(NamedTuple):
+    """The best value of the target that a trial logged, and its epoch; None if it logged none."""
 
-    entry: Entry
+    entry: TrialRecord
     value: float | None
     epoch: float | None
-    folder: Path
 
 
-def results(ledger: Ledger) -> list[Result]:
-    """Every trial, the best first; those without a figure last.
+def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | None:
+    """The best value of the target in a trial's metrics.jsonl, and its epoch."""
+    target, choose = ledger.start["target"], max if ledger.start["direction"] == "maximize" else min
+    rows = _metrics(ledger.folder / trial.name)
+    found = [(row[target], row["epoch"]) for row in rows if row.get(target) is not None]
+    return choose(found, key=lambda pair: pair[0]) if found else None
+
+
+def results(ledger: Ledger) -> list[TrialResult]:
+    """Every trial, the best first, those without a value last.
 
     Raises InputError if trials have finished and none of them logs the target.
     """
-    target, direction = ledger.start["target"], ledger.start["direction"]
-    rows = []
-    for entry in ledger.entries.values():
-        folder = ledger.folder / entry.trial.name
-        figure = best_figure(folder, target, direction)
-        value, epoch = figure or (None, None)
-        rows.append(Result(entry=entry, value=value, epoch=epoch, folder=folder))
-    finished = [row.folder for row in rows if row.entry.state == "finished"]
+    target, sign = ledger.start["target"], -1 if ledger.start["direction"] == "maximize" else 1
+    entries = ledger.entries.values()
+    rows = [TrialResult(entry, *(best_figure(ledger, entry.trial) or (None, None))) for entry in entries]
+    finished = ledger.trials("finished")
     if finished and all(row.value is None for row in rows):
-        names = {key for folder in finished for key in logged(folder)}
+        names = {key for trial in finished for row in _metrics(ledger.folder / trial.name) for key in row} - {
+            "step",
+            "epoch",
+        }
         if target not in names:
-            raise InputError(
-                f"sweep.target={target} is logged by no trial; {nearest(target, names - {'step', 'epoch'})}"
-            )
-    sign = -1 if direction == "maximize" else 1
+            raise InputError(f"sweep.target={target} is logged by no trial; {nearest(target, names)}")
     return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0)))
 
 
 def show(folder: Path) -> None:
-    """Print the table, the importances and the best trial's command, and draw the plot.
+    """Print the table and the best trial's command, and draw the plot.
 
     Raises InputError as `Ledger.read` and `results` do.
     """
     ledger = Ledger.read(folder)
     rows = results(ledger)
-    alive = in_use(folder)
-    print_table(ledger, rows, alive=alive)
+    print_results(ledger, rows, alive=in_use(folder))
     scored = [row for row in rows if row.value is not None and row.entry.state == "finished"]
     if not scored:
         return
-    parameters = _parameters(ledger, [row.entry.trial for row in scored])
-    values = [row.value for row in scored if row.value is not None]
-    shares = search.importances([row.entry.trial for row in scored], values, parameters)
-    if shares:
-        say("importance (fANOVA): " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
-    if parameters:
-        draw(folder / PLOT, ledger.start["target"], scored, parameters)
-    say(f"best: {scored[0].entry.trial.name}; to run it longer:")
-    say(f"  {longer(ledger, scored[0])}")
-    say(f"{folder}: {'a folder per trial, ledger.jsonl' + (', ' + PLOT if parameters else '')}")
+    best = scored[0].entry.trial
+    if best.overrides:
+        draw(folder / PLOT, ledger.start["target"], scored)
+    epochs = read_yaml(folder / best.name / "config.yaml")["train"]["epochs"]
+    given = [*ledger.start["shared"], *best.overrides]
+    kept = [override for override in given if not override.startswith(("train.epochs=", "train.max_steps="))]
+    words = [ledger.start["program"], *ledger.start["flags"], *kept, f"train.epochs={LONGER * epochs}"]
+    say(f"best: {best.name}; to run it longer:\n  python {shlex.join(words)}")
+    say(f"{folder}: a folder per trial, ledger.jsonl{', ' + PLOT if best.overrides else ''}")
 
 
-def _parameters(ledger: Ledger, trials: Sequence[Trial]) -> list[Parameter]:
-    """What varied: the space that a search was given, or what a grid's trials have tried."""
-    space = ledger.identity.get("space")
-    return read(f"{key}={value}" for key, value in space.items())[1] if space else search.observed(trials)
+def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -> None:
+    """Print a line per trial. A trial that started and did not end runs if the folder is `alive`, or was killed.
 
-
-def print_table(ledger: Ledger, rows: Sequence[Result], *, alive: bool) -> None:
-    """One line a trial: its figure, its settings, what became of it, its folder.
-
-    A terminal has the settings without their groups where that is clear, and folders only if they fit.
+    On a terminal the settings are named without their groups, where that is clear, and the folders are left out.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
+    short = [key.rpartition(".")[2] for key in keys]
+    terminal = sys.stdout.isatty()
     lines = []
     for row in rows:
-        entry = row.entry
-        figures = ["-" if row.value is None else f"{row.value:.6g}", "-" if row.epoch is None else f"{row.epoch:.4g}"]
-        settings = [entry.trial.settings.get(key, "-") for key in keys]
-        lines.append([*figures, *settings, clock(entry.seconds), status(entry, alive=alive), entry.trial.name])
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else WIDE, highlight=False, markup=False)  # in a file no row is folded
-    short = [key.rpartition(".")[2] for key in keys]
-    headings = [
-        ledger.start["target"],
-        "epoch",
-        *(short if terminal and len(set(short)) == len(keys) else keys),
-        "time",
-    ]
-    table = _table(headings, ["status", "trial"], lines)
-    if console.measure(table, options=console.options.update(width=WIDE)).maximum > console.width:
-        table = _table(headings, ["status"], [line[:-1] for line in lines])
-    console.print("", table, "", sep="\n")
+        trial, state = row.entry.trial, row.entry.state
+        state_now = ("running" if alive else "killed") if state == "started" else state
+        status = f"{state_now}: {row.entry.line}" if row.entry.line else state_now
+        settings = [trial.settings.get(key, "-") for key in keys]
+        numbers = [_number(row.value, ".6g"), _number(row.epoch, ".4g"), *settings, clock(row.entry.seconds)]
+        lines.append([*numbers, status, *([] if terminal else [trial.name])])
+    named = short if terminal and len(set(short)) == len(keys) else keys
+    headings = [ledger.start["target"], "epoch", *named, "time"]
+    print_table(headings, ["status"] if terminal else ["status", "trial"], lines)
 
 
-def _table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+def print_evaluations(codes: Mapping[Path, int]) -> None:
+    """Print a line per evaluation, the best top-1 first, from the folders and their exit codes."""
+    lines = []
+    for folder, code in codes.items():
+        found = {} if code else json.loads((folder / "metrics.json").read_text())
+        forms = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f"))
+        cells = [_number(found.get(key), form) for key, form in forms]
+        lines.append((-found.get("top1", -1.0), [*cells, "failed" if code else "finished", str(folder)]))
+    print_table(["top-1 %", "top-5 %", "images/s"], ["status", "folder"], [cells for _, cells in sorted(lines)])
+
+
+def print_table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print lines below the headings `numbers`, aligned to the right, and `texts`, which a narrow terminal folds."""
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in texts:
-        table.add_column(heading, min_width=10, overflow="fold")
+    for heading in (*numbers, *texts):
+        number = heading in numbers
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, min_width=6, overflow="fold")
     for line in lines:
         table.add_row(*line)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, highlight=False, markup=False).print("", table, "", sep="\n")
+
+
+def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
+    """Draw the target against each setting that varies, the first row in red; replaces `png` whole."""
+    from matplotlib.figure import Figure  # late: every start of a program imports this module
+
+    settings, values = [row.entry.trial.settings for row in rows], [row.value for row in rows if row.value is not None]
+    keys = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1] or list(settings[0])
+    columns = min(len(keys), 3)
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(1 + 3.8 * columns, 0.6 + 3.2 * lines), layout="constrained")
+    for index, key in enumerate(keys):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        texts = [given.get(key, "-") for given in settings]
+        x: list[Any] = [*texts]
+        with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
+            x = [float(text) for text in texts]
+            axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
+        axes.scatter(x, values, color=[RED] + [BLUE] * (len(rows) - 1))
+        axes.set_xlabel(key, color=GREY)
+        axes.set_ylabel(target if index % columns == 0 else "")
+        axes.grid(alpha=0.25)
+    figure.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    records.write_atomic(png, buffer.getvalue())
+    return figure
+
+
+def live_bars() -> contextlib.AbstractContextManager[Live | None]:
+    """The part of the terminal below the lines, for `bars`; None where there is no terminal."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not (sys.stdout.isatty() and console.is_interactive):
+        return contextlib.nullcontext()
+    return Live(console=console, transient=True, auto_refresh=False)  # refreshing needs a thread, and we fork
+
+
+def bars(running: Iterable[tuple[Trial, Path]], target: str, *, width: int) -> Table:
+    """A line per trial and its folder: settings without their groups, a bar, the last figures."""
+    table = Table.grid(padding=(0, 1))
+    table.width = width - 4  # a terminal prints ^C behind the last line, which must not break it
+    table.add_column(no_wrap=True, ratio=1)
+    for trial, folder in running:
+        share, figures = progress(folder, target)
+        settings = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in trial.settings.items())
+        table.add_row(Text(settings), ProgressBar(total=1.0, completed=share, width=BAR), Text(figures))
     return table
 
 
-def status(entry: Entry, *, alive: bool) -> str:
-    """For a person; a trial that began and did not end runs, or was killed with its sweep."""
-    name = {"started": "running" if alive else "killed"}.get(entry.state, entry.state)
-    return f"{name}: {entry.line}" if entry.line else name
+def progress(folder: Path, target: str) -> tuple[float, str]:
+    """How far a run is, from 0 to 1, and its last figures."""
+    last = {key: value for row in _metrics(folder) for key, value in row.items() if value is not None}
+    if not last or not (folder / "config.yaml").exists():
+        return 0.0, "starting"
+    train = read_yaml(folder / "config.yaml")["train"]
+    share = max(last["epoch"] / train["epochs"], last["step"] / (train["max_steps"] or float("inf")))
+    figures = [f"{key.rpartition('/')[2]} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
+    return share, "  ".join([f"epoch {last['epoch']:.3g}/{train['epochs']}", *figures])
 
 
-def longer(ledger: Ledger, best: Result) -> str:
-    """A command line for the best trial's settings with more epochs, in a folder of its own."""
-    epochs = read_yaml(best.folder / "config.yaml")["train"]["epochs"]
-    given = [*ledger.start["shared"], *best.entry.trial.overrides]
-    kept = [override for override in given if not override.startswith(("train.epochs=", "train.max_steps="))]
-    words = [*kept, f"train.epochs={LONGER * epochs}"]
-    return f"python {ledger.start['program']} {shlex.join([*ledger.start['flags'], *words])}"
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return records.read(path) if path.exists() else []
 
 
-def draw(png: Path, target: str, rows: Sequence[Result], parameters: Sequence[Parameter]) -> None:
-    """The target against each setting, the best trial in red; replaces `png` whole."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(len(parameters), 3)
-    lines = -(-len(parameters) // columns)
-    figure = Figure(figsize=(1 + 3.8 * columns, 0.6 + 3.2 * lines), dpi=100, facecolor="white", layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for parameter, panel in zip(parameters, axes, strict=False):
-        _draw_setting(panel, parameter, rows)
-        panel.set_ylabel(target if panel in axes[::columns] else "")
-    for panel in axes[len(parameters) :]:
-        panel.set_visible(False)
-    figure.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    records.write_atomic(png, buffer.getvalue())
-
-
-def _draw_setting(axes: "Axes", parameter: Parameter, rows: Sequence[Result]) -> None:
-    texts = [row.entry.trial.settings[parameter.key] for row in rows]
-    x: list[float] = [number for number in map(_number, texts) if number is not None]
-    if len(x) == len(texts):
-        spread = min(x) > 0 and max(x) / min(x) > 20
-        axes.set_xscale("log" if parameter.log or spread else "linear")
-        if len(set(x)) <= 6:  # few values: they are the ticks
-            axes.set_xticks(sorted(set(x)), [f"{number:g}" for number in sorted(set(x))])
-            axes.minorticks_off()
-    else:
-        names = [value for value in parameter.values if value in texts]
-        x = [float(names.index(text)) for text in texts]
-        turn, side = (25, "right") if sum(map(len, names)) > 30 else (0, "center")  # letters in a panel
-        axes.set_xticks(range(len(names)), names, rotation=turn, ha=side)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    values = [row.value for row in rows if row.value is not None]
-    axes.scatter(x[1:], values[1:], s=24, color=BLUE)
-    axes.scatter(x[:1], values[:1], s=44, color=RED, zorder=3)
-    axes.set_xlabel(parameter.key, color=GREY)
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

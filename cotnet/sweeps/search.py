@@ -1,22 +1,71 @@
-"""Random and Bayesian search: Optuna proposes, its journal in the sweep's folder remembers.
-
-The ledger decides what runs; the journal follows it, so that either may be behind after a kill.
-"""
+"""Random and Bayesian search: Optuna proposes settings from what the ledger holds."""
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cotnet.errors import InputError
-from cotnet.sweeps.figures import best_figure
-from cotnet.sweeps.ledger import Ledger, mend
-from cotnet.sweeps.space import Parameter, SweepSettings, Trial, name_trials
+from cotnet.reporting.terminal import say
+from cotnet.sweeps.ledger import Ledger
+from cotnet.sweeps.results import best_figure
+from cotnet.sweeps.space import Parameter, SweepPlan, SweepSettings, Trial, name_trials
 
 if TYPE_CHECKING:
     import optuna
 
-JOURNAL = "optuna.journal"
+ATTEMPTS = 1000  # to draw settings that were not tried before
+MODEL_ATTEMPTS = 10  # of these from the model; the rest are random
+
+
+def propose(plan: SweepPlan, ledger: Ledger) -> Trial | None:
+    """The next trial of a search; None if there are enough, or if the space seems to hold no other.
+
+    A function of the seed, the number of trials so far and their results, which the ledger and the trials' folders
+    hold: a search that was cut proposes what an uncut one does.
+
+    Raises InputError if Optuna is not installed.
+    """
+    if len(ledger.entries) >= plan.total:
+        return None
+    optuna = _optuna()
+    distributions = {parameter.key: distribution(parameter) for parameter in plan.parameters}
+    study = optuna.create_study(direction=plan.settings.direction)
+    for entry in ledger.entries.values():
+        figure = best_figure(ledger, entry.trial) if entry.state == "finished" else None
+        if figure or entry.state in ("started", "interrupted"):  # samplers ignore a trial that ended without a value
+            state = optuna.trial.TrialState.COMPLETE if figure else optuna.trial.TrialState.RUNNING
+            params = {p.key: p.parsed(entry.trial.settings[p.key]) for p in plan.parameters}
+            about = {"state": state, "value": figure[0] if figure else None}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, **about))
+    for attempt in range(ATTEMPTS):
+        study.sampler = _sampler(plan.settings, len(ledger.entries), attempt)
+        params = study.ask(distributions).params
+        overrides = [parameter.override(params[parameter.key]) for parameter in plan.parameters]
+        (trial,) = name_trials([overrides], ledger.trials())
+        if trial.name not in ledger.entries:
+            return trial
+    say(f"no other settings were found in this space; the search ends after {len(ledger.entries)} trials")
+    return None
+
+
+def distribution(parameter: Parameter) -> "optuna.distributions.BaseDistribution":
+    """The same set of values, as Optuna writes it."""
+    kinds, p = _optuna().distributions, parameter
+    if p.low is None or p.high is None or p.low == p.high:
+        return kinds.CategoricalDistribution(p.values)
+    if p.integer:
+        return kinds.IntDistribution(int(p.low), int(p.high), log=p.log, step=int(p.step or 1))
+    return kinds.FloatDistribution(p.low, p.high, log=p.log, step=p.step)
+
+
+def _sampler(settings: SweepSettings, number: int, attempt: int) -> Any:
+    words = f"{settings.seed} {number}" + (f" {attempt}" if attempt else "")
+    seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4])
+    samplers = _optuna().samplers
+    if settings.sampler == "random" or attempt >= MODEL_ATTEMPTS:
+        return samplers.RandomSampler(seed=seed)
+    liar = settings.parallel > 1  # trials that run count as bad ones, so that the next one differs from them
+    return samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=liar)
 
 
 def _optuna() -> Any:
@@ -27,156 +76,3 @@ def _optuna() -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
-
-
-def distribution(parameter: Parameter) -> "optuna.distributions.BaseDistribution":
-    """The same set of values, as Optuna says it."""
-    kinds = _optuna().distributions
-    p = parameter
-    if p.low is None or p.high is None or p.low >= p.high:
-        return kinds.CategoricalDistribution(p.values)
-    if p.integer:
-        return kinds.IntDistribution(int(p.low), int(p.high), log=p.log, step=int(p.step or 1))
-    return kinds.FloatDistribution(p.low, p.high, log=p.log, step=p.step)
-
-
-class Search:
-    """Proposes trials until there are `settings.trials`, each a pure function of the seed, its number and what is
-    known by then; so a cut search goes on as it would have."""
-
-    def __init__(self, ledger: Ledger, settings: SweepSettings, parameters: Sequence[Parameter]) -> None:
-        self.ledger, self.settings, self.parameters = ledger, settings, parameters
-        self.total = settings.trials or 0
-        optuna = _optuna()
-        path = ledger.folder / JOURNAL
-        mend(path)
-        for stale in path.parent.glob(f"{JOURNAL}.lock*"):  # of a killed sweep: we hold the folder
-            stale.unlink()
-        journal = optuna.storages.journal
-        self.study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),
-            study_name=f"{settings.direction} {settings.target}",  # after a change of target the figures are new
-            direction=settings.direction,
-            load_if_exists=True,
-        )
-        self.distributions = {parameter.key: distribution(parameter) for parameter in parameters}
-        self.pending = self._reconcile()
-
-    def _reconcile(self) -> list[Trial]:
-        """Tell the study what the ledger knows; what neither knows the end of is to run."""
-        states = _optuna().trial.TrialState
-        waiting = []
-        for frozen in self.study.get_trials(deepcopy=False):
-            if len(frozen.params) < len(self.parameters):  # a kill cut the question short
-                if not frozen.state.is_finished():
-                    self.study.tell(frozen.number, state=states.FAIL)
-            elif not frozen.state.is_finished():
-                waiting.append(self._trial(frozen.params))
-        ended = [entry for entry in self.ledger.entries.values() if entry.state in ("finished", "failed")]
-        for entry in ended:
-            self.tell(entry.trial, failed=entry.state == "failed")
-        again = ["started", "interrupted", *(["failed"] if self.settings.retry else [])]
-        trials = {entry.trial.name: entry.trial for entry in self.ledger.entries.values() if entry.state in again}
-        known = {entry.trial.name for entry in ended}
-        return list((trials | {trial.name: trial for trial in waiting if trial.name not in known}).values())
-
-    def next(self) -> Trial | None:
-        """The next trial to run, or None when there are enough."""
-        if self.pending:
-            return self.pending.pop(0)
-        while (number := self._asked()) < self.total:
-            self.study.sampler = self._sampler(number)
-            trial = self._trial(self.study.ask(self.distributions).params)
-            entry = self.ledger.entries.get(trial.name)
-            if entry is None:
-                return trial
-            if entry.state in ("finished", "failed"):  # drawn before: the same run would come to the same
-                self.tell(trial, failed=entry.state == "failed")
-        return None
-
-    def names(self) -> set[str]:
-        return set(self.ledger.entries)
-
-    def tell(self, trial: Trial, *, failed: bool) -> None:
-        """Give the study what a trial came to, unless it knows."""
-        optuna = _optuna()
-        states = optuna.trial.TrialState
-        folder, settings = self.ledger.folder / trial.name, self.settings
-        figure = None if failed else best_figure(folder, settings.target, settings.direction)
-        value = figure[0] if figure else None
-        state = states.FAIL if value is None else states.COMPLETE
-        mine = [frozen for frozen in self._whole() if self._identity(frozen.params) == frozenset(trial.overrides)]
-        for frozen in mine:
-            if not frozen.state.is_finished():
-                self.study.tell(frozen.number, value, state=state)
-        known = any(frozen.state in (states.RUNNING, state) for frozen in mine)
-        if not known:  # retried, or from before another target
-            params = {p.key: _number(p, trial.settings[p.key]) for p in self.parameters}
-            create = optuna.trial.create_trial
-            self.study.add_trial(create(params=params, distributions=self.distributions, value=value, state=state))
-
-    def _whole(self) -> list[Any]:
-        trials = self.study.get_trials(deepcopy=False)
-        return [frozen for frozen in trials if len(frozen.params) == len(self.parameters)]
-
-    def _asked(self) -> int:
-        """How many trials there are, a failed one that was retried counting once."""
-        states = _optuna().trial.TrialState
-        by_state = {state: [self._identity(t.params) for t in self._whole() if t.state == state] for state in states}
-        retried = sum(identity in by_state[states.COMPLETE] for identity in by_state[states.FAIL])
-        return sum(map(len, by_state.values())) - retried
-
-    def _identity(self, params: Mapping[str, Any]) -> frozenset[str]:
-        return frozenset(parameter.written(params[parameter.key]) for parameter in self.parameters)
-
-    def _trial(self, params: Mapping[str, Any]) -> Trial:
-        overrides = [parameter.written(params[parameter.key]) for parameter in self.parameters]
-        return name_trials([overrides], self.ledger.trials())[0]
-
-    def _sampler(self, number: int) -> Any:
-        samplers, settings = _optuna().samplers, self.settings
-        seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {number}".encode()).digest()[:4])
-        if settings.sampler == "random":
-            return samplers.RandomSampler(seed=seed)
-        liar = settings.parallel > 1
-        return samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=liar)
-
-
-def _number(parameter: Parameter, text: str) -> Any:
-    if parameter.low is None or parameter.low == parameter.high:
-        return text
-    return int(text) if parameter.integer else float(text)
-
-
-def importances(
-    trials: Sequence[Trial], values: Sequence[float], parameters: Sequence[Parameter]
-) -> dict[str, float] | None:
-    """Each setting's share of the target's variance (fANOVA: Hutter et al., ICML 2014), the largest first.
-
-    None where it cannot be had: without Optuna, with fewer than four trials, or when all came to the same.
-    """
-    try:
-        optuna = _optuna()
-    except InputError:
-        return None
-    if len(values) < 4 or len(set(values)) == 1:
-        return None
-    distributions = {parameter.key: distribution(parameter) for parameter in parameters}
-    study = optuna.create_study(direction="maximize")
-    for trial, value in zip(trials, values, strict=True):
-        params = {p.key: _number(p, trial.settings[p.key]) for p in parameters}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
-    try:
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    except ImportError:  # it needs scikit-learn
-        return None
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-
-
-def observed(trials: Sequence[Trial]) -> list[Parameter]:
-    """What trials of a grid tried, as parameters: the settings all of them have."""
-    if not trials:
-        return []
-    keys = [key for key in trials[0].settings if all(key in trial.settings for trial in trials)]
-    tried = {key: tuple(dict.fromkeys(trial.settings[key] for trial in trials)) for key in keys}
-    return [Parameter(key=key, values=values) for key, values in tried.items() if len(values) > 1]

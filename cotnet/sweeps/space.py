@@ -1,10 +1,13 @@
-"""What a sweep varies, read from Hydra's grammar: `1,2`, `choice`, `range`, `interval`, `tag(log, interval(...))`."""
+"""Read what a sweep varies, in Hydra's grammar: `1,2`, `choice`, `range`, `interval`, `tag(log, interval(...))`."""
 
+import contextlib
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,13 +42,11 @@ class SweepSettings:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.search and self.trials is None:
-            raise ValueError(
-                f"trials=null, but sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
-            )
+            end = f"sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
+            raise ValueError(f"trials=null, but {end}")
         if not self.search and self.trials is not None:
-            raise ValueError(
-                f"trials={self.trials} is for a search; a grid runs every combination (sweep=tpe searches)"
-            )
+            grid = "a grid runs every combination (sweep=tpe searches)"
+            raise ValueError(f"trials={self.trials} is for a search; {grid}")
 
     @property
     def search(self) -> bool:
@@ -54,13 +55,13 @@ class SweepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A setting that varies over `values`, written as on the command line, or over `low` to `high`, both included.
+    """A setting that varies: over `values`, or from `low` to `high`, both included; a range of numbers has both.
 
-    A range of numbers has both: its values for a grid, its bounds and `step` for a search.
+    `text` is what was given.
     """
 
     key: str
-    text: str = ""  # as it was given
+    text: str
     values: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -68,43 +69,54 @@ class Parameter:
     log: bool = False
     integer: bool = False
 
-    def __post_init__(self) -> None:
-        if self.low is None or self.high is None:
-            return
-        if self.low >= self.high and not self.values:
-            raise InputError(f"{self.key}: the range from {self.low:g} to {self.high:g} is empty; {GRAMMAR}")
-        if self.log and self.low <= 0:
-            raise InputError(f"{self.key}: a logarithmic range begins above 0, not at {self.low:g}")
-
     @property
     def options(self) -> list[str]:
-        """Overrides that show whether it can be set: every value, or the ends of a range."""
+        """Overrides that show whether the key can be set: every value, or both ends of an interval."""
         if self.values or self.low is None or self.high is None:
             return [f"{self.key}={value}" for value in self.values]
-        return [self.written(self.low), self.written(self.high)]
+        return [self.override(self.low), self.override(self.high)]
 
-    def written(self, value: float | str) -> str:
-        """The override that sets it; numbers with six significant digits, within the bounds."""
+    def override(self, value: float | str) -> str:
+        """`key=value`; numbers have six significant digits and stay within the bounds."""
         if self.low is not None and self.high is not None and not isinstance(value, str):
             value = int(value) if self.integer else min(max(float(f"{value:.6g}"), self.low), self.high)
         return f"{self.key}={value}"
 
+    def parsed(self, text: str) -> float | str:
+        """The value in an override: a number where the setting has a range."""
+        return text if self.low == self.high else int(text) if self.integer else float(text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of a sweep: its folder's name and the overrides that make it this one."""
+    """One run of a sweep: the name of its folder, and the overrides that only this run has."""
 
     name: str
     overrides: tuple[str, ...]
 
     @property
     def settings(self) -> dict[str, str]:
-        """What varies, by key."""
+        """Value by key."""
         return dict(override.split("=", 1) for override in self.overrides)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What a command line asks for: `shared` overrides go to every trial, `parameters` vary."""
+
+    settings: SweepSettings
+    folder: Path
+    shared: list[str]
+    parameters: list[Parameter]
+
+    @property
+    def total(self) -> int:
+        """How many trials there are in all."""
+        return self.settings.trials or math.prod(len(parameter.values) for parameter in self.parameters)
+
+
 def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
-    """The overrides that have one value, and what varies. The last word on a key counts.
+    """Split overrides into those with one value and those that vary. The last one for a key counts.
 
     Raises InputError for an empty range, OverrideParseException for what Hydra cannot read.
     """
@@ -124,84 +136,71 @@ def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
 def read_space(space: Mapping[str, Any]) -> list[str]:
     """`sweep.space` as overrides.
 
-    Raises InputError for what cannot be read or does not vary.
+    Raises InputError for a value that cannot be read or does not vary.
     """
     overrides = [f"{key}={value}" for key, value in space.items()]
     for override in overrides:
-        try:
-            varies = OverridesParser.create().parse_override(override).is_sweep_override()
-        except HydraException:
-            varies = False
-        if not varies:
+        varied: list[Parameter] = []
+        with contextlib.suppress(HydraException):
+            varied = read([override])[1]
+        if not varied:
             raise InputError(f"sweep.space: {override} does not say what to try; {GRAMMAR}")
     return overrides
 
 
 def _parameter(key: str, override: Override) -> Parameter:
     value, text = override.value(), str(override.input_line).partition("=")[2]
+    log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        return Parameter(
-            key=key,
-            text=text,
-            low=value.start,
-            high=value.end,
-            log="log" in value.tags,
-            integer=isinstance(value.start, int) and isinstance(value.end, int),
-        )
-    if isinstance(value, Glob) or "log" in getattr(value, "tags", ()):
+        low, high = value.start, value.end
+        assert low is not None
+        assert high is not None
+        if low >= high:
+            raise InputError(f"{key}: the range from {low:g} to {high:g} is empty; {GRAMMAR}")
+        if log and low <= 0:
+            raise InputError(f"{key}: a logarithmic range begins above 0, not at {low:g}")
+        integer = isinstance(low, int) and isinstance(high, int)
+        return Parameter(key=key, text=text, low=low, high=high, log=log, integer=integer)
+    if isinstance(value, Glob) or log:
         raise InputError(f"{override.input_line} cannot be swept; {GRAMMAR}")
     values = tuple(dict.fromkeys(override.sweep_string_iterator()))
     if not values:
         raise InputError(f"{override.input_line}: the range is empty; {GRAMMAR}")
-    if isinstance(value, RangeSweep):
-        assert value.step is not None
-        numbers = [float(number) for number in values]
-        integer = all(isinstance(number, int) for number in (value.start, value.step))
-        return Parameter(
-            key=key,
-            text=text,
-            values=values,
-            low=min(numbers),
-            high=max(numbers),
-            step=abs(value.step),
-            integer=integer,
-        )
-    return Parameter(key=key, text=text, values=values)
+    if not isinstance(value, RangeSweep):
+        return Parameter(key=key, text=text, values=values)
+    assert value.step is not None
+    numbers = [float(number) for number in values]
+    integer = isinstance(value.start, int) and isinstance(value.step, int)
+    low, high, step = min(numbers), max(numbers), abs(value.step)
+    return Parameter(key=key, text=text, values=values, low=low, high=high, step=step, integer=integer)
 
 
 def grid(parameters: Sequence[Parameter]) -> list[tuple[str, ...]]:
-    """The overrides of every combination, the last setting varying fastest."""
-    for parameter in parameters:
-        if not parameter.values:
-            raise InputError(
-                f"{parameter.key}: a grid cannot visit every number of an interval; list values or add sweep=tpe"
-            )
-    return list(product(*([f"{p.key}={value}" for value in p.values] for p in parameters)))
+    """The overrides of every combination; the last setting varies fastest.
+
+    Raises InputError for an interval.
+    """
+    for p in parameters:
+        if not p.values:
+            raise InputError(f"{p.key}: a grid cannot visit every number of an interval; list values or add sweep=tpe")
+    return list(product(*(p.options for p in parameters)))
 
 
 def name_trials(combinations: Iterable[Sequence[str]], known: Iterable[Trial]) -> list[Trial]:
-    """A trial for each combination of overrides: the `known` one, or a new one whose name no other has."""
-    by_overrides = {frozenset(trial.overrides): trial for trial in known}
-    names = {trial.name for trial in by_overrides.values()}
-    trials = []
-    for overrides in combinations:
-        identity = frozenset(overrides)
-        if identity not in by_overrides:
-            name = folder_name(overrides)
-            if name in names:  # what a folder's name cannot hold may differ
-                name += "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
-            by_overrides[identity] = Trial(name=name, overrides=tuple(overrides))
-            names.add(name)
-        trials.append(by_overrides[identity])
-    return trials
+    """A trial for each combination of overrides: the `known` one, or a new one with a name of its own."""
+    trials = {frozenset(trial.overrides): trial for trial in known}
+    names = {trial.name for trial in trials.values()}
+    asked = [tuple(overrides) for overrides in combinations]
+    for overrides in asked:
+        name = folder_name(overrides)
+        if name in names:  # the overrides differ in characters that a folder's name cannot hold
+            name += "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+        names.add(trials.setdefault(frozenset(overrides), Trial(name=name, overrides=overrides)).name)
+    return [trials[frozenset(overrides)] for overrides in asked]
 
 
 def quoted(key: str, value: object) -> str:
     """An override that Hydra reads as this very text."""
     text = str(value)
-    if re.fullmatch(r"[\w./+-]+", text):
-        return f"{key}={text}"
     escaped = text.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={text}" if re.fullmatch(r"[\w./+-]+", text) else f"{key}='{escaped}'"

@@ -130,26 +130,3 @@ def test_an_epoch_line_needs_neither_training_figures_nor_an_average(capsys):
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (360000, "100:00:00")])
 def test_clock(seconds, shown):
     assert clock(seconds) == shown
-
-
-ROWS = [
-    {"run": "optimizer.lr=0.1 [x]", "status": "failed", "folder": "outputs/a"},
-    {"run": "optimizer.lr=0.05", "status": "finished", "best_top1": 71.234, "best_top5": 90.1, "folder": "outputs/b"},
-    {"run": "backbone=" + "c" * 80, "status": "interrupted", "best_top1": 75.0, "best_top5": 92.0, "best_epoch": 2.5}
-    | {"images_per_second": 1234.5, "folder": "outputs/c", "best_weights": "ema", "seconds": 10.0},
-    {"run": "d", "status": "running", "best_top1": None, "best_top5": None, "folder": "outputs/d"},
-]
-TABLE = f"from cotnet.reporting.terminal import results_table; results_table({ROWS!r})"
-
-
-def test_the_table_of_a_sweep_is_sorted_by_the_best_accuracy():
-    out = subprocess.run([sys.executable, "-c", TABLE], capture_output=True, check=True, text=True).stdout
-    assert "\x1b" not in out
-    lines = [line.split() for line in out.splitlines() if line.strip() and "─" not in line]
-    assert lines == [
-        ["run", "status", "top-1", "%", "top-5", "%", "epoch", "images/s", "folder"],
-        ["backbone=" + "c" * 80, "interrupted", "75.00", "92.00", "2.5", "1,234", "outputs/c"],
-        ["optimizer.lr=0.05", "finished", "71.23", "90.10", "-", "-", "outputs/b"],
-        ["optimizer.lr=0.1", "[x]", "failed", "-", "-", "-", "-", "outputs/a"],
-        ["d", "running", "-", "-", "-", "-", "outputs/d"],
-    ]

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: the bars of trials side by side, on a real terminal of a given size."""
+"""What a person sees of a sweep that runs: the bars of its trials, on a real terminal of a given size."""
 
 import os
 import pty
@@ -6,12 +6,12 @@ import re
 import select
 
 import pytest
-from test_sweep_ledger import begin, settings
 
 from cotnet import records
 from cotnet.config.compose import to_yaml
+from cotnet.reporting.terminal import say
+from cotnet.sweeps.results import bars, live_bars
 from cotnet.sweeps.space import Trial
-from cotnet.sweeps.view import View
 
 
 @pytest.fixture
@@ -35,30 +35,31 @@ def terminal(monkeypatch):
 @pytest.mark.parametrize("columns", [60, 100])
 def test_bars_of_trials_side_by_side_fit_the_terminal(columns, terminal, tmp_path):
     written = terminal(columns)
-    ledger = begin(tmp_path)
-    trials = []
+    running = []
     for number, batch in enumerate((64, 128), start=1):
         given = (f"optimizer.lr_per_256=0.{number}", f"train.batch_size={batch}")
-        trials.append(Trial(name=f"optimizer.lr_per_256-0.{number}__train.batch_size-{batch}", overrides=given))
-        folder = tmp_path / trials[-1].name
+        folder = tmp_path / f"optimizer.lr_per_256-0.{number}__train.batch_size-{batch}"
+        running.append((Trial(name=folder.name, overrides=given), folder))
         folder.mkdir()
         records.write_text(folder / "config.yaml", to_yaml({"train": {"epochs": 20, "max_steps": None}}))
         figures = {"step": 10, "epoch": 2.5 * number, "train/loss": 2.31234, "val/top1": 22.5632}
         records.append(folder / "metrics.jsonl", figures)
-    with View(settings(parallel=2), ledger, 2) as view:
-        for trial in trials:
-            ledger.record(trial, "started")
-            view.started(trial)
-        view.refresh([(trial, tmp_path / trial.name) for trial in trials])
+    line = f"[1/2] {folder.name}: finished after 1:01, val/top1 22.5632 at epoch 5"
+    with live_bars() as live:
+        live.update(bars(running, "val/top1", width=live.console.width), refresh=True)
         shown = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written()))[-2:]
-        ledger.record(trials[0], "finished")
-        view.ended(trials[0], "finished", "", (22.5632, 5.0), 61.0)
+        say(line)
         after = written()
-    assert [line[:6] for line in shown] == ["lr_per"] * 2
+    assert [text[:6] for text in shown] == ["lr_per"] * 2
     assert max(map(len, shown)) <= columns - 4, shown
-    for line, epoch in zip(shown, ("2.5", "5"), strict=True):
-        assert f"epoch {epoch}/20  loss 2.312  top1 22.56" in line
-        assert line.count("━") + line.count("╸") + line.count("╺") >= 5
+    for text, epoch in zip(shown, ("2.5", "5"), strict=True):
+        assert f"epoch {epoch}/20  loss 2.312  top1 22.56" in text
+        assert text.count("━") + text.count("╸") + text.count("╺") >= 5
     if columns == 100:
         assert "lr_per_256=0.1 batch_size=64 " in shown[0]
-    assert f"[1/2] {trials[0].name}: finished after 1:01, val/top1 22.5632 at epoch 5\r\n" in after
+    assert f"{line}\r\n" in after
+
+
+def test_there_are_no_bars_in_a_file(capsys):
+    with live_bars() as live:
+        assert live is None
