@@ -6,9 +6,7 @@ Configuration dictionaries end here: modules below take settings and objects.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.settings import CheckpointSettings, DataSettings, LaunchSettings, Settings, TrainSettings
+from cotnet.settings import CheckpointSettings, DataSettings, LaunchSettings, Pretrained, Settings, TrainSettings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
 from data.loading.plan import EvaluationPlan, TrainPlan
@@ -29,16 +27,6 @@ from data.loading.plan import check_loader as check_loader_settings
 from data.loading.progressive import ProgressiveLoader, ramp
 from data.sets.image_set import ImageSet
 from data.sets.read import read_splits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """Which weights a backbone starts from: keys of `backbone`."""
-
-    weights: Path | None = None
-    ema: bool = True
-    head: Literal["keep", "reset"] = "keep"
-
 
 SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
 CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")

@@ -149,6 +149,15 @@ class DataSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretrained(Section):
+    """Which weights a backbone starts from: keys of `backbone`."""
+
+    weights: Path | None = None
+    ema: bool = True
+    head: Literal["keep", "reset"] = "keep"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchSettings(Section):
     """`launch` of the configuration."""
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module may import its own package and every layer below its own; packages of one layer do not
 # know each other. The longest prefix counts.
 LAYERS = (
-    ("cotnet.errors", "cotnet.files", "cotnet.integrity", "cotnet.records", "cotnet.settings", "cotnet.figures"),
+    ("cotnet.errors", "cotnet.files", "cotnet.integrity"),
+    ("cotnet.records", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops",),
     ("cotnet.models", "cotnet.engine", "data"),
     ("cotnet.reporting",),

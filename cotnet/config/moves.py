@@ -8,8 +8,8 @@ from typing import Any, Final
 MOVED: Final = {
     "data.augment.Augmentation": "data.augmentation.settings.Augmentation",
     "data.dali.DaliLoader": "data.loading.dali.DaliLoader",
-    "cotnet.reporting.wandb_logger.NoLogger": "cotnet.reporting.wandb_logger.NoLogger",
-    "cotnet.reporting.wandb_logger.WandbLogger": "cotnet.reporting.wandb_logger.WandbLogger",
+    "cotnet.engine.loggers.NoLogger": "cotnet.reporting.wandb_logger.NoLogger",
+    "cotnet.engine.loggers.WandbLogger": "cotnet.reporting.wandb_logger.WandbLogger",
     "data.torchvision.TorchvisionLoader": "data.loading.torchvision.TorchvisionLoader",
 }
 # Settings, by their full key, that no longer exist.
