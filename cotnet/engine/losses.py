@@ -27,10 +27,18 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: fl
     return F.binary_cross_entropy_with_logits(logits, wanted)
 
 
+def _ce(settings: TrainSettings) -> Criterion:
+    return functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
+
+
+def _bce(settings: TrainSettings) -> Criterion:
+    smoothing, threshold = settings.label_smoothing, settings.bce_threshold
+    return functools.partial(binary_cross_entropy, label_smoothing=smoothing, threshold=threshold)
+
+
+LOSSES: dict[str, Callable[[TrainSettings], Criterion]] = {"ce": _ce, "bce": _bce}
+
+
 def loss_function(settings: TrainSettings) -> Criterion:
     """The loss that `train.loss` names."""
-    if settings.loss == "ce":
-        return functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
-    return functools.partial(
-        binary_cross_entropy, label_smoothing=settings.label_smoothing, threshold=settings.bce_threshold
-    )
+    return LOSSES[settings.loss](settings)
