@@ -1,11 +1,11 @@
 """A figure in this project's look, drawn without a window and written whole or not at all."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cotnet.files import write_atomic
 
@@ -49,3 +49,24 @@ def figure(
         buffer = BytesIO()
         FigureCanvasAgg(drawn).print_png(buffer)
     write_atomic(png, buffer.getvalue())
+
+
+def write_labels(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
+    """The text of each (x, y, text) beside its point, where it covers no other text and no point."""
+    places = [(dx, dy) for reach in range(0, 40, 4) for dx, dy in ((5, reach), (5, -reach), (-5, reach), (-5, -reach))]
+    taken = [axes.transData.transform((x, y)) for x, y, _ in points]
+    boxes: list[Any] = []
+    for x, y, text in points:
+        for dx, dy in places:
+            look: dict[str, Any] = {
+                "ha": "left" if dx > 0 else "right",
+                "va": "center",
+                "fontsize": 6,
+                "in_layout": False,
+            }
+            label = axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", **look)
+            box = label.get_window_extent()
+            if not box.count_overlaps(boxes) and not any(box.padded(6).contains(*point) for point in taken):
+                break
+            label.remove()
+        boxes.append(box)

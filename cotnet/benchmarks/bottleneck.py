@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,18 +121,12 @@ class PartBench:
         batches = {given: self.model(given)}
         for batch in (given // 2, 2 * given):
             meters.progress(f"model with batch {batch}")
-            if 2 <= batch <= len(self.images.files) and (rate := self.fitting(batch)):
-                batches[batch] = rate
+            if 2 <= batch <= len(self.images.files):
+                with suppress(torch.cuda.OutOfMemoryError):
+                    batches[batch] = self.model(batch)
         overlap = self.device.type == "cuda"
         rates = {"reading": reading, "decoding": decoding, "loader": loader, "model": batches[given]}
         return Rates(**rates, loaders=loaders, batches=batches, overlap=overlap)
-
-    def fitting(self, batch: int) -> float | None:
-        """The model's rate; None where the device has too little memory."""
-        try:
-            return self.model(batch)
-        except torch.cuda.OutOfMemoryError:
-            return None
 
 
 def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:

@@ -46,8 +46,10 @@ def half_interval(groups: Sequence[RunGroup], images: int) -> tuple[float, str]:
     binomial distribution; for a difference as if the images were not the same, so the interval is rather too wide.
     """
     if all(len(group.runs) > 1 for group in groups):
-        from scipy.stats import t  # of the extra `dev`
-
+        try:
+            from scipy.stats import t
+        except ModuleNotFoundError as error:
+            raise InputError("an interval over seeds needs scipy, which is missing; pip install scipy") from error
         freedom = sum(len(group.runs) - 1 for group in groups)
         squares = sum((value - fmean(group.last)) ** 2 for group in groups for value in group.last)
         spread = math.sqrt(squares / freedom * sum(1 / len(group.runs) for group in groups))

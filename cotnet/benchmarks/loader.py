@@ -31,7 +31,7 @@ from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.sections import read_settings
 from data.manifest import write_manifest
-from data.samples import DataError, ImageSet, read_split
+from data.samples import DataError, read_split
 
 TASKS: Final = ("plain", "randaug", "val")
 OURS: Final = "DALI loader (ours)"
@@ -48,7 +48,8 @@ class EpochFigures(NamedTuple):
 class OurLoader:
     """The DALI loader and what follows it on the device, as training and evaluation use them."""
 
-    def __init__(self, images: ImageSet, task: LoaderTask) -> None:
+    def __init__(self, train: Path, task: LoaderTask) -> None:
+        images = read_split(train.parent, "train")
         size, batch = task.image_size, task.batch_size
         given = [f"data.num_classes={len(images.classes)}", f"data.image_size={size}", f"data.eval_size={size}"]
         given += [f"train.batch_size={batch}", f"data.eval_batch_size={batch}", f"loader.threads={task.workers}"]
@@ -74,11 +75,6 @@ class OurLoader:
 
     def close(self) -> None:
         self._loader.close()
-
-
-def our_loader(train: Path, task: LoaderTask) -> OurLoader:
-    """As the peers are built, from the folder of the training images."""
-    return OurLoader(read_split(train.parent, "train"), task)
 
 
 def make_photographs(root: Path, images: int) -> None:
@@ -120,7 +116,7 @@ def timed_epoch(loader: PeerLoader | OurLoader, epochs: Iterator[int], device: t
 
 def measure_loaders(root: Path, task: LoaderTask, rounds: int) -> list[dict[str, Any]]:
     """One record per peer: all loaders take turns, `rounds` epochs each after one to warm up."""
-    makers: dict[str, Callable[[Path, LoaderTask], PeerLoader | OurLoader]] = {**PEERS, OURS: our_loader}
+    makers: dict[str, Callable[[Path, LoaderTask], PeerLoader | OurLoader]] = {**PEERS, OURS: OurLoader}
     with ExitStack() as stack:
         turns: dict[str, Callable[[], EpochFigures]] = {}
         for name, make in makers.items():

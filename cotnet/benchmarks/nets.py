@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -29,13 +29,10 @@ from cotnet.config import one_line
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
 from cotnet.errors import InputError
-from cotnet.figures import figure
+from cotnet.figures import figure, write_labels
 from cotnet.models import table
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.models.fusing import fuse
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 EXTERNAL: Final = {"torchvision": models.torchvision_model, "timm": models.timm_model}
 LAYOUTS: Final = ("contiguous", "channels_last")
@@ -103,13 +100,12 @@ def build_net(name: str, size: int) -> nn.Module:
 
 def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
     """Milliseconds and images per second of each."""
-    steps = {str(number): BenchedNet(case, device).step for number, case in enumerate(cases)}
+    steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
     times = meters.in_turns({name: partial(meters.seconds, step, device) for name, step in steps.items()}, rounds)
-    medians = zip(cases, map(median, times.values()), strict=True)
-    return [
-        {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
-        for case, seconds in medians
-    ]
+    records = []
+    for case, seconds in zip(cases, map(median, times.values()), strict=True):
+        records.append({**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds})
+    return records
 
 
 def measure_memory(case: NetCase, device: torch.device) -> Record:
@@ -125,12 +121,10 @@ def measure_memory(case: NetCase, device: torch.device) -> Record:
 def compared(records: Sequence[Record], peer: str, value: str) -> list[Record]:
     """The records, each but the peer's with `peer` and its `ratio` to the peer's value in the same memory format."""
     theirs = {record["memory_format"]: record[value] for record in records if record["name"] == peer}
-    return [
-        record
-        if record["name"] == peer
-        else {**record, "peer": peer, "ratio": record[value] / theirs[record["memory_format"]]}
-        for record in records
-    ]
+    for record in records:
+        if record["name"] != peer:
+            record |= {"peer": peer, "ratio": record[value] / theirs[record["memory_format"]]}
+    return list(records)
 
 
 def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[NetCase]]:
@@ -151,14 +145,20 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
         nets = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
     for (names, size), batch in itertools.product(nets, given.batch):
         cases = []
-        for layout, name in itertools.product(layouts, dict.fromkeys([*names, given.peer])):
-            net, _, own = name.partition("@")
-            if own and not own.isdigit():
-                raise InputError(f"{name}: {own} is no number of pixels")
+        sized = dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
+        for layout, (name, own) in itertools.product(layouts, sized):
             ours = {"fused": given.fuse, "checkpointing": given.checkpointing}
-            how = shared | (ours if ":" not in net else {"fused": False, "checkpointing": []})
-            cases.append(NetCase(name=net, batch=batch, size=int(own or size), memory_format=layout, **how))
+            how = shared | (ours if ":" not in name else {"fused": False, "checkpointing": []})
+            cases.append(NetCase(name=name, batch=batch, size=own, memory_format=layout, **how))
         yield cases
+
+
+def _sized(name: str, size: int) -> tuple[str, int]:
+    """NAME@PIXELS has a size of its own."""
+    name, _, own = name.partition("@")
+    if own and not own.isdigit():
+        raise InputError(f"{name}@{own}: {own} is no number of pixels")
+    return name, int(own or size)
 
 
 def earlier(path: Path | None, rows: list[Record]) -> list[Record]:
@@ -177,10 +177,9 @@ def _settings(row: Record) -> Record:
 def draw_growth(png: Path, rows: list[Record], value: str, unit: str) -> None:
     """Panels over batch, image size and depth; a line per net (over depth: family), mode and memory format."""
     labels = {"batch": "images in a batch", "size": "pixels", "depth": "layers (the number in the name)"}
-    rows = [{**row, **_depth(row["name"])} for row in rows]
     with figure(png, (13.5, 3.7), columns=3, dpi=130) as (_, panels):
         for axes, axis in zip(panels, labels, strict=True):
-            lines = _lines(rows, axis, value)
+            lines = growth_lines(rows, axis, value)
             for fixed, points in sorted(lines.items()):
                 axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join(fixed))
             axes.set(xlabel=labels[axis], ylabel=unit, ylim=(0, None))
@@ -192,32 +191,26 @@ def draw_growth(png: Path, rows: list[Record], value: str, unit: str) -> None:
                 axes.legend(fontsize=6)
 
 
-def _fixed(row: Record, axis: str) -> tuple[str, ...]:
-    """What is the same along a line, in words."""
-    flags = [flag for flag in ("compiled", "fused", "recompute") if row.get(flag)]
-    stages = [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
-    sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
-    net = row["family" if axis == "depth" else "name"]
-    return (net, row["mode"], row["dtype"], row["memory_format"], *flags, *stages, *sizes)
+def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
+    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings.
 
-
-def _lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
-    """Lines of at least two points; the depth plot uses the most common settings."""
+    The depth of cotnet50 is 50, its family cotnet.
+    """
     lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
     for row in rows:
-        if row[axis]:
-            lines[_fixed(row, axis)][row[axis]] = row[value]
+        digits = re.search(r"\d{2,}", row["name"]) if axis == "depth" else None
+        x = int(digits[0]) if digits else row.get(axis)
+        if x:
+            flags = [flag for flag in ("compiled", "fused", "recompute") if row.get(flag)]
+            flags += [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
+            sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
+            name = row["name"].replace(digits[0], "") if digits else row["name"]
+            lines[name, row["mode"], row["dtype"], row["memory_format"], *flags, *sizes][x] = row[value]
     lines = {fixed: points for fixed, points in lines.items() if len(points) > 1}
     if axis == "depth" and lines:
-        nets = Counter(fixed[1:] for fixed, points in lines.items() for _ in points)
-        lines = {fixed: points for fixed, points in lines.items() if fixed[1:] == nets.most_common(1)[0][0]}
+        common = Counter(fixed[1:] for fixed, points in lines.items() for _ in points).most_common(1)[0][0]
+        lines = {fixed: points for fixed, points in lines.items() if fixed[1:] == common}
     return lines
-
-
-def _depth(name: str) -> Record:
-    """cotnet50 is a `family` cotnet of `depth` 50."""
-    digits = re.search(r"\d{2,}", name)
-    return {"family": name.replace(digits[0], "") if digits else name, "depth": int(digits[0]) if digits else None}
 
 
 def draw_accuracy(png: Path, rows: list[Record]) -> None:
@@ -233,6 +226,7 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
         for family, points in families.items():
             axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
         axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
+        axes.margins(x=0.15)
         low, high = axes.get_xlim()
         ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 3, 5) if low < step * 10**power < high]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -241,22 +235,6 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
         axes.legend(fontsize=7, loc="lower right")
         page.draw_without_rendering()  # the axes have their place now
         write_labels(axes, [point for points in families.values() for point in points])
-
-
-def write_labels(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
-    """The text of each (x, y, text) beside its point, where it covers no other text and no point."""
-    places = [(dx, dy) for reach in range(3, 40, 3) for dx, dy in ((3, reach), (3, -reach), (-3, reach), (-3, -reach))]
-    taken = [axes.transData.transform((x, y)) for x, y, _ in points]
-    boxes: list[Any] = []
-    for x, y, text in points:
-        for dx, dy in places:
-            look: Record = {"ha": "left" if dx > 0 else "right", "va": "center", "fontsize": 5}
-            label = axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", **look)
-            box = label.get_window_extent()
-            if not box.count_overlaps(boxes) and not any(box.contains(*point) for point in taken):
-                break
-            label.remove()
-        boxes.append(box)
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from photographs import make_imagenet
 from PIL import Image
 from programs import run_process
 
-from cotnet.benchmarks.loader import OURS, EpochFigures, cpu_seconds, our_loader, peer_record, timed_epoch
+from cotnet.benchmarks.loader import OURS, EpochFigures, OurLoader, cpu_seconds, peer_record, timed_epoch
 from cotnet.benchmarks.peers import PEERS, LoaderTask
 
 
@@ -40,7 +40,7 @@ def test_everybody_gives_the_same_images_in_evaluation(tmp_path):
     make_imagenet(tmp_path, classes=2, train=4, val=1)
     task = LoaderTask(name="val", batch_size=4, image_size=48, workers=1, device=torch.device("cpu"))
     means = {}
-    for name, make in {**PEERS, OURS: our_loader}.items():
+    for name, make in {**PEERS, OURS: OurLoader}.items():
         loader = make(tmp_path / "train", task)
         batches = list(loader.epoch(0))
         loader.close()

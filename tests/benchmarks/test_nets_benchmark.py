@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 from cotnet.benchmarks import nets
 from cotnet.benchmarks.meters import in_turns, peak_bytes
-from cotnet.figures import figure
 
 PEER = "torchvision:squeezenet1_1"
 SMALL = ["--models", "resnet_small", "--peer", PEER, "--size", "32", "--rounds", "1"]
@@ -62,19 +60,6 @@ def test_turns_change_their_order():
     tasks = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
     assert in_turns(tasks, 2) == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
     assert "".join(order) == "abcbcacab"
-
-
-def test_labels_cover_nothing(tmp_path):
-    points = [(100 + x, 80 + x / 10, "a_long_name") for x in range(12)]
-    with figure(tmp_path / "labels.png", (8, 5.8)) as (page, (axes,)):
-        axes.scatter([x for x, _, _ in points], [y for _, y, _ in points])
-        page.draw_without_rendering()
-        nets.write_labels(axes, points)
-        boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == len(points)
-    assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
-    with Image.open(tmp_path / "labels.png") as drawn:
-        assert drawn.size == (800, 580)
 
 
 def test_peak_of_known_allocations():
