@@ -1,42 +1,41 @@
 """What limits a training run here: `python -m cotnet.benchmarks.bottleneck [key=value] ... [--seconds N]`.
 
-Composes the configuration as train.py does, then measures each part alone on this machine and set: reading files,
-reading and decoding them (the loader: crop, resize and flip included), that with the augmentation, and the model on a
-batch that is already there. Names the slowest, and says which loader, threads and batch would be better. One rank; with
-several on one machine the cores are shared, so give loader.threads as cores / ranks.
+Composes the configuration as train.py does and measures each part alone on this machine and image set: reading files,
+the loader without and with the augmentation, and the model on a batch that is already on the device. Names the slowest
+part, and says which loader, threads and batch would be faster. It measures one rank; several ranks on one machine share
+its cores, so give loader.threads as cores / ranks.
 """
 
-import argparse
-import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn import functional as F
 
 from cotnet import parts
 from cotnet.benchmarks import meters, report
 from cotnet.commands.program import one_line
+from cotnet.commands.train import new_state
 from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.errors import InputError
 from data.sets.image_set import ImageSet
 
-LOADERS = {"dali": "data.loading.dali.DaliLoader", "torchvision": "data.loading.torchvision.TorchvisionLoader"}
+LOADERS = {"dali": "data.dali.DaliLoader", "torchvision": "data.torchvision.TorchvisionLoader"}
 ENOUGH = 1.2  # a loader alone must be this much faster than the model, for what both share
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Images per second of each part alone, as configured, and of the alternatives by (loader, threads) and batch.
+    """Images per second of each part alone, as configured, and of alternatives by (loader, threads) and by batch.
 
     overlap: whether the model has a device of its own; on the CPU it shares the cores with the loader.
     """
@@ -50,115 +49,89 @@ class Rates:
     overlap: bool
 
 
-class Bench:
-    """The parts of one configuration and how long each is measured."""
+class PartBench:
+    """The parts of one configuration, each measured for `seconds`."""
 
     def __init__(self, config: Config, seconds: float) -> None:
-        self.config, self.seconds = config, seconds
+        self.config, self.seconds, self.device = config, seconds, meters.first_device()
         self.settings = parts.settings_of(config)
-        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        self.ranks = Ranks(rank=0, world_size=1, device=self.device)
-        precision = choose_precision(self.settings.train.precision, self.device)
-        self.precision = Precision(name=precision, device=self.device)
+        name = choose_precision(self.settings.train.precision, self.device)
+        channels_last = self.settings.train.channels_last
+        self.precision = Precision(name=name, device=self.device, channels_last=channels_last)
         self.images, _ = parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
     def rate(self, steps: Iterator[int]) -> float:
-        """Images per second of steps that give their number of images; the first two steps are not timed."""
-        for _ in range(2):
-            next(steps)
+        """Images per second of steps that yield their number of images; the first two steps are not timed."""
+        next(steps)
+        next(steps)
         images, started = 0, meters.now(self.device)
         while (elapsed := meters.now(self.device) - started) < self.seconds or not images:
             images += next(steps)
         return images / elapsed
 
-    def loader(self, *, augmented: bool, name: str | None = None, threads: int | None = None) -> float:
-        """The loader's rate, with what the augmentation does on the device or without."""
-        node = dict(self.config["loader"])
-        node |= {"_target_": LOADERS[name]} if name else {}
-        node |= {"threads": threads} if threads else {}
-        loader, _ = parts.train_loader({**self.config, "loader": node}, self.settings, self.images, self.ranks)
+    def loader(self, *, augmented: bool = True, **change: Any) -> float:
+        """The loader's rate with other settings, with or without the augmentation on the device."""
+        config = {**self.config, "loader": {**self.config["loader"], **change}}
+        ranks = Ranks(rank=0, world_size=1, device=self.device)
+        loader, _ = parts.train_loader(config, self.settings, self.images, ranks)
         transform = parts.train_transform(self.config, self.settings, self.precision)
 
         def steps() -> Iterator[int]:
-            epoch = 0
-            while True:
+            for epoch in range(sys.maxsize):
                 for images, targets, indices in loader.batches(epoch):
                     if augmented:
                         transform(images, targets, indices, epoch)
                     yield len(images)
-                epoch += 1
 
         with closing(loader):
             return self.rate(steps())
 
     def model(self, batch: int) -> float:
-        """Forward, backward and optimizer step on a batch of noise that is on the device."""
-        data = self.settings.data
-        model = parts.build_backbone(self.config["backbone"]).to(self.device, self.precision.parameters).train()
-        groups = parameter_groups(model, self.config["optimizer"].get("weight_decay", 0.0))
-        optimizer = parts.build_optimizer(self.config, groups)
-        images = torch.randn(
-            batch, 3, data.image_size, data.image_size, device=self.device, dtype=self.precision.parameters
-        )
+        """The rate of forward, backward and optimizer step on noise that is on the device."""
+        state, data = new_state(self.config, self.settings, self.precision), self.settings.data
+        images = torch.randn(batch, 3, data.image_size, data.image_size, device=self.device)
+        images = images.to(self.precision.parameters, memory_format=self.precision.layout)
         targets = torch.randint(data.num_classes, (batch,), device=self.device)
-        criterion = nn.CrossEntropyLoss()
 
         def steps() -> Iterator[int]:
+            state.model.train()
             while True:
                 with self.precision.autocast():
-                    logits = model(images)
-                criterion(logits.to(images.dtype), targets).backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                    logits = state.model(images)
+                F.cross_entropy(logits.to(images.dtype), targets).backward()
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
                 yield batch
 
         return self.rate(steps())
 
-    def measure(self, say: Callable[[str], None]) -> Rates:
+    def measure(self) -> Rates:
         """Everything, in turn."""
-        micro_batch = self.settings.train.batch_size // self.settings.train.accumulation
+        threads, cores = self.config["loader"]["threads"], len(os.sched_getaffinity(0))
         own = next(name for name, target in LOADERS.items() if target == self.config["loader"]["_target_"])
-        say("reading")
-        found = reading_rate(self.images, self.config["loader"]["threads"] or 1, self.seconds)
-        say("decoding")
-        decoding = self.loader(augmented=False)
-        say("loader")
-        full = self.loader(augmented=True)
-        loaders = {(own, self.config["loader"]["threads"]): full}
-        for name in LOADERS:
-            for threads in thread_counts(len(os.sched_getaffinity(0))):
-                if (name, threads) not in loaders:
-                    say(f"{name} with {threads} threads")
-                    loaders[name, threads] = self.loader(augmented=True, name=name, threads=threads)
-        say("model")
-        batches = {micro_batch: self.model(micro_batch)}
-        for batch in (micro_batch // 2, 2 * micro_batch):
-            say(f"model with batch {batch}")
-            rate = self._fitting(batch)
-            if rate is not None:
-                batches[batch] = rate
-        return Rates(
-            reading=found,
-            decoding=decoding,
-            loader=full,
-            model=batches[micro_batch],
-            loaders=loaders,
-            batches=batches,
-            overlap=self.device.type == "cuda",
-        )
-
-    def _fitting(self, batch: int) -> float | None:
-        if not 2 <= batch <= len(self.images.files):
-            return None
-        try:
-            return self.model(batch)
-        except torch.cuda.OutOfMemoryError:
-            return None
+        meters.progress("reading, decoding")
+        reading = reading_rate(self.images, threads or 1, self.seconds)
+        decoding, loader = self.loader(augmented=False), self.loader()
+        loaders = {(own, threads): loader}
+        for name, number in [(name, number) for name in LOADERS for number in thread_counts(cores)]:
+            if (name, number) not in loaders:
+                meters.progress(f"{name} with {number} threads")
+                loaders[name, number] = self.loader(_target_=LOADERS[name], threads=number)
+        given = self.settings.train.batch_size // self.settings.train.accumulation
+        batches = {given: self.model(given)}
+        for batch in (given // 2, 2 * given):
+            meters.progress(f"model with batch {batch}")
+            if 2 <= batch <= len(self.images.files):
+                with suppress(torch.cuda.OutOfMemoryError):
+                    batches[batch] = self.model(batch)
+        overlap = self.device.type == "cuda"
+        rates = {"reading": reading, "decoding": decoding, "loader": loader, "model": batches[given]}
+        return Rates(**rates, loaders=loaders, batches=batches, overlap=overlap)
 
 
 def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
-    """Files read per second by so many threads, each file once at most: a second time the system's cache answers."""
+    """Files read per second, each file once at most: a second read would come from the system's cache."""
     with ThreadPoolExecutor(threads) as pool:
         done, started = 0, time.perf_counter()
         for first in range(0, len(images.files), 16 * threads):
@@ -169,13 +142,13 @@ def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
         return done / (time.perf_counter() - started)
 
 
-def thread_counts(cores: int) -> tuple[int, ...]:
+def thread_counts(cores: int) -> list[int]:
     """The numbers of threads to try."""
-    return tuple(sorted({max(cores // 2, 1), cores}))
+    return sorted({max(cores // 2, 1), cores})
 
 
 def verdict(rates: Rates) -> list[str]:
-    """The limit and what would be better, one line each."""
+    """The limit and what would be faster, one line each."""
     together = min(rates.loader, rates.model) if rates.overlap else 1 / (1 / rates.loader + 1 / rates.model)
     model_limits = rates.model * ENOUGH <= rates.loader
     if model_limits:
@@ -185,9 +158,8 @@ def verdict(rates: Rates) -> list[str]:
     elif rates.reading < rates.decoding * ENOUGH:
         line = "reading is the limit: put the set on a faster disk, or store it smaller (data.prepare --resize)"
     else:
-        line = (
-            "decoding is the limit: more loader.threads, a GPU that decodes, or smaller files (data.prepare --resize)"
-        )
+        more = "more loader.threads, a GPU that decodes, or smaller files (data.prepare --resize)"
+        line = f"decoding is the limit: {more}"
     lines = [f"expected: about {together:,.0f} images/s; {line}"]
     (name, threads), best = max(rates.loaders.items(), key=lambda item: item[1])
     if best > 1.1 * rates.loader and not model_limits:
@@ -200,43 +172,26 @@ def verdict(rates: Rates) -> list[str]:
 
 def rows_of(rates: Rates) -> list[dict[str, Any]]:
     """The records of the table and of the JSON file."""
-    named = {"reading": rates.reading, "decoding": rates.decoding, "loader": rates.loader, "model": rates.model}
-    rows = [{"name": name, "setting": "as configured", "images_per_second": rate} for name, rate in named.items()]
-    rows += [
-        {"name": "loader", "setting": f"{name}, {threads} threads", "images_per_second": rate}
-        for (name, threads), rate in rates.loaders.items()
-    ]
-    rows += [
-        {"name": "model", "setting": f"batch {batch}", "images_per_second": rate}
-        for batch, rate in sorted(rates.batches.items())
-    ]
-    return rows
-
-
-def _progress(part: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{part}")
+    found = [(name, "as configured", getattr(rates, name)) for name in ("reading", "decoding", "loader", "model")]
+    found += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
+    found += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
+    return [{"name": name, "setting": setting, "images_per_second": rate} for name, setting, rate in found]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and advise; exits with 2 and one line for wrong settings or images."""
-    parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.bottleneck", description="What limits training.")
+    parser = report.options("bottleneck", "What limits training.", plot=False)
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=NAME, data.root=DIR, ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement (%(default)s)")
-    parser.add_argument("--json", type=report.output_file, help="file for the records")
     given = parser.parse_intermixed_args(arguments)
     with one_line(keep=False):
         if given.seconds <= 0:
             raise InputError(f"--seconds {given.seconds:g} must be positive")
-        bench = Bench(compose("train", given.overrides), given.seconds)
-        rates = bench.measure(_progress)
-        _progress("")
-    rows = rows_of(rates)
-    report.print_table(rows)
+        bench = PartBench(compose("train", given.overrides), given.seconds)
+        rates = bench.measure()
+    report.finish(rows_of(rates), given.json)
     where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
-    if given.json:
-        report.write_json(given.json, rows)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,32 @@
 
 `python -m cotnet.benchmarks.compare --runs NAME RUN [RUN ...] --runs NAME RUN ... [--speed NAME IMAGES_PER_SECOND]`
 
-A RUN is a run folder or its metrics.jsonl; the runs of a name differ in their seed. Compared is the top-1 after the
-last epoch, of the averaged weights: choosing the best epoch would be choosing by the images that judge. The first name
-is what the others are compared with. With --speed, the images per second that a model trains on an idle machine, curves
-are also drawn against the time that the training takes there.
+A RUN is a run folder or its metrics.jsonl; the runs of a name differ in their seed. The figure is the top-1 of the
+averaged weights after the last epoch: the best epoch would be chosen by the images that judge. All are compared with
+the first name. With --speed, a model's images per second in training on an idle machine, curves are also drawn against
+the minutes of training.
 """
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from cotnet import records
 from cotnet.benchmarks import report
+from cotnet.commands.program import one_line
 from cotnet.errors import InputError
+from cotnet.figures import figure
 
 TOP1 = "val/top1_ema"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The runs of one name: their validation records, the images of an epoch, and images/s on an idle machine."""
+class RunGroup:
+    """The runs of one name: their validation records, and the images per second on an idle machine if given."""
 
     name: str
     runs: list[list[dict[str, Any]]]
@@ -40,82 +39,62 @@ class Group:
         return [run[-1][TOP1] for run in self.runs]
 
 
-def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by integrating its density."""
-    at = np.linspace(0, 40, 400_001)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    density = scale * (1 + at**2 / freedom) ** (-(freedom + 1) / 2)
-    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(at))])
-    return float(np.interp(0.475, below, at))
+def half_interval(groups: Sequence[RunGroup], images: int) -> tuple[float, str]:
+    """Half the 95 % interval of a group's mean top-1, or of the difference of two groups, and what varies in it.
 
-
-def interval(groups: Sequence[Group], images: int) -> tuple[float, str]:
-    """Half the 95 % interval of a group's mean top-1, or of the difference of two, and what varies in it.
-
-    With at least two runs of each: the seeds, by Student's t with a common variance. Otherwise the test images, by the
-    binomial distribution; for a difference as if each model had images of its own, so it is too wide rather than too
-    narrow.
+    Seeds: with at least two runs of each, by Student's t with a common variance. Otherwise the test images, by the
+    binomial distribution; for a difference as if the images were not the same, so the interval is rather too wide.
     """
     if all(len(group.runs) > 1 for group in groups):
+        try:
+            from scipy.stats import t
+        except ModuleNotFoundError as error:
+            raise InputError("an interval over seeds needs scipy, which is missing; pip install scipy") from error
         freedom = sum(len(group.runs) - 1 for group in groups)
         squares = sum((value - fmean(group.last)) ** 2 for group in groups for value in group.last)
         spread = math.sqrt(squares / freedom * sum(1 / len(group.runs) for group in groups))
-        return t_quantile(freedom) * spread, "seeds"
+        return float(t.ppf(0.975, freedom)) * spread, "seeds"
     shares = [fmean(group.last) / 100 for group in groups]
     return 196 * math.sqrt(sum(share * (1 - share) / images for share in shares)), "images"
 
 
-def table(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """A row per group; the differences are to the first."""
+def comparison(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """A row per group; differences are to the first."""
     first, rows = groups[0], []
     for group in groups:
-        end = group.runs[0][-1]
-        half, over = interval([group], end["val/images"])
-        row = {
-            "name": group.name,
-            "runs": len(group.runs),
-            "epochs": end["epoch"],
-            "top1": fmean(group.last),
-            "±": half,
-            "over": over,
-            "minutes": None if group.speed is None else end["images"] / group.speed / 60,
-        }
+        end, mean = group.runs[0][-1], fmean(group.last)
+        half, over = half_interval([group], end["val/images"])
+        minutes = end["images"] / group.speed / 60 if group.speed else None
+        row = {"name": group.name, "runs": len(group.runs), "epochs": end["epoch"], "top1": mean, "±": half}
+        row |= {"over": over, "minutes": minutes}
         if group is not first:
-            row["difference"] = fmean(group.last) - fmean(first.last)
-            row["± of it"], row["over"] = interval([group, first], end["val/images"])
+            row["difference"] = mean - fmean(first.last)
+            row["± of it"], row["over"] = half_interval([group, first], end["val/images"])
         rows.append(row)
     return rows
 
 
-def draw(path: Path, groups: Sequence[Group]) -> None:
-    """Top-1 against the epoch, a line per run, and against minutes on an idle machine where all speeds are known."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def draw(png: Path, groups: Sequence[RunGroup]) -> None:
+    """Top-1 against the epoch, a line per run, and against minutes of training where all speeds are known."""
     timed = all(group.speed for group in groups)
-    figure = Figure(figsize=(10 if timed else 6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2 if timed else 1, squeeze=False, sharey=True)[0]
-    for number, group in enumerate(groups):
-        for index, run in enumerate(group.runs):
-            top1 = [row[TOP1] for row in run]
-            look: dict[str, Any] = {"color": f"C{number}", "linewidth": 1.2, "marker": ".", "markersize": 4}
-            panels[0].plot([row["epoch"] for row in run], top1, label=None if index else group.name, **look)
-            if timed:
-                panels[1].plot([row["images"] / (group.speed or 1) / 60 for row in run], top1, **look)
-    panels[0].set_xlabel("epoch")
-    panels[0].set_ylabel("top-1 of the averaged weights, %")
-    panels[0].set_ylim(bottom=min(value for group in groups for value in group.last) - 5)
-    panels[0].legend(frameon=False, fontsize=9)
-    panels[-1].set_xlabel("minutes of training on an idle machine" if timed else "epoch")
-    for axes in panels:
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    with figure(png, (10 if timed else 6, 4), columns=2 if timed else 1, sharey=True) as (_, panels):
+        for number, group in enumerate(groups):
+            for index, run in enumerate(group.runs):
+                top1 = [row[TOP1] for row in run]
+                look: dict[str, Any] = {"color": f"C{number}", "linewidth": 1.2, "marker": ".", "markersize": 4}
+                panels[0].plot([row["epoch"] for row in run], top1, label=None if index else group.name, **look)
+                if timed:
+                    panels[1].plot([row["images"] / (group.speed or 1) / 60 for row in run], top1, **look)
+        lowest = min(value for group in groups for value in group.last)
+        panels[0].set(xlabel="epoch", ylabel="top-1 of the averaged weights, %", ylim=(lowest - 5, None))
+        panels[0].legend(frameon=False, fontsize=9)
+        panels[-1].set_xlabel("minutes of training on an idle machine" if timed else "epoch")
+        for axes in panels:
+            axes.grid(color="0.9")
 
 
 def read_run(path: Path, batch: int) -> list[dict[str, Any]]:
-    """The validation records, with the `images` trained until each."""
+    """The validation records, each with the number of `images` trained on before it."""
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path}: no such file; give run folders or their metrics.jsonl")
@@ -125,51 +104,39 @@ def read_run(path: Path, batch: int) -> list[dict[str, Any]]:
     return found
 
 
-def read_groups(given: argparse.Namespace) -> list[Group]:
-    """The groups as named on the command line; InputError for what does not fit together."""
-    speeds = {name: _positive(name, rate) for name, rate in given.speed}
+def read_groups(given: argparse.Namespace) -> list[RunGroup]:
+    """The groups of the command line; InputError for what does not fit together."""
+    groups, speeds = [], dict(given.speed)
     names = [name for name, *_ in given.runs]
-    if unknown := sorted(set(speeds) - set(names)):
-        raise InputError(f"--speed {unknown[0]}: no --runs of this name; there are {', '.join(names)}")
-    groups = []
+    for name, rate in speeds.items():
+        if name not in names:
+            raise InputError(f"--speed {name}: no --runs of this name; there are {', '.join(names)}")
+        if not rate.replace(".", "", 1).isdigit() or not float(rate):
+            raise InputError(f"--speed {name} {rate}: not a number of images per second")
     for name, *paths in given.runs:
         if not paths:
             raise InputError(f"--runs {name}: no runs; give NAME and run folders or metrics.jsonl files")
         runs = [read_run(Path(path), given.batch_size) for path in paths]
         if len({run[-1]["epoch"] for run in runs}) > 1:
             raise InputError(f"--runs {name}: runs of different lengths; give those as another name")
-        groups.append(Group(name=name, runs=runs, speed=speeds.get(name)))
+        groups.append(RunGroup(name=name, runs=runs, speed=float(speeds[name]) if name in speeds else None))
     return groups
 
 
-def _positive(name: str, rate: str) -> float:
-    try:
-        speed = float(rate)
-    except ValueError:
-        speed = 0.0
-    if not speed > 0:
-        raise InputError(f"--speed {name} {rate}: not a number of images per second")
-    return speed
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and draw the curves; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.compare", description="Which model is ahead.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table and draw the curves; exits with 2 and one line for wrong runs."""
+    parser = report.options("compare", "Which model is ahead.")
     parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("NAME", "RUN"))
     parser.add_argument("--speed", nargs=2, action="append", default=[], metavar=("NAME", "IMAGES_PER_SECOND"))
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of these runs (%(default)s)")
-    parser.add_argument("--plot", type=report.output_file, help="PNG to write")
     given = parser.parse_args(arguments)
-    try:
+    with one_line(keep=False):
         groups = read_groups(given)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    report.print_table(table(groups))
+        rows = comparison(groups)
+    report.finish(rows, given.json)
     if given.plot:
         draw(given.plot, groups)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,7 @@
 """The DALI loader against others: `python -m cotnet.benchmarks.loader [--json FILE] [--plot FILE] [--root DIR]`.
 
-Everybody does the same from file to float: read, decode, crop or resize, flip, augment, normalise, one batch on the
-device. All loaders are open at once and take turns, an epoch each, on as many cores as they have workers or threads.
+All do the same from file to float: read, decode, crop or resize, flip, augment, normalise, one batch on the device.
+All loaders are open at once and take turns, an epoch each, on as many cores as they have workers or threads.
 Images per second depend on what else the machine does; CPU milliseconds per image, over all processes, hardly do.
 A ratio is ours to the peer's: of images per second (more is better), for loader/val of CPU time (less is better), for
 loader/start of seconds.
@@ -9,11 +9,12 @@ loader/start of seconds.
 
 import argparse
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -22,23 +23,24 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cotnet import parts
 from cotnet.benchmarks import meters, report
-from cotnet.benchmarks.peers import MEAN, PEERS, STD, Peer, Work
+from cotnet.benchmarks.peers import PEERS, LoaderTask, PeerLoader
 from cotnet.commands.program import one_line
+from cotnet.config.compose import compose
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.precision import Precision
 from cotnet.errors import DataError
-from data.augmentation.settings import Augmentation
-from data.augmentation.transform import Transform, normalize
-from data.loading.dali import DaliLoader
-from data.loading.plan import EvaluationPlan, TrainPlan
-from data.sets.image_set import ImageSet
+from cotnet.parts import read_settings
 from data.sets.manifest import write_manifest
 from data.sets.read import read_split
 
-WORKS: Final = ("plain", "randaug", "val")
+TASKS: Final = ("plain", "randaug", "val")
 OURS: Final = "DALI loader (ours)"
+POLICY: Final = "rand-timm-m9-n2-mstd0.5"
 
 
-class Figures(NamedTuple):
+class EpochFigures(NamedTuple):
     """One timed epoch."""
 
     images_per_second: float
@@ -46,75 +48,35 @@ class Figures(NamedTuple):
 
 
 class OurLoader:
-    """The DALI loader with what follows it on the device, as training and evaluation use them."""
+    """The DALI loader and what follows it on the device, as training and evaluation use them."""
 
-    def __init__(self, image_set: ImageSet, work: Work) -> None:
-        samples = len(image_set.files)
-        augmentation = _augmentation(work)
-        train = TrainPlan(
-            samples=samples,
-            batch_size=work.batch_size,
-            seed=0,
-            image_size=work.image_size,
-            crop_scale=augmentation.crop_scale,
-            crop_ratio=augmentation.crop_ratio,
-            flip=augmentation.flip,
-            eval_crop_ratio=0.875,
-            repeats=1,
-            accumulation=1,
-            rank=0,
-            world_size=1,
-        )
-        val = EvaluationPlan(
-            samples=samples,
-            batch_size=work.batch_size,
-            image_size=work.image_size,
-            crop_ratio=0.875,
-            rank=0,
-            world_size=1,
-        )
-        self._loader = DaliLoader(
-            image_set,
-            val if work.name == "val" else train,
-            device=work.device,
-            interpolation="bilinear",
-            threads=work.workers,
-            prefetch=2,
-        )
-        self._transform = Transform(augmentation, mean=MEAN, std=STD, num_classes=len(image_set.classes), seed=0)
-        self._work = work
+    def __init__(self, train: Path, task: LoaderTask) -> None:
+        images = read_split(train.parent, "train")
+        size, batch = task.image_size, task.batch_size
+        given = [f"data.num_classes={len(images.classes)}", f"data.image_size={size}", f"data.eval_size={size}"]
+        given += [f"train.batch_size={batch}", f"data.eval_batch_size={batch}", f"loader.threads={task.workers}"]
+        given += ["data.root=memory", "loader=dali", "data.eval_interpolation=bilinear"]
+        given += ["augmentation=default", "augmentation.interpolation=bilinear"]
+        given += [f"augmentation.policy={POLICY}"] if task.name == "randaug" else []
+        config = compose("train", given)
+        settings, precision = read_settings(config), Precision(name="fp32", device=task.device)
+        ranks = Ranks(rank=0, world_size=1, device=task.device)
+        self._transform: Callable[..., torch.Tensor]
+        if task.name == "val":
+            prepare = parts.evaluation_transform(settings.data, precision)
+            self._loader = parts.evaluation_loader(config, settings.data, images, ranks)
+            self._transform = lambda images, *_: prepare(images)
+        else:
+            transform = parts.train_transform(config, settings, precision)
+            self._loader, _ = parts.train_loader(config, settings, images, ranks)
+            self._transform = lambda *batch: transform(*batch)[0]
 
     def epoch(self, epoch: int) -> Iterator[torch.Tensor]:
         for images, targets, indices in self._loader.batches(epoch):
-            if self._work.name == "val":
-                yield normalize(images, MEAN, STD, torch.float32)
-            else:
-                yield self._transform(images, targets, indices, epoch)[0]
+            yield self._transform(images, targets, indices, epoch)
 
     def close(self) -> None:
         self._loader.close()
-
-
-def _augmentation(work: Work) -> Augmentation:
-    return Augmentation(
-        crop_scale=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        interpolation="bilinear",
-        flip=0.5,
-        vertical_flip=0.0,
-        repeats=1,
-        progressive=None,
-        color_jitter=0.0,
-        hue=0.0,
-        policy="rand-timm-m9-n2-mstd0.5" if work.name == "randaug" else None,
-        mixup=0.0,
-        cutmix=0.0,
-        switch=0.5,
-        mix_by="batch",
-        mix_epochs=None,
-        erasing=0.0,
-        erasing_fill="const",
-    )
 
 
 def make_photographs(root: Path, images: int) -> None:
@@ -146,49 +108,41 @@ def cpu_seconds() -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def timed_epoch(loader: Peer | OurLoader, epoch: int, device: torch.device) -> Figures:
-    """Images per second and CPU time of one epoch, its start included."""
-    images, cpu, started = 0, cpu_seconds(), time.perf_counter()
-    for batch in loader.epoch(epoch):
-        images += len(batch)
+def timed_epoch(loader: PeerLoader | OurLoader, epochs: Iterator[int], device: torch.device) -> EpochFigures:
+    """Images per second and CPU time of the next epoch, its start included."""
+    cpu, started = cpu_seconds(), time.perf_counter()
+    images = sum(map(len, loader.epoch(next(epochs))))
     seconds = meters.now(device) - started
-    return Figures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
+    return EpochFigures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
 
 
-def compare(root: Path, work: Work, rounds: int) -> list[dict[str, Any]]:
+def measure_loaders(root: Path, task: LoaderTask, rounds: int) -> list[dict[str, Any]]:
     """One record per peer: all loaders take turns, `rounds` epochs each after one to warm up."""
-    image_set = read_split(root, "train")
+    makers: dict[str, Callable[[Path, LoaderTask], PeerLoader | OurLoader]] = {**PEERS, OURS: OurLoader}
     with ExitStack() as stack:
-        loaders: dict[str, Peer | OurLoader] = {
-            name: stack.enter_context(closing(make(root / "train", work)))
-            for name, make in PEERS.items()
-            if make is not None
-        }
-        loaders[OURS] = stack.enter_context(closing(OurLoader(image_set, work)))
-        found: dict[str, list[Figures]] = {name: [] for name in loaders}
-        for turn in range(rounds + 1):
-            for name, loader in loaders.items():
-                figures = timed_epoch(loader, turn, work.device)
-                if turn:
-                    found[name].append(figures)
-    return [_record(f"loader/{work.name}", peer, found[OURS], found[peer]) for peer in PEERS if peer in found]
+        turns: dict[str, Callable[[], EpochFigures]] = {}
+        for name, make in makers.items():
+            loader = stack.enter_context(closing(make(root / "train", task)))
+            turns[name] = partial(timed_epoch, loader, count(), task.device)
+        found = meters.in_turns(turns, rounds)
+    return [peer_record(f"loader/{task.name}", peer, found[OURS], found[peer]) for peer in PEERS]
 
 
-def _record(name: str, peer: str, ours: list[Figures], theirs: list[Figures]) -> dict[str, Any]:
-    by_cpu = name == "loader/val"
-    field = "cpu_ms_per_image" if by_cpu else "images_per_second"
+def peer_record(name: str, peer: str, ours: list[EpochFigures], theirs: list[EpochFigures]) -> dict[str, Any]:
+    """Medians of both, and the median of the rounds' ratios."""
+    field = "cpu_ms_per_image" if name == "loader/val" else "images_per_second"
     ratio = median(getattr(a, field) / getattr(b, field) for a, b in zip(ours, theirs, strict=True))
     record: dict[str, Any] = {"name": name, "peer": peer, "ratio": ratio, "ratio_of": field}
-    for part in Figures._fields:
+    for part in EpochFigures._fields:
         record[part] = median(getattr(figures, part) for figures in ours)
         record[f"peer_{part}"] = median(getattr(figures, part) for figures in theirs)
     return record
 
 
-def compare_start(folder: Path, entries: int) -> dict[str, Any]:
+def measure_start(folder: Path, entries: int) -> dict[str, Any]:
     """Seconds to a usable set from a manifest of `entries`, and from walking as many files with ImageFolder.
 
-    At most 128,000 empty files are made; the walk over more is their time in proportion.
+    At most 128,000 empty files are made; the time of a longer walk is in proportion.
     """
     from torchvision.datasets import ImageFolder
 
@@ -198,77 +152,53 @@ def compare_start(folder: Path, entries: int) -> dict[str, Any]:
         (folder / "train" / name).mkdir(parents=True)
         for number in range(walked):
             (folder / "train" / name / f"{name}_{number}.JPEG").touch()
-    started = time.perf_counter()
-    ImageFolder(folder / "train")
-    walk = (time.perf_counter() - started) * per_class / walked
+    cpu = torch.device("cpu")
+    walk = meters.seconds(partial(ImageFolder, folder / "train"), cpu) * per_class / walked
     files = [f"{name}/{name}_{number}.JPEG" for name in names for number in range(per_class)]
     columns = {"files": files, "labels": np.repeat(np.arange(1000), per_class).tolist(), "excluded": {}}
-    columns |= {
-        "heights": [375] * len(files),
-        "widths": [500] * len(files),
-        "digests": ["0123456789abcdef"] * len(files),
-    }
+    columns |= {"heights": [375] * len(files), "widths": [500] * len(files), "digests": [f"{0:016x}"] * len(files)}
     write_manifest(folder, names, splits={"train": columns})
-    started = time.perf_counter()
-    read_split(folder, "train")
-    seconds = time.perf_counter() - started
+    seconds = meters.seconds(partial(read_split, folder, "train"), cpu)
     ours = {"images_per_second": None, "cpu_ms_per_image": None, "seconds": seconds, "peer_seconds": walk}
     return {"name": "loader/start", "peer": "directory walk", **ours, "ratio": seconds / walk, "ratio_of": "seconds"}
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cotnet.benchmarks.loader", description="Compare loaders.")
-    parser.add_argument("--json", type=report.output_file, help="file for the records")
-    parser.add_argument("--plot", type=report.output_file, help="PNG file for the plot")
+    parser, kinds = report.options("loader", "Compare loaders."), (*TASKS, "start")
     parser.add_argument("--root", type=Path, help="an image set with train/; photographs of 500 x 375 where not given")
     parser.add_argument("--images", type=int, default=1024, help="photographs to make (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loader (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch (%(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="pixels of what comes out (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of the batches (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="workers or threads, and cores (%(default)s)")
     parser.add_argument("--entries", type=int, default=1_281_167, help="of the manifest for loader/start (%(default)s)")
-    parser.add_argument(
-        "--only", nargs="+", choices=(*WORKS, "start"), default=(*WORKS, "start"), help="what to compare"
-    )
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="what to compare")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; exits with 2 and one line for wrong images."""
     given = _arguments().parse_args(arguments)
-    cores = sorted(os.sched_getaffinity(0))[: given.workers]
-    os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.workers])
     torch.set_num_threads(1)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    sizes = {"batch_size": given.batch, "image_size": given.size, "workers": given.workers}
     rows = []
     with one_line(keep=False), tempfile.TemporaryDirectory() as folder:
         root = given.root or Path(folder) / "photographs"
-        if given.root is None and set(given.only) & set(WORKS):
+        chosen = [name for name in TASKS if name in given.only]
+        if given.root is None and chosen:
             make_photographs(root, given.images)
-        for name in WORKS:
-            if name in given.only:
-                work = Work(
-                    name=name, batch_size=given.batch, image_size=given.size, workers=given.workers, device=device
-                )
-                rows += compare(root, work, given.rounds)
+        for name in chosen:
+            rows += measure_loaders(root, LoaderTask(name=name, device=meters.first_device(), **sizes), given.rounds)
         if "start" in given.only:
-            rows.append(compare_start(Path(folder) / "many", given.entries))
-    report.print_table(rows)
-    if given.json:
-        report.write_json(given.json, rows)
-        sys.stdout.write(f"{given.json}\n")
-    if given.plot:
-        report.draw_bars(given.plot, _bars(rows), title="CPU time per image, all processes", unit="ms")
-        sys.stdout.write(f"{given.plot}\n")
-
-
-def _bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    groups: dict[str, dict[str, float]] = {}
+            rows.append(measure_start(Path(folder) / "many", given.entries))
+    report.finish(rows, given.json)
+    bars: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["name"] != "loader/start":
-            bars = groups.setdefault(row["name"], {OURS: row["cpu_ms_per_image"]})
-            bars[row["peer"]] = row["peer_cpu_ms_per_image"]
-    return groups
+            group = bars.setdefault(row["name"], {OURS: row["cpu_ms_per_image"]})
+            group[row["peer"]] = row["peer_cpu_ms_per_image"]
+    report.draw_bars(given.plot, bars, title="CPU time per image, all processes", unit="ms")
 
 
 if __name__ == "__main__":

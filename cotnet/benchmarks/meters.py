@@ -1,25 +1,59 @@
-"""The time and the memory that something takes, on either device."""
+"""The time and the memory that something takes, on either device; several things in turn."""
 
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+
+def first_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was given."""
-    wait(device)
+    """Seconds, after the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def seconds(task: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes."""
+    started = now(device)
+    task()
+    return now(device) - started
+
+
+def in_turns(tasks: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each task returns in `rounds` rounds after one to warm up.
+
+    Tasks take turns, in another order each round, so that all meet the same state of the machine.
+    """
+    found: dict[str, list[T]] = {name: [] for name in tasks}
+    names = list(tasks)
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            progress(f"round {turn} of {rounds}: {name}")
+            result = tasks[name]()
+            if turn:
+                found[name].append(result)
+    return found
+
+
+def progress(line: str) -> None:
+    """Show a line on a terminal, in place of the one before."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
 
 
 def size(*tensors: torch.Tensor) -> int:
@@ -27,21 +61,21 @@ def size(*tensors: torch.Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator has given out for `work` at a time, beyond what was held before.
+def peak_bytes(device: torch.device, task: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator holds at a time during `task`, beyond those held before.
 
-    On the CPU from the profiler's record of every allocation; what a library takes from the system behind torch's back,
-    such as scratch space of a convolution, is not in it.
+    On the CPU this sums the profiler's record of every allocation. Memory that a library takes from the system itself,
+    such as scratch space of a convolution, is not counted.
     """
     if device.type == "cuda":
-        wait(device)
+        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        work()
-        wait(device)
+        task()
+        torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
+        task()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))

@@ -1,10 +1,22 @@
-"""What the benchmarks of whole nets share: which nets, how they are run, and one step of them."""
+"""Speed or memory of whole nets: `python -m cotnet.benchmarks.nets [--measure memory] [--json FILE] [--plot FILE] ...`.
+
+speed: the nets of a group (the models and their peer, in each memory format) are in memory together and take turns;
+medians. `ratio` is our images per second over the peer's; above 1 is faster.
+memory: `peak_bytes` is the most that a training step (or an inference) holds, with weights, gradients, momentum and
+images. `ratio` is ours over the peer's; below 1 is less.
+On a GPU: --dtype bf16 --format channels_last --compile.
+"""
 
 import argparse
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import torch
@@ -12,45 +24,70 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet import models
-from cotnet.benchmarks import report
+from cotnet.benchmarks import meters, report
+from cotnet.commands.program import one_line
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
 from cotnet.errors import InputError
+from cotnet.figures import figure, write_labels
 from cotnet.models import table
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.models.fusing import fuse
 
 EXTERNAL: Final = {"torchvision": models.torchvision_model, "timm": models.timm_model}
-FORMATS: Final = ("contiguous", "channels_last")
-PEER: Final = "torchvision:resnet50"
+LAYOUTS: Final = ("contiguous", "channels_last")
+MEASURES: Final = {"speed": ("images_per_second", "images/s"), "memory": ("peak_mib", "MiB")}
+MEASURED: Final = {"milliseconds", "images_per_second", "peak_bytes", "peak_mib", "peer", "ratio"}
+FAMILIES: Final = {"cot": "CoTNet", "bot": "BoTNet", "pvt": "PVT", "resne": "ResNet and descendants"}
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One net and how it runs: `name` as in `cotnet.models`, or `torchvision:NAME`, `timm:NAME`."""
+class NetCase:
+    """A net and how it runs, as its record says it: `name` of `cotnet.models`, torchvision:NAME or timm:NAME."""
 
     name: str
+    device: str
     batch: int
     size: int
     mode: str
     dtype: str
     memory_format: str
-    compile: bool
-    fuse: bool
-    checkpointing: tuple[int, ...] = ()
-    recompute: bool = False
-
-    def record(self, device: torch.device) -> dict[str, Any]:
-        """What every record says of it."""
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        flags = {"compiled": self.compile, "fused": self.fuse}
-        again = {"checkpointing": list(self.checkpointing), "recompute": self.recompute}
-        shape = {"batch": self.batch, "size": self.size, "mode": self.mode, "dtype": self.dtype}
-        return {"name": self.name, "device": where, **shape, "memory_format": self.memory_format, **flags, **again}
+    compiled: bool
+    fused: bool
+    checkpointing: list[int]
 
 
-def build(name: str, size: int) -> nn.Module:
-    """The net with fresh weights, its position tables for this size; InputError for an unknown name."""
+class BenchedNet:
+    """A net in memory with a batch and an optimizer."""
+
+    def __init__(self, case: NetCase, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.training = case.mode == "train"
+        self.precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
+        self.precision.set_up_process()
+        model = build_net(case.name, case.size)
+        if case.checkpointing:
+            checkpoint_stages(model, tuple(case.checkpointing))
+        self.model = self.precision.to_device(fuse(model) if case.fused else model).train(self.training)
+        self.run = compiled(self.model) if case.compiled else self.model
+        images = torch.randn(case.batch, 3, case.size, case.size, device=device, dtype=self.precision.parameters)
+        self.images = images.to(memory_format=self.precision.layout)
+        self.targets = torch.randint(1000, (case.batch,), device=device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step(self) -> None:
+        """Forward; in training also loss, backward and the optimizer's step."""
+        with torch.inference_mode(not self.training), self.precision.autocast():
+            logits = self.run(self.images)
+        if self.training:
+            F.cross_entropy(logits.float(), self.targets).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
+def build_net(name: str, size: int) -> nn.Module:
+    """The net with fresh weights and position tables of this size; InputError for an unknown name."""
     source, _, other = name.rpartition(":")
     if source in EXTERNAL:
         return EXTERNAL[source](model_name=other)
@@ -61,95 +98,59 @@ def build(name: str, size: int) -> nn.Module:
     return model
 
 
-class Net:
-    """A net in memory, ready for its next turn."""
-
-    def __init__(self, work: Work, device: torch.device) -> None:
-        self.work, self.training = work, work.mode == "train"
-        torch.manual_seed(0)
-        self.precision = Precision(name=work.dtype, device=device, channels_last=work.memory_format == "channels_last")
-        self.precision.set_up_process()
-        model = build(work.name, work.size)
-        if work.checkpointing:
-            checkpoint_stages(model, work.checkpointing)
-        self.model = self.precision.to_device(fuse(model) if work.fuse else model).train(self.training)
-        self.run = compiled(self.model) if work.compile else self.model
-        images = torch.randn(work.batch, 3, work.size, work.size, device=device, dtype=self.precision.parameters)
-        self.images = images.to(memory_format=self.precision.layout)
-        self.targets = torch.randint(1000, (work.batch,), device=device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-
-    def around(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self.training else torch.inference_mode()
-
-    def step(self) -> None:
-        """Forward; in training also loss, backward and the optimizer's step."""
-        with self.around(), self.precision.autocast():
-            logits = self.run(self.images)
-        if self.training:
-            F.cross_entropy(logits.float(), self.targets).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
+    """Milliseconds and images per second of each."""
+    steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
+    times = meters.in_turns({name: partial(meters.seconds, step, device) for name, step in steps.items()}, rounds)
+    records = []
+    for case, seconds in zip(cases, map(median, times.values()), strict=True):
+        records.append({**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds})
+    return records
 
 
-def parser(program: str, about: str) -> argparse.ArgumentParser:
-    """The options of a benchmark of nets."""
-    options = argparse.ArgumentParser(prog=f"python -m cotnet.benchmarks.{program}", description=about)
-    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
-    options.add_argument("--models", nargs="+", default=["cotnet50"], help=names)
-    options.add_argument("--peer", default=PEER, help="what the others are compared with (%(default)s)")
-    options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
-    options.add_argument("--batch", nargs="+", type=int, default=[16])
-    options.add_argument("--size", nargs="+", type=int, default=[224])
-    options.add_argument("--mode", choices=("train", "inference"), default="train")
-    options.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
-    options.add_argument("--format", choices=(*FORMATS, "both"), default="contiguous", help="memory format")
-    options.add_argument("--compile", action="store_true")
-    options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
-    stages = "training: stages whose activations are computed again (ours only)"
-    options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
-    options.add_argument("--recompute", action="store_true", help="training: norms and activations again (ours only)")
-    options.add_argument(
-        "--json", type=report.output_file, help="file for the records; what it holds of other settings is kept"
-    )
-    options.add_argument("--plot", type=report.output_file, help="PNG of all records in the file")
-    return options
+def measure_memory(case: NetCase, device: torch.device) -> Record:
+    """Peak bytes of the second step, when the optimizer's state exists."""
+    net = BenchedNet(case, device)
+    net.step()
+    state = [value for values in net.optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
+    held = meters.size(*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
+    peak = held + meters.peak_bytes(device, net.step)
+    return {**asdict(case), "peak_bytes": peak, "peak_mib": peak / 2**20}
 
 
-def groups(given: argparse.Namespace) -> Iterator[list[Work]]:
-    """The works that take turns: the models and their peer, of one size, batch and memory format."""
+def compared(records: Sequence[Record], peer: str, value: str) -> list[Record]:
+    """The records, each but the peer's with `peer` and its `ratio` to the peer's value in the same memory format."""
+    theirs = {record["memory_format"]: record[value] for record in records if record["name"] == peer}
+    for record in records:
+        if record["name"] != peer:
+            record |= {"peer": peer, "ratio": record[value] / theirs[record["memory_format"]]}
+    return list(records)
+
+
+def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[NetCase]]:
+    """The nets that are compared: the models and their peer, of one size and batch, in each memory format."""
     if given.fuse and given.mode == "train":
         raise InputError("--fuse is for --mode inference")
     if given.checkpointing and given.mode != "train":
         raise InputError("--checkpointing is for --mode train")
-    if given.recompute and (given.mode != "train" or given.compile):
-        raise InputError("--recompute is for --mode train without --compile")
+    if min(*given.size, *given.batch, given.rounds) < 1:
+        raise InputError("--size, --batch and --rounds must be at least 1")
     if given.compile:
-        require_compiler(device(), "--compile")
-    formats = FORMATS if given.format == "both" else (given.format,)
+        require_compiler(device, "--compile")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    shared = {"device": where, "mode": given.mode, "dtype": given.dtype, "compiled": given.compile}
+    layouts = LAYOUTS if given.format == "both" else (given.format,)
+    nets = [(given.models, size) for size in given.size]
     if given.zoo:
-        cases = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
-    else:
-        cases = [(given.models, size) for size in given.size]
-    for (names, size), batch in itertools.product(cases, given.batch):
-        if min(size, batch) < 1:
-            raise InputError(f"--size {size} and --batch {batch} must be at least 1")
-        yield [
-            Work(
-                name=name,
-                batch=batch,
-                size=own,
-                mode=given.mode,
-                dtype=given.dtype,
-                memory_format=layout,
-                compile=given.compile,
-                fuse=given.fuse and ":" not in name,
-                checkpointing=() if ":" in name else tuple(given.checkpointing),
-                recompute=given.recompute and ":" not in name,
-            )
-            for layout in formats
-            for name, own in dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
-        ]
+        nets = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
+    for (names, size), batch in itertools.product(nets, given.batch):
+        cases = []
+        sized = dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
+        for layout, (name, own) in itertools.product(layouts, sized):
+            ours = {"fused": given.fuse, "checkpointing": given.checkpointing}
+            how = shared | (ours if ":" not in name else {"fused": False, "checkpointing": []})
+            cases.append(NetCase(name=name, batch=batch, size=own, memory_format=layout, **how))
+        yield cases
 
 
 def _sized(name: str, size: int) -> tuple[str, int]:
@@ -160,19 +161,126 @@ def _sized(name: str, size: int) -> tuple[str, int]:
     return name, int(own or size)
 
 
-def device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def earlier(path: Path | None, rows: list[Record]) -> list[Record]:
+    """The records of a file that are of other nets or settings than the new rows."""
+    if not path or not path.exists():
+        return []
+    new = [_settings(row) for row in rows]
+    return [row for row in json.loads(path.read_text())["records"] if _settings(row) not in new]
 
 
-def compared(
-    records: Sequence[dict[str, Any]], peer: str, ratio: Callable[[dict[str, Any], dict[str, Any]], float]
-) -> list[dict[str, Any]]:
-    """The records, each but the peer's with `peer` and `ratio` to the peer's in the same memory format."""
-    peer = peer.partition("@")[0]
-    theirs = {record["memory_format"]: record for record in records if record["name"] == peer}
-    return [
-        record if record["name"] == peer else {**record, "peer": peer, "ratio": ratio(record, theirs[layout])}
-        for record in records
-        if (layout := record["memory_format"])
-    ]
+def _settings(row: Record) -> Record:
+    """What was measured. Files of older versions lack some keys or have more, such as `recompute`."""
+    return {key: value for key, value in row.items() if key not in MEASURED and value}
+
+
+def draw_growth(png: Path, rows: list[Record], value: str, unit: str) -> None:
+    """Panels over batch, image size and depth; a line per net (over depth: family), mode and memory format."""
+    labels = {"batch": "images in a batch", "size": "pixels", "depth": "layers (the number in the name)"}
+    with figure(png, (13.5, 3.7), columns=3, dpi=130) as (_, panels):
+        for axes, axis in zip(panels, labels, strict=True):
+            lines = growth_lines(rows, axis, value)
+            for fixed, points in sorted(lines.items()):
+                axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=", ".join(fixed))
+            axes.set(xlabel=labels[axis], ylabel=unit, ylim=(0, None))
+            ticks = sorted({x for points in lines.values() for x in points})
+            axes.set_xscale("log", base=2) if axis == "batch" else None
+            axes.set_xticks(ticks, [str(x) for x in ticks])
+            axes.tick_params(labelsize=8)
+            if lines:
+                axes.legend(fontsize=6)
+
+
+def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
+    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings.
+
+    The depth of cotnet50 is 50, its family cotnet.
+    """
+    lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        digits = re.search(r"\d{2,}", row["name"]) if axis == "depth" else None
+        x = int(digits[0]) if digits else row.get(axis)
+        if x:
+            flags = [flag for flag in ("compiled", "fused", "recompute") if row.get(flag)]
+            flags += [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
+            sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
+            name = row["name"].replace(digits[0], "") if digits else row["name"]
+            lines[name, row["mode"], row["dtype"], row["memory_format"], *flags, *sizes][x] = row[value]
+    lines = {fixed: points for fixed, points in lines.items() if len(points) > 1}
+    if axis == "depth" and lines:
+        common = Counter(fixed[1:] for fixed, points in lines.items() for _ in points).most_common(1)[0][0]
+        lines = {fixed: points for fixed, points in lines.items() if fixed[1:] == common}
+    return lines
+
+
+def draw_accuracy(png: Path, rows: list[Record]) -> None:
+    """Milliseconds per image against published top-1, a colour per family."""
+    families: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["milliseconds"]):
+        known = table.TABLE.get((row["name"], row["size"]))
+        if known and known.top1:
+            family = next((words for part, words in FAMILIES.items() if part in row["name"]), row["name"])
+            label = row["name"] if row["size"] == 224 else f"{row['name']}@{row['size']}"
+            families[family].append((row["milliseconds"] / row["batch"], known.top1, label))
+    with figure(png, (8, 5.8), dpi=160) as (page, (axes,)):
+        for family, points in families.items():
+            axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
+        axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
+        axes.margins(x=0.15)
+        low, high = axes.get_xlim()
+        ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 3, 5) if low < step * 10**power < high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7, loc="lower right")
+        page.draw_without_rendering()  # the axes have their place now
+        write_labels(axes, [point for points in families.values() for point in points])
+
+
+def _arguments() -> argparse.ArgumentParser:
+    options = report.options(
+        "nets", "Speed or memory of whole nets; --json keeps the file's records of other settings."
+    )
+    options.add_argument("--measure", choices=MEASURES, default="speed")
+    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
+    options.add_argument("--models", nargs="+", default=["cotnet50"], help=names)
+    options.add_argument("--peer", default="torchvision:resnet50", help="compare with this one (%(default)s)")
+    options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
+    options.add_argument("--batch", nargs="+", type=int, default=[16])
+    options.add_argument("--size", nargs="+", type=int, default=[224])
+    options.add_argument("--mode", choices=("train", "inference"), default="train")
+    options.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
+    options.add_argument("--format", choices=(*LAYOUTS, "both"), default="contiguous", help="memory format")
+    options.add_argument("--compile", action="store_true")
+    options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
+    stages = "training: recompute the activations of these stages (ours only)"
+    options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
+    options.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write; exits with 2 and one line for wrong settings."""
+    given = _arguments().parse_args(arguments)
+    device, (value, unit) = meters.first_device(), MEASURES[given.measure]
+    rows: list[Record] = []
+    with one_line(keep=False):
+        for cases in groups(given, device):
+            meters.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
+            speed = given.measure == "speed"
+            found = (
+                measure_speed(cases, given.rounds, device)
+                if speed
+                else [measure_memory(case, device) for case in cases]
+            )
+            rows += compared(found, given.peer.partition("@")[0], value)
+    before = earlier(given.json, rows)
+    report.finish(rows, given.json, kept=before)
+    if given.plot and given.zoo:
+        draw_accuracy(given.plot, before + rows)
+    elif given.plot:
+        draw_growth(given.plot, before + rows, value, unit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The loaders that ours is compared with, each as its own documentation builds it."""
+"""The loaders that ours is compared with, each built as in its own documentation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +17,11 @@ STD: Final = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What everybody does: `name` is plain (random crop, flip), randaug (and timm's RandAugment m9 n2 mstd0.5), or val
-    (resize, central crop); bilinear, antialiased, normalised."""
+class LoaderTask:
+    """What every loader does; all bilinear, antialiased, normalised.
+
+    `name`: plain (random crop, flip), randaug (plain and timm's RandAugment m9 n2 mstd0.5), val (resize, central crop).
+    """
 
     name: str
     batch_size: int
@@ -28,13 +30,13 @@ class Work:
     device: torch.device
 
 
-class Peer:
-    """A data loader of batches (images, targets)."""
+class PeerLoader:
+    """Epochs of batches of a data loader that gives (images, targets)."""
 
     def __init__(self, loader: Any, device: torch.device) -> None:
         self._loader, self._device = loader, device
 
-    def epoch(self, epoch: int) -> Iterator[torch.Tensor]:  # noqa: ARG002 (they draw as they like)
+    def epoch(self, epoch: int) -> Iterator[torch.Tensor]:  # noqa: ARG002 - it draws its own numbers
         for images, _ in self._loader:
             yield images.to(self._device, non_blocking=True)
 
@@ -42,67 +44,53 @@ class Peer:
         del self._loader  # ends the workers
 
 
-def torchvision_pil(train: Path, work: Work) -> Peer:
-    """ImageFolder, PIL images, v2 transforms."""
-    return _torchvision(ImageFolder(train, [*_geometry(work), v2.PILToTensor(), *_floats()]), work)
-
-
-def torchvision_tensor(train: Path, work: Work) -> Peer:
-    """ImageFolder, decode_image, v2 transforms on tensors."""
-    folder = ImageFolder(train, [*_geometry(work), *_floats()], loader=lambda path: decode_image(path, "RGB"))
-    return _torchvision(folder, work)
-
-
-def _geometry(work: Work) -> list[Any]:
-    if work.name == "val":
-        return [v2.Resize(int(work.image_size / 0.875), antialias=True), v2.CenterCrop(work.image_size)]
-    cropped = [v2.RandomResizedCrop(work.image_size, antialias=True), v2.RandomHorizontalFlip()]
-    return [*cropped, v2.RandAugment(2, 9)] if work.name == "randaug" else cropped
-
-
-def _floats() -> list[Any]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-
-
-def _torchvision(folder: ImageFolder, work: Work) -> Peer:
-    folder.transform = v2.Compose(folder.transform)
+def torchvision_loader(train: Path, task: LoaderTask, *, tensors: bool) -> PeerLoader:
+    """ImageFolder with v2 transforms; images from decode_image, or PIL's."""
+    if task.name == "val":
+        steps = [v2.Resize(int(task.image_size / 0.875), antialias=True), v2.CenterCrop(task.image_size)]
+    else:
+        steps = [v2.RandomResizedCrop(task.image_size, antialias=True), v2.RandomHorizontalFlip()]
+    steps += [v2.RandAugment(2, 9)] if task.name == "randaug" else []
+    steps += [] if tensors else [v2.PILToTensor()]
+    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    decoder = {"loader": lambda path: decode_image(path, "RGB")} if tensors else {}
     loader: DataLoader[Any] = DataLoader(
-        folder,
-        work.batch_size,
-        shuffle=work.name != "val",
-        num_workers=work.workers,
+        ImageFolder(train, transform, **decoder),
+        task.batch_size,
+        shuffle=task.name != "val",
+        num_workers=task.workers,
         persistent_workers=True,
-        drop_last=work.name != "val",
-        pin_memory=work.device.type == "cuda",
+        drop_last=task.name != "val",
+        pin_memory=task.device.type == "cuda",
     )
-    return Peer(loader, work.device)
+    return PeerLoader(loader, task.device)
 
 
-def timm(train: Path, work: Work) -> Peer:
+def timm_loader(train: Path, task: LoaderTask) -> PeerLoader:
     """timm's create_dataset and create_loader, whose prefetcher normalises whole batches."""
     from timm.data import create_dataset, create_loader
 
-    training = work.name != "val"
-    options = {"auto_augment": "rand-m9-n2-mstd0.5"} if work.name == "randaug" else {"color_jitter": 0.0}
+    training = task.name != "val"
+    options = {"auto_augment": "rand-m9-n2-mstd0.5"} if task.name == "randaug" else {"color_jitter": 0.0}
     loader = create_loader(
         create_dataset("", root=str(train)),
-        (3, work.image_size, work.image_size),
-        work.batch_size,
+        (3, task.image_size, task.image_size),
+        task.batch_size,
         is_training=training,
         interpolation="bilinear",
         train_crop_mode="rrc" if training else None,
         crop_pct=0.875,
-        num_workers=work.workers,
+        num_workers=task.workers,
         persistent_workers=True,
-        pin_memory=work.device.type == "cuda",
-        device=work.device,
+        pin_memory=task.device.type == "cuda",
+        device=task.device,
         **options,
     )
-    return Peer(loader, work.device)
+    return PeerLoader(loader, task.device)
 
 
-PEERS: Final[dict[str, Callable[[Path, Work], Peer] | None]] = {
-    "torchvision PIL": torchvision_pil,
-    "torchvision tensor decode": torchvision_tensor,
-    "timm": timm if find_spec("timm") else None,
+PEERS: Final[dict[str, Callable[[Path, LoaderTask], PeerLoader]]] = {
+    "torchvision PIL": lambda train, task: torchvision_loader(train, task, tensors=False),
+    "torchvision tensor decode": lambda train, task: torchvision_loader(train, task, tensors=True),
+    **({"timm": timm_loader} if find_spec("timm") else {}),
 }

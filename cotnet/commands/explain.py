@@ -5,13 +5,12 @@ Writes only to `explain/` in the run's folder. Lists every reason why training w
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from cotnet import parts, records
+from cotnet import parts
 from cotnet.commands.contact_sheet import after_each_part, contact_sheet
 from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.build import build
@@ -21,6 +20,7 @@ from cotnet.engine.launch import count_ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.outside import first_process
 from cotnet.errors import DataError, InputError
+from cotnet.figures import BLUE, GRID, ORANGE, figure
 from cotnet.parts import read_settings
 from cotnet.reporting.terminal import say
 from cotnet.settings import Settings
@@ -196,20 +196,12 @@ def remarks(config: Config, images: int | None) -> Lines:
 
 def draw_schedule(png: Path, epochs: list[float], rates: list[float], sizes: list[int]) -> None:
     """The learning rate against the epoch, and the images' size beside it where it changes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), dpi=100, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    axes.plot(epochs, rates, color="#2f6fb3")
-    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs[-1]), ylim=(0, None))
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(set(sizes)) > 1:
-        beside = axes.twinx()
-        beside.step(range(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color="#e07b28")
-        beside.set_ylabel("training images, px", color="#e07b28")
-        beside.spines[["top", "right"]].set_visible(False)
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    records.write_atomic(png, buffer.getvalue())
+    with figure(png, (8, 3.6)) as (_, (axes,)):
+        axes.plot(epochs, rates, color=BLUE)
+        axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs[-1]), ylim=(0, None))
+        axes.grid(color=GRID, linewidth=0.8)
+        if len(set(sizes)) > 1:
+            beside = axes.twinx()
+            beside.step(range(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color=ORANGE)
+            beside.set_ylabel("training images, px", color=ORANGE)
+            beside.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,8 @@
-"""Local aggregation: a convolution whose K x K kernel is another one at every position.
+"""Local aggregation: a convolution with its own K x K kernel at every position.
 
 Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3: the local matrix multiplication
-of the values with the contextual attention weights. No form of it unfolds the values into a K * K times
-larger copy.
+of the values with the contextual attention weights. No implementation here unfolds the values, which would take K * K
+times their memory.
 """
 
 from importlib.util import find_spec
@@ -18,21 +18,20 @@ if TRITON:
 
 
 def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
-    """Sum the K x K neighbourhood of every position with the weights of that position; zeros outside the border.
+    """Sum the K x K neighbourhood of every position, weighted by that position's kernel; zeros beyond the border.
 
     value (B, C, H, W), weight (B, G, K * K, H, W) with G a divisor of C and K odd; returns (B, C, H, W) of value's
-    dtype and memory format. Channel c uses weight group c % G; tap i * K + j looks at (y + dilation * (i - K // 2),
-    x + dilation * (j - K // 2)). The weights are cast to the values' dtype; sums are taken in float32 at least.
-    By definition, and to the last digits of the sums, it is
+    dtype and memory format. Channel c uses weight group c % G. Kernel position i * K + j weights the pixel at
+    (y + dilation * (i - K // 2), x + dilation * (j - K // 2)). The weights are cast to the values' dtype; sums are in
+    float32 or more. Up to rounding it is
 
         patches = F.unfold(value, K, dilation=dilation, padding=dilation * (K // 2))
         patches = patches.reshape(B, C // G, G, K * K, H, W)
         return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
 
-    What runs is chosen by the device: Triton's kernels for CUDA tensors, differentiable once, and the PyTorch forms
-    elsewhere (on a GPU too, where triton is not installed; `TRITON` says which). Nothing is saved for the gradients but
-    value and weight. What is not finite may spread further in its sample than by the definition.
-    Raises ValueError on other shapes.
+    CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton is not installed (see
+    `TRITON`), take the PyTorch forms. Only value and weight are saved for the backward pass. A value that is not finite
+    may spread further within its sample than in the definition. Raises ValueError on other shapes.
     """
     _check(value, weight, dilation)
     weight = weight.to(value.dtype)
@@ -43,10 +42,10 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
 
 
 def _check(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
-    groups, taps = weight.shape[1:3]
-    kernel = int(taps**0.5 + 0.5)
-    if kernel * kernel != taps or kernel % 2 == 0:
-        raise ValueError(f"weight has {taps} taps; give the square of an odd kernel size")
+    groups, kernel_positions = weight.shape[1:3]
+    kernel = int(kernel_positions**0.5 + 0.5)
+    if kernel * kernel != kernel_positions or kernel % 2 == 0:
+        raise ValueError(f"weight has {kernel_positions} kernel positions; give the square of an odd kernel size")
     if value.shape[1] % groups:
         raise ValueError(f"{value.shape[1]} channels cannot share {groups} weight groups; give a divisor")
     if weight.shape[0] != value.shape[0] or weight.shape[3:] != value.shape[2:] or weight.device != value.device:

@@ -1,9 +1,9 @@
 """The Triton kernels of local aggregation: the sums, and both gradients at once.
 
-A program owns a tile of weight groups and positions and walks over the rows of channels that share these groups, so
-that every weight is read once, stays in registers, and its gradient is summed by one program: no atomics, the same bits
-every time. What taps share of the values comes from the cache. Strides are (sample, channel, position) of maps and
-(sample, group, tap, position) of weights; sums are of type SUM.
+A program owns a tile of weight groups and positions, and loops over the rows of channels that share these groups. It
+reads each weight once and keeps it in registers, and sums its gradient alone: no atomics, the same bits every time.
+Values that several kernel positions read come from the cache. A tap is one of the K * K kernel positions. Strides are
+(sample, channel, position) for maps and (sample, group, tap, position) for weights; sums have the type SUM.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _tile(height, width, groups, WIDE: tl.constexpr, LAST: tl.constexpr, TILE: tl.constexpr, TILE_GROUPS: tl.constexpr):
-    """This program's sample, groups (TILE_GROUPS, 1) and positions (1, TILE); neighbours in memory run side by side."""
+    """This program's sample, groups (TILE_GROUPS, 1) and positions (1, TILE); programs run in memory order."""
     index = tl.program_id(0)
     tiles, group_tiles = tl.cdiv(height * width, TILE), tl.cdiv(groups, TILE_GROUPS)
     if LAST:
@@ -33,13 +33,13 @@ def _inside(y, x, height, width):
 
 @triton.jit
 def _place(tensor, strides, sample, group, position):
-    """Where the sample begins, and how far from there the tile's values lie (or, of weights, those of tap 0)."""
+    """A pointer to the sample, and the offsets of the tile from it (for weights, of tap 0)."""
     return tensor + sample * strides[0], group * strides[1] + position * strides[len(strides) - 1]
 
 
 @triton.jit
 def _offset(TAP: tl.constexpr, KERNEL: tl.constexpr, DILATION: tl.constexpr):
-    """Lines and columns from a position to what a tap sees."""
+    """Lines and columns from a position to the pixel of a tap."""
     return DILATION * (TAP // KERNEL - KERNEL // 2), DILATION * (TAP % KERNEL - KERNEL // 2)
 
 

@@ -1,7 +1,7 @@
-"""Local aggregation in PyTorch, twice: in place within the cache for eager mode, and as expressions for a compiler.
+"""Local aggregation in PyTorch, in two forms: in place within the CPU's cache, and as expressions for a compiler.
 
-Both have their gradients written out and save nothing but value and weight. Shapes and meaning as in
-`cotnet.ops.local_aggregation`.
+Both write out their gradients and save only value and weight. Shapes and meaning as in `cotnet.ops.local_aggregation`.
+A tap is one of the K * K kernel positions.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,8 @@ from torch.nn import functional as F
 
 Products = Iterator[tuple[torch.Tensor, torch.Tensor]]  # factors
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
-SHARES: Final = (
-    4  # of the batch, twice as many of half precision: scratch for three maps of a share is less than one map
-)
-CACHED: Final = 840_000  # values that are worked on at a time; with weights and sums 10 MB, which a shared cache holds
+SHARES: Final = 4  # parts of the batch (twice as many in half precision): scratch for three maps stays below one map
+CACHED: Final = 840_000  # values worked on at a time; with weights and sums 10 MB, which fits a shared cache
 
 
 class LocalAggregation(torch.autograd.Function):
@@ -40,21 +38,21 @@ class LocalAggregation(torch.autograd.Function):
 
 
 class Strips:
-    """The sums in place, some samples at a time, in scratch memory where a tap is a shift.
+    """In-place sums, some samples at a time, in scratch memory where a tap is a shift.
 
-    The maps of a sample lie one behind the other (channels last, the groups of a pixel together), so that a tap of all
-    positions is one window of them, and long loops run over it whatever the size of the maps. Where a tap looks over
-    the border it sees another line or map of the sample, with a weight of zero: what is not finite may spread there.
+    The maps of a sample lie one behind the other (channels last: the groups of a pixel together). A tap is then one
+    shifted window over all positions, and the loops are long for maps of any size. Out-of-range positions read other
+    pixels of the sample with weight 0, so values that are not finite may spread there.
     """
 
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
         self.value, self.weight, self.dilation = value, weight, dilation
         batch, channels, height, width = value.shape
-        self.groups, self.taps = weight.shape[1:3]
+        self.groups, self.kernel_positions = weight.shape[1:3]
         self.kernel, self.rows = _kernel(weight), channels // self.groups
         self.last = channels_last(value)
         self.map = (height, width, self.groups) if self.last else (self.groups, height, width)
-        self.length = height * width * self.groups  # of a row of maps, which takes every weight once
+        self.length = height * width * self.groups  # of a row of maps: one value per weight
         shares = SHARES if value.element_size() >= 4 else 2 * SHARES
         self.samples = max(1, min(batch // shares, CACHED // max(1, channels * height * width)))
         pixel = self.groups if self.last else 1
@@ -64,25 +62,25 @@ class Strips:
         self.dtype = value.dtype if value.element_size() >= 4 else torch.float32
 
     def strip(self, rows: int, *number: int) -> torch.Tensor:
-        """Zeros for the rows of these samples, with margins around each sample; one strip or so many."""
+        """Zeros for rows of `self.samples` samples with a margin around each; `number` strips, or one."""
         size = self.margin + self.samples * (rows * self.length + self.margin)
         return torch.zeros(*number, size, dtype=self.dtype, device=self.value.device)
 
     def window(self, strip: torch.Tensor, rows: int, start: int) -> torch.Tensor:
-        """(samples, rows, length) of a strip, or of each: from the margin on the samples, else what a tap sees."""
+        """(..., samples, rows, length) of the strips: the samples at `start` = margin, else a tap's shifted view."""
         shape = (*strip.shape[:-1], self.samples, rows, self.length)
         strides = (*strip.stride()[:-1], rows * self.length + self.margin, self.length, 1)
         return strip.as_strided(shape, strides, strip.storage_offset() + start)
 
     def parts(self) -> Iterator[slice]:
-        """All samples, so many at a time; the last ones once more where the number does not divide the batch."""
+        """Slices of the batch; the last one overlaps the one before if the size does not divide the batch."""
         batch = self.value.shape[0]
         for start in range(0, batch, self.samples):
             first = min(start, batch - self.samples)
             yield slice(first, first + self.samples)
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) as (B, rows, *map): channel c = row * G + g."""
+        """(B, C, H, W) as (B, rows, *map), where channel c = row * G + g."""
         maps = x.unflatten(1, (self.rows, self.groups))
         return maps.permute(0, 1, 3, 4, 2) if self.last else maps
 
@@ -91,20 +89,20 @@ class Strips:
         return x.permute(2, 0, 3, 4, 1) if self.last else x.permute(2, 0, 1, 3, 4)
 
     def load(self, strip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Write samples of (B, C, H, W) into a strip; their window."""
+        """Copy samples of (B, C, H, W) into a strip; returns their window."""
         window = self.window(strip, self.rows, self.margin)
         window.unflatten(2, self.map).copy_(self.maps(x))
         return window
 
     def load_weights(self, strips: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Write samples of (B, G, K * K, H, W) into a strip per tap; their window."""
+        """Copy samples of (B, G, K * K, H, W) into a strip per tap; returns their window."""
         window = self.window(strips, 1, self.margin)
-        taps = window.view(self.taps, self.samples, *self.map)
+        taps = window.view(self.kernel_positions, self.samples, *self.map)
         self.clear_borders(taps.copy_(self.tap_maps(x)))
         return window
 
     def clear_borders(self, taps: torch.Tensor) -> None:
-        """Set (K * K, samples, *map) to zero where a tap looks over the border."""
+        """Zero (K * K, samples, *map) where a tap is out of range."""
         taps = taps.unflatten(0, (self.kernel, self.kernel))
         lines, columns = (3, 4) if self.last else (4, 5)
         for number in range(self.kernel):
@@ -117,11 +115,11 @@ class Strips:
                     border.select(kernel, number).zero_()
 
     def fits(self, result: torch.Tensor) -> bool:
-        """Whether a result has the type and the order of the sums."""
+        """Whether sums can be written directly: same dtype, same order in memory."""
         return result.dtype == self.dtype and self.maps(result).is_contiguous()
 
     def sum_into(self, result: torch.Tensor, products: Products, scratch: torch.Tensor | None) -> None:
-        """Sum products (samples, rows, length) into samples of the result, through scratch where they do not fit."""
+        """Sum products (samples, rows, length) into samples of the result, directly or through scratch."""
         maps = self.maps(result)
         if scratch is None or self.fits(result):
             _sum(maps.flatten(2), products)
@@ -130,8 +128,8 @@ class Strips:
             maps.copy_(scratch.unflatten(2, self.map))
 
     def forward(self) -> torch.Tensor:
-        """For every tap: sums += window of the values * weights."""
-        values, weights = self.strip(self.rows), self.strip(1, self.taps)
+        """For each tap: sums += window of the values * weights."""
+        values, weights = self.strip(self.rows), self.strip(1, self.kernel_positions)
         result = torch.empty_like(self.value)
         scratch = None if self.fits(result) else values.new_empty(self.samples, self.rows, self.length)
         for part in self.parts():
@@ -142,11 +140,11 @@ class Strips:
         return result
 
     def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
-        """Of the values, for every tap: sums += window of upstream * that window of the weights, since what a position
-        took goes back there. Of the weights, for every row: sums of all taps += all windows of the values * upstream.
+        """For the values, for each tap: sums += window of upstream * the same window of the weights. For the weights,
+        for each row: the sums of all taps += all windows of the values * upstream.
         """
-        ups, values, weights = self.strip(self.rows), self.strip(self.rows), self.strip(1, self.taps)
-        inside = self.window(values, self.rows, self.margin)  # the sums, before the values are there
+        ups, values, weights = self.strip(self.rows), self.strip(self.rows), self.strip(1, self.kernel_positions)
+        inside = self.window(values, self.rows, self.margin)  # holds sums until the values are loaded
         tap_sums = self.window(weights, 1, self.margin).view(self.kernel, self.kernel, self.samples, self.length)
         to_value = torch.empty_like(self.value) if of_value else None
         to_weight = torch.empty_like(self.weight) if of_weight else None
@@ -163,7 +161,7 @@ class Strips:
                 strides = (*self.steps, inside.stride(0), 1)
                 seen = (values.as_strided(tap_sums.shape, strides, row * self.length) for row in range(self.rows))
                 _sum(tap_sums, zip(seen, up.unbind(1), strict=True))
-                maps = tap_sums.view(self.taps, self.samples, *self.map)
+                maps = tap_sums.view(self.kernel_positions, self.samples, *self.map)
                 self.clear_borders(maps)
                 self.tap_maps(to_weight[part]).copy_(maps)
         return to_value, to_weight
@@ -176,9 +174,9 @@ def _sum(sums: torch.Tensor, products: Products) -> None:
 
 
 class Expressions:
-    """The sums as expressions of shifted views, for a compiler to fuse: no scratch memory and no loop over samples.
+    """Sums of shifted views for a compiler to fuse: no scratch memory, no loop over samples.
 
-    Channels last, the dimensions are turned to the order of the memory, which the compiled loops then have too.
+    Channels last, dimensions are permuted to memory order, so that the compiled loops follow it.
     """
 
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
@@ -191,7 +189,7 @@ class Expressions:
         return x.permute(0, 3, 4, 1, 2) if self.last else x
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) as (B, C / G, G, H, W), turned, in float32 at least."""
+        """(B, C, H, W) as (B, C / G, G, H, W), turned, in float32 or more."""
         return self.turn(_at_least_float32(x).unflatten(1, (-1, self.groups)))
 
     def weights(self) -> torch.Tensor:
@@ -199,8 +197,8 @@ class Expressions:
         weights = self.turn(_at_least_float32(self.weight).transpose(1, 2))
         if not self.last:
             return weights
-        # as_strided makes Inductor write the turned weights down. Read where they lie, K * K apart, they cost more than
-        # all the rest: 37 ms instead of 14 for forward and backward of 16 x 64 x 56 x 56 on two cores.
+        # as_strided makes Inductor store the turned weights. Without it forward and backward of 16 x 64 x 56 x 56 take
+        # 37 ms instead of 14 on two cores, since the weights are read K * K apart.
         written = weights.contiguous()
         return written.as_strided(written.shape, written.stride())
 
@@ -209,7 +207,7 @@ class Expressions:
         return F.pad(x, (0, 0, 0, 0) * self.last + (border, border, border, border))
 
     def windows(self, padded: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The part of padded maps that each tap sees, in the order of the taps."""
+        """The shifted view of padded maps for each tap, in order."""
         height, width = self.value.shape[2:]
         axis = 1 if self.last else 3
         for i in range(self.kernel):
@@ -218,7 +216,7 @@ class Expressions:
                 yield lines.narrow(axis + 1, self.dilation * j, width)
 
     def forward(self) -> torch.Tensor:
-        """Every window of the values, weighted."""
+        """The weighted sum of all windows of the values."""
         weights = self.weights().split(1, self.rows_axis)
         windows = self.windows(self.pad(self.maps(self.value)))
         return self._sum(zip(windows, weights, strict=True))
@@ -231,7 +229,7 @@ class Expressions:
         )
 
     def value_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
-        """What a position gave to a neighbour comes back from there: the same sum, the offsets mirrored."""
+        """The same sum over upstream with mirrored offsets."""
         taps = reversed(range(self.kernel**2))
         windows = self.windows(self.pad(self.weights()))
         weights = (window.narrow(self.rows_axis, tap, 1) for tap, window in zip(taps, windows, strict=True))
@@ -249,12 +247,12 @@ class Expressions:
 
 
 def _form() -> type[Strips] | type[Expressions]:
-    """Expressions where they are traced, or differentiated once more (`backward` with create_graph)."""
+    """Expressions for tracing and for second derivatives (`backward` with create_graph)."""
     return Expressions if torch.compiler.is_compiling() or torch.is_grad_enabled() else Strips
 
 
 def channels_last(x: torch.Tensor) -> bool:
-    """Whether the channels of a pixel lie together and its maps do not."""
+    """Whether x is channels_last and not also contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

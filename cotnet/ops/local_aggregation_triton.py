@@ -1,7 +1,7 @@
 """Local aggregation on the GPU: the Triton kernels as operators that autograd and torch.compile know.
 
-Tensors are read and written as they lie in memory, contiguous or channels last; sums are in float32 (float64 for
-float64). Shapes and meaning as in `cotnet.ops.local_aggregation`; differentiable once.
+Tensors keep their memory format, contiguous or channels last; sums are in float32 (float64 for float64). Shapes and
+meaning as in `cotnet.ops.local_aggregation`; differentiable once.
 """
 
 from typing import Any, Final, NamedTuple
@@ -13,26 +13,28 @@ import triton.language as tl
 from cotnet.ops import local_aggregation_kernels as kernels
 
 THREADS: Final = 128
-REGISTERS: Final = 72  # of a thread, for weights or the sums of their gradient
+REGISTERS: Final = 72  # per thread, for weights or the sums of their gradient
 
 
 class Launch(NamedTuple):
-    """How a kernel is started: `programs` of THREADS threads, and what it is compiled for."""
+    """A kernel's grid, `programs` of THREADS threads, and its compile-time constants."""
 
     programs: int
     constants: dict[str, Any]
 
 
-def tile_sizes(positions: int, groups: int, taps: int, item_size: int, *, last: bool, shared: int) -> tuple[int, int]:
+def tile_sizes(
+    positions: int, groups: int, kernel_positions: int, item_size: int, *, last: bool, shared: int
+) -> tuple[int, int]:
     """Positions and groups of a program's tile, powers of two.
 
-    Contiguous: a value for a thread, so that the threads of a warp read neighbours whatever the shift. Channels last:
-    up to 16 bytes of neighbouring groups for a thread, as far as `shared` tensors of K * K taps each fit its registers.
+    Contiguous: one value per thread, so that a warp reads neighbours at any shift. Channels last: up to 16 bytes of
+    neighbouring groups per thread, as long as `shared` tensors of K * K kernel positions fit its registers.
     """
     if not last:
         tile_groups = min(2, groups)
         return THREADS // tile_groups, tile_groups
-    vector = max(1, min(16 // item_size, REGISTERS // (shared * taps)))
+    vector = max(1, min(16 // item_size, REGISTERS // (shared * kernel_positions)))
     vector = 1 << (vector.bit_length() - 1)
     tile_groups = min(triton.next_power_of_2(groups), THREADS * vector)
     return min(THREADS * vector // tile_groups, triton.next_power_of_2(positions)), tile_groups
@@ -41,14 +43,16 @@ def tile_sizes(positions: int, groups: int, taps: int, item_size: int, *, last: 
 def _launch(
     value: torch.Tensor, weight: torch.Tensor, dilation: int, others: list[torch.Tensor], shared: int
 ) -> Launch:
-    batch, groups, taps, height, width = weight.shape
+    batch, groups, kernel_positions, height, width = weight.shape
     last = value.stride(1) == 1 and _position(value) != 1
-    tile, tile_groups = tile_sizes(height * width, groups, taps, value.element_size(), last=last, shared=shared)
+    tile, tile_groups = tile_sizes(
+        height * width, groups, kernel_positions, value.element_size(), last=last, shared=shared
+    )
     return Launch(
         batch * triton.cdiv(height * width, tile) * triton.cdiv(groups, tile_groups),
         {
             "GROUPS": groups,
-            "KERNEL": int(taps**0.5 + 0.5),
+            "KERNEL": int(kernel_positions**0.5 + 0.5),
             "DILATION": dilation,
             "WIDE": max(map(_extent, (value, weight, *others))) >= 2**31,
             "LAST": last,
@@ -61,7 +65,7 @@ def _launch(
 
 
 def _extent(x: torch.Tensor) -> int:
-    """How far a sample's last element lies from its first."""
+    """The offset of a sample's last element from its first."""
     return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
 
 
@@ -82,7 +86,7 @@ def _strides(*tensors: torch.Tensor) -> list[tuple[int, ...]]:
 
 @torch.library.custom_op("cotnet::local_aggregation", mutates_args=())
 def aggregate(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
-    """The aggregated values, of value's dtype, which weight must have too, and memory format."""
+    """The aggregated values, of value's dtype and memory format; weight has the same dtype."""
     value, weight = _even(value), _even(weight)
     result = torch.empty_like(value)
     if not result.numel():

@@ -1,36 +1,27 @@
 """curves.png: how a run went, drawn from its metrics.jsonl."""
 
 import math
-import threading
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotnet import records
+from cotnet.figures import BLUE, GREEN, GREY, GRID, ORANGE, RED, figure
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, RED, GREY = "#2f6fb3", "#e07b28", "#3c9a5f", "#c2453d", "#6b7280"
+MARGINS = {"left": 0.06, "right": 0.945, "bottom": 0.075, "top": 0.885, "wspace": 0.15, "hspace": 0.28}
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "fontweight": "bold"}
-_drawing = threading.Lock()  # FreeType, which draws the text, serves one thread at a time
 
 
 def draw_curves(metrics: Path, png: Path) -> None:
-    """Draws loss, accuracy, learning rate, norm of the gradient and speed against the epoch; replaces `png` whole.
+    """Draw loss, accuracy, learning rate, norm of the gradient and speed against the epoch; replaces `png` whole.
 
-    May be called from any thread. Errors as in `records.read` and `records.write_atomic`.
+    May be called from any thread. Errors as in `records.read` and `files.write_atomic`.
     """
-    # The Figure API instead of pyplot: no global state, no window system, nothing to close.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = records.read(metrics)
-    with _drawing:
-        figure = Figure(figsize=(11, 7), dpi=100, facecolor="white")
-        figure.subplots_adjust(left=0.06, right=0.945, bottom=0.075, top=0.885, wspace=0.15, hspace=0.28)
-        (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
+    with figure(png, (11, 7), rows=2, columns=2, margins=MARGINS) as (page, (loss, accuracy, rate, speed)):
         _draw_loss(loss, rows)
         _draw_accuracy(accuracy, rows)
         _draw_rate(rate, rows)
@@ -40,10 +31,7 @@ def draw_curves(metrics: Path, png: Path) -> None:
             _dress(axes, last)
         for axes in (rate, speed):
             axes.set_xlabel("epoch", color=GREY)
-        figure.text(0.02, 0.955, _headline(metrics.absolute().parent.name, rows), fontsize=12, color="#111827")
-        buffer = BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer)
-    records.write_atomic(png, buffer.getvalue())
+        page.text(0.02, 0.955, _headline(metrics.absolute().parent.name, rows), fontsize=12, color="#111827")
 
 
 def _draw_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -108,10 +96,9 @@ def _noisy_line(axes: "Axes", rows: list[dict[str, Any]], key: str, label: str |
 
 def _dress(axes: "Axes", last_epoch: float) -> None:
     """What all four have in common."""
-    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlim(0, 1.02 * (last_epoch or 1))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9ca3af")
     axes.tick_params(colors=GREY, labelsize=9)
     if axes.get_legend_handles_labels()[1]:

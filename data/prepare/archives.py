@@ -109,7 +109,7 @@ def _record(out: Path, encoding: Encoding | None) -> None:
 def _development_kit(path: Path) -> tuple[dict[int, str], dict[str, str]]:
     """The synset of each validation image, by number from 1, and the words of each synset."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ModuleNotFoundError as error:
         raise DataError("the development kit is read with scipy, which is missing; pip install scipy") from error
     with tarfile.open(path) as kit:

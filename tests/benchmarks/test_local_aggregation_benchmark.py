@@ -19,12 +19,24 @@ from cotnet.benchmarks.local_aggregation import (
 from cotnet.ops import local_aggregation
 
 
-@pytest.mark.slow
 def test_records_table_and_plot(tmp_path, capsys):
-    small = ["--stages", "16x4", "--batch", "2", "--rounds", "2", "--threads", "1", "--formats", "channels_last"]
+    small = [
+        "--stages",
+        "16x4",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--formats",
+        "channels_last",
+        "--forms",
+        "eager",
+    ]
     main([*small, "--json", str(tmp_path / "operator.json"), "--plot", str(tmp_path / "operator.png")])
     records = json.loads((tmp_path / "operator.json").read_text())["records"]
-    forms = ["eager", "compiled", PEER]
+    forms = ["eager", PEER]
     assert [(record["name"], record["form"]) for record in records] == [
         ("2x16x4x4 channels_last", form) for form in forms
     ]

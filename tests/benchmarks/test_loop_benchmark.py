@@ -10,12 +10,12 @@ from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.step import Reports
 
-TINY = ["backbone=cotnet_small", "data.num_classes=4", "data.image_size=32", "train.batch_size=4", "logger=none"]
+TINY = ["backbone=resnet_small", "data.num_classes=4", "data.image_size=16", "train.batch_size=4", "logger=none"]
 
 
 def test_the_bare_loop_takes_the_same_steps(tmp_path):
     config = compose("train", [*loop.SIZES, *TINY, "schedule.warmup_epochs=0"]) | {"output_dir": str(tmp_path)}
-    ours, bare = (loop.Bench(config, Ranks(rank=0, world_size=1, device=torch.device("cpu")), 1) for _ in range(2))
+    ours, bare = (loop.LoopBench(config, Ranks(rank=0, world_size=1, device=torch.device("cpu")), 1) for _ in range(2))
     before = bare.state.model.fc.weight.clone()
     assert ours.ours(Reports()) > 0
     assert bare.bare() > 0
@@ -26,7 +26,7 @@ def test_the_bare_loop_takes_the_same_steps(tmp_path):
 
 def test_rows(tmp_path):
     config = compose("train", [*loop.SIZES, *TINY, "train.log_every=1"]) | {"output_dir": str(tmp_path)}
-    rows = {row["name"]: row for row in loop.measure_loop(config, 2, 1, lambda _line: None)}
+    rows = {row["name"]: row for row in loop.measure_loop(config, 2, 1)}
     assert rows["loop/ours"]["ratio"] == rows["loop/ours"]["milliseconds"] / rows["loop/bare"]["milliseconds"]
     assert rows["loop/logging"]["ratio"] == rows["loop/logging"]["milliseconds"] / rows["loop/ours"]["milliseconds"]
     assert {"loop/averaged weights", "loop/gradient norm"} < set(rows)

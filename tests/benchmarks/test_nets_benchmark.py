@@ -1,48 +1,65 @@
-"""The benchmarks of whole nets at sizes of seconds: records, ratios, a file that several runs fill, plots."""
+"""The benchmark of whole nets at sizes of seconds: records, ratios, a file that several runs fill, plots."""
 
 import json
 
 import pytest
 import torch
 
-from cotnet.benchmarks import memory, throughput
-from cotnet.benchmarks.meters import peak_bytes
+from cotnet.benchmarks import nets
+from cotnet.benchmarks.meters import in_turns, peak_bytes
 
 PEER = "torchvision:squeezenet1_1"
-SMALL = ["--models", "cotnet_small", "--peer", PEER, "--size", "32"]
+SMALL = ["--models", "resnet_small", "--peer", PEER, "--size", "32", "--rounds", "1"]
 
 
 def records(path):
     return json.loads(path.read_text())["records"]
 
 
-@pytest.mark.slow
-def test_throughput_of_several_runs_in_one_file(tmp_path, capsys):
+def test_speed_of_several_runs_in_one_file(tmp_path, capsys):
     file, plot = tmp_path / "t.json", tmp_path / "t.png"
-    given = [*SMALL, "--mode", "inference", "--rounds", "2", "--format", "both", "--json", str(file)]
-    throughput.main([*given, "--batch", "1", "2"])
-    throughput.main([*given, "--batch", "2", "3", "--plot", str(plot)])
+    removed = {"name": "resnet_small", "batch": 2, "size": 32, "mode": "inference", "dtype": "fp32", "recompute": True}
+    removed |= {"device": "cpu", "memory_format": "contiguous", "images_per_second": 1.0}
+    same = {**removed, "recompute": False, "compiled": False}
+    file.write_text(json.dumps({"records": [removed, same]}))  # of an older version: one was measured as it is today
+    given = [*SMALL, "--mode", "inference", "--json", str(file)]
+    nets.main([*given, "--batch", "1", "2", "--format", "both"])
+    nets.main([*given, "--batch", "2", "3", "--plot", str(plot)])
     rows = records(file)
-    assert sorted({row["batch"] for row in rows}) == [1, 2, 3]
-    assert len(rows) == 3 * 2 * 2  # batches, nets, memory formats
+    assert rows.pop(0) == removed
+    assert sorted((row["name"], row["memory_format"], row["batch"]) for row in rows) == [
+        (name, layout, batch)
+        for name in ("resnet_small", PEER)
+        for layout, batches in (("channels_last", (1, 2)), ("contiguous", (1, 2, 3)))
+        for batch in batches
+    ]
     theirs = {(row["batch"], row["memory_format"]): row["images_per_second"] for row in rows if row["name"] == PEER}
     for row in rows:
         assert row["images_per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
-        if row["name"] == "cotnet_small":
+        if row["name"] == "resnet_small":
             assert row["peer"] == PEER
+            last = row["memory_format"] == "channels_last" or row["batch"] != 2
             expected = row["images_per_second"] / theirs[row["batch"], row["memory_format"]]
-            assert row["ratio"] == pytest.approx(expected)
+            assert row["ratio"] == pytest.approx(expected) or not last
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert "cotnet_small" in capsys.readouterr().out
+    assert "resnet_small" in capsys.readouterr().out
 
 
 def test_memory_grows_with_the_batch(tmp_path):
     file = tmp_path / "m.json"
-    memory.main([*SMALL, "--batch", "2", "4", "--json", str(file)])
+    nets.main([*SMALL, "--measure", "memory", "--batch", "2", "4", "--json", str(file)])
     found = {(row["name"], row["batch"]): row["peak_bytes"] for row in records(file)}
-    (small, large), weights = [found["cotnet_small", batch] for batch in (2, 4)], 1_040_000 * 4
+    small, large = (found["resnet_small", batch] for batch in (2, 4))
+    weights = 4 * sum(parameter.numel() for parameter in nets.build_net("resnet_small", 32).parameters())
     assert small > 3 * weights  # weights, gradients, momentum
     assert small < large < 2 * small
+
+
+def test_turns_change_their_order():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
+    assert in_turns(tasks, 2) == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+    assert "".join(order) == "abcbcacab"
 
 
 def test_peak_of_known_allocations():
@@ -62,13 +79,13 @@ def test_peak_of_known_allocations():
         (["--models", "cotnet5"], "cotnet5 is no model"),
         (["--fuse"], "--fuse is for --mode inference"),
         (["--batch", "0"], "must be at least 1"),
-        (["--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
         (["--json", "/dev/null/t.json"], "/dev/null/t.json cannot be written ("),
         (["--plot", "/"], "/ is a folder; give a file"),
     ],
 )
 def test_wrong_settings_are_one_line(given, message, capsys):
     with pytest.raises(SystemExit) as end:
-        throughput.main(given)
+        nets.main(given)
     assert end.value.code == 2
     assert message in capsys.readouterr().err

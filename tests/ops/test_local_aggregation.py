@@ -128,7 +128,7 @@ def test_maps_that_are_not_dense(form):
         "columns": (torch.cat([value, value], 3)[..., :3], torch.cat([weight, weight], 4)[..., :3]),
         "turned": (value.mT.contiguous().mT, weight.mT.contiguous().mT),
         "mixed": (value.contiguous(memory_format=torch.channels_last), weight),
-        "taps first": (value, weight.transpose(1, 2).contiguous().transpose(1, 2)),
+        "kernel positions first": (value, weight.transpose(1, 2).contiguous().transpose(1, 2)),
     }
     for name, view in views.items():
         pair = tuple(x.detach().requires_grad_() for x in view)
@@ -231,10 +231,10 @@ def test_triton_operator_is_well_defined():
 @pytest.mark.parametrize("last", [False, True])
 def test_tiles_hold_a_power_of_two(last):
     for groups in (1, 3, 8, 64, 3000):
-        for taps in (1, 9, 25, 121):
+        for kernel_positions in (1, 9, 25, 121):
             for positions in (1, 49, 3136):
                 for item_size, shared in ((2, 1), (4, 2), (8, 1)):
-                    sizes = tile_sizes(positions, groups, taps, item_size, last=last, shared=shared)
+                    sizes = tile_sizes(positions, groups, kernel_positions, item_size, last=last, shared=shared)
                     assert all(size & (size - 1) == 0 and size > 0 for size in sizes)
                     assert sizes[0] * sizes[1] <= 128 * 16 // item_size
     assert tile_sizes(3136, 8, 9, 2, last=True, shared=1) == (128, 8)  # 8 bfloat16 for a thread
@@ -244,8 +244,8 @@ def test_tiles_hold_a_power_of_two(last):
 @pytest.mark.parametrize(
     ("value", "weight", "dilation", "message"),
     [
-        ((2, 8, 4, 4), (2, 4, 8, 4, 4), 1, "8 taps"),
-        ((2, 8, 4, 4), (2, 4, 4, 4, 4), 1, "4 taps"),
+        ((2, 8, 4, 4), (2, 4, 8, 4, 4), 1, "8 kernel positions"),
+        ((2, 8, 4, 4), (2, 4, 4, 4, 4), 1, "4 kernel positions"),
         ((2, 8, 4, 4), (2, 3, 9, 4, 4), 1, "3 weight groups"),
         ((2, 8, 4, 4), (2, 4, 9, 4, 5), 1, "batch, size or device differ"),
         ((2, 8, 4, 4), (1, 4, 9, 4, 4), 1, "batch, size or device differ"),
