@@ -39,14 +39,23 @@ def memory_after_epochs(loader, root, epochs):
     return after
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loader", [DaliLoader, TorchvisionLoader])
-def test_memory_stays_flat_over_20_epochs(loader, tmp_path):
-    folder = tmp_path / "train" / "photographs"
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """36 files of six photographs, and a process that no other test has used; its imports take seconds."""
+    root = tmp_path_factory.mktemp("photographs")
+    folder = root / "train" / "photographs"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
+    pictures = [photograph(rng, 250, 188) for _ in range(6)]
     for number in range(36):
-        photograph(rng, 250, 188).save(folder / f"{number}.jpg", quality=90)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # a process that no other test has used
-        after = fresh.submit(memory_after_epochs, loader, tmp_path, 20).result()
+        pictures[number % 6].save(folder / f"{number}.jpg", quality=90)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        yield root, process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", [TorchvisionLoader, DaliLoader])
+def test_memory_stays_flat_over_20_epochs(loader, fresh):
+    root, process = fresh
+    after = process.submit(memory_after_epochs, loader, root, 20).result()
     assert min(after[15:]) - max(after[3:6]) < 20, after  # one batch kept per batch would be 52
