@@ -183,6 +183,7 @@ class Bomb:
         return os.system, (self.command,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 def test_hostile_checkpoints_run_nothing(trained, tmp_path):
     trace = tmp_path / "was-run"
     command = f"touch {trace}"

@@ -21,7 +21,9 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
 
 def test_help_shows_values_and_meanings():
     command = [sys.executable, "train.py", "--help", "experiment=pvt_tiny", "train.epochs=7"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment() | {"COLUMNS": "200"}, capture_output=True, text=True, check=True
+    )
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "train.epochs=7 passes over the training set; at least 1" in lines
     assert "train.clip_value=null largest absolute entry of the gradient; positive or null" in lines

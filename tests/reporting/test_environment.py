@@ -14,8 +14,8 @@ def git(folder: Path, *command: str) -> str:
 
 
 def test_the_code_and_its_commit(tmp_path):
-    (tmp_path / "cotnet").mkdir()
-    code = tmp_path / "cotnet" / "environment.py"
+    code = tmp_path / "cotnet" / "reporting" / "environment.py"
+    code.parent.mkdir(parents=True)
     code.write_text("a = 1\n")
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
