@@ -10,6 +10,8 @@ import pytest
 import torch
 from programs import ROOT, SMALL, Done, checkpoint, make_digits, once, run, run_process
 
+pytestmark = pytest.mark.slow
+
 RESNET18 = ("backbone=torchvision", "backbone.model_name=resnet18")
 NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
 

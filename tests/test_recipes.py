@@ -23,6 +23,8 @@ from cotnet.engine.schedule import warmup_of
 from cotnet.models.table import native_evaluation
 from cotnet.sweeps.space import read
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SOURCE = re.compile(r"(read|read in a copy|recalled|ours)([:;] \S.*)?")

@@ -10,6 +10,8 @@ from cotnet import parts
 from cotnet.commands import eval_model
 from cotnet.config.compose import compose
 
+pytestmark = pytest.mark.slow
+
 
 def completed(*overrides: str, trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """The evaluation of a file of published weights, or of a checkpoint of a run configured as `trained`."""

@@ -10,6 +10,8 @@ from cotnet.commands.explain import IMAGENET
 from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.compose import compose
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits(shared):

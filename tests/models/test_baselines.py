@@ -11,6 +11,8 @@ from cotnet import models
 from cotnet.errors import InputError
 from cotnet.models.weights import classifier_keys, load_weights
 
+pytestmark = pytest.mark.slow
+
 TORCHVISION = {name: name for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d")}
 TIMM = {
     "resnext101_32x4d": ("resnext101_32x4d", {}),

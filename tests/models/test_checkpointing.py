@@ -15,6 +15,8 @@ from cotnet.models.cotnet import cot
 from cotnet.models.resnet import convolution
 from cotnet.models.resnet_base import ResNet, make_stages, small_stem
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("cotnet_small", "pvt_tiny", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "resnest50")
 
 

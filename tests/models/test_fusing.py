@@ -8,6 +8,8 @@ from torch import nn
 from cotnet import models
 from cotnet.models.fusing import fuse
 
+pytestmark = pytest.mark.slow
+
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
 REMAINING = {  # norms that follow no convolution: after local aggregation, after attention
     "cotnet_small": 6,

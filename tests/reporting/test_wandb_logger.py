@@ -20,6 +20,8 @@ from cotnet import records
 from cotnet.reporting.wandb_file import LocalRecord, history, wandb_records
 from cotnet.reporting.wandb_logger import NoLogger
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[object]]]:

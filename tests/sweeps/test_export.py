@@ -1,9 +1,12 @@
 """A sweep as W&B reads it: its file by value, and the commands that W&B's agent makes of it."""
 
+import pytest
 import yaml
 
 from cotnet import sweep
-from cotnet.config import compose
+from cotnet.config.compose import compose
+
+pytestmark = pytest.mark.slow
 
 
 def test_wandb_gets_the_same_space(tmp_path, monkeypatch, capsys):

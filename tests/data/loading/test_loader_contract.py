@@ -12,6 +12,8 @@ from cotnet.errors import DataError
 from data.loading.dali import DaliLoader
 from data.loading.plan import PADDING
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(

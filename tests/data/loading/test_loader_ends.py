@@ -14,6 +14,8 @@ from cotnet.errors import DataError
 from data.loading.dali import DaliLoader
 from data.sets.read import read_split
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(

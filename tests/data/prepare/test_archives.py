@@ -22,6 +22,8 @@ from data.prepare.__main__ import main
 from data.prepare.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
 from data.sets.read import class_words, read_splits
 
+pytestmark = pytest.mark.slow
+
 
 def add(archive, name, content):
     info = tarfile.TarInfo(name)

@@ -11,6 +11,8 @@ from cotnet.errors import DataError
 from cotnet.files import locked
 from data.prepare.commands import claimed, in_processes
 
+pytestmark = pytest.mark.slow
+
 
 def touch_slowly(path):
     path.with_suffix(".begun").touch()

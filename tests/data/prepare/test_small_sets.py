@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits
 from data.prepare.__main__ import main
 from data.sets.read import read_splits
 
+pytestmark = pytest.mark.slow
+
 
 def test_digits_are_all_there_once_and_split_by_class(tmp_path, capsys):
     out = tmp_path / "sets" / "digits"
