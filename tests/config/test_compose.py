@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import pytest
 import torch
@@ -63,6 +63,27 @@ def test_typed_names_the_key(change, message):
 def test_typed_asks_for_what_is_missing():
     with pytest.raises(InputError, match=r"^sample\.rate is required; set sample\.rate to a number$"):
         typed(Sample, {key: value for key, value in GOOD.items() if key != "rate"}, "sample")
+
+
+class Shared(TypedDict, total=False):
+    classes: Required[int]
+    drop: float
+
+
+def constructor(*, side: int = 8, **shared: Unpack[Shared]) -> dict[str, Any]:
+    return {"side": side, **shared}
+
+
+def test_settings_that_several_functions_share():
+    assert typed(constructor, {"classes": 3, "drop": 1}, "backbone") == {"side": 8, "classes": 3, "drop": 1.0}
+    for node, message in (
+        ({"classes": 3, "dorp": 1}, "backbone.dorp is not a setting; did you mean backbone.drop?"),
+        ({"classes": "many"}, "backbone.classes=many must be a whole number"),
+        ({"drop": 0.5}, "backbone.classes is required; set backbone.classes to a whole number"),
+    ):
+        with pytest.raises(InputError) as error:
+            typed(constructor, node, "backbone")
+        assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_small_images(name, side):
 @pytest.mark.parametrize("name", ("cotnet_small", "botnet50", "pvt_tiny", "resnest50"))
 def test_compiles_into_one_graph(name):
     model, twin = build(name).double(), build(name).double()
+    torch.compiler.reset()  # the limit of recompilations counts all models of a process
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for replica in (model, compiled):
