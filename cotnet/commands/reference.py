@@ -1,6 +1,6 @@
-"""`--help` of a program and the table of settings in docs/contract.md, from the declarations in cotnet/settings.py.
+"""`--help` of a program, and the tables of settings in docs/contract.md, from the declarations in cotnet/settings.py.
 
-`python -m cotnet.commands.reference` writes the table.
+`python -m cotnet.commands.reference` writes the tables.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from cotnet.config.build import shown
 from cotnet.config.compose import CONF, flatten, unresolved
+from cotnet.config.continuing import MAY_CHANGE
 from cotnet.settings import EvaluateSettings, Section, Settings, is_nullable, range_in_words
 
 CONTRACT: Final = CONF.parent / "docs" / "contract.md"
-BEGIN, END = "<!-- settings: written by python -m cotnet.commands.reference -->", "<!-- end of settings -->"
 
 
 def declared(section: type[Section] = Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -51,22 +51,39 @@ def _wrapped(line: str, indent: int) -> str:
 
 
 def tables() -> str:
-    """The settings of both programs as Markdown tables."""
-    lines = [BEGIN]
-    for program, section in (("train.py", Settings), ("evaluate.py", EvaluateSettings)):
-        rows = [f"| `{key}` | {meaning} |" for key, meaning in declared(section)]
-        lines += ["", f"| key of `{program}` | meaning |", "|---|---|", *rows]
-    return "\n".join([*lines, "", END])
+    """The settings of both programs as Markdown tables, with their defaults."""
+    lines = []
+    for program, section in (("train", Settings), ("evaluate", EvaluateSettings)):
+        defaults = flatten(unresolved(program, []))
+        lines += ["", f"| key of `{program}.py` | default | meaning |", "|---|---|---|"]
+        for key, meaning in declared(section):
+            default = "required" if defaults[key] == "???" else f"`{shown(defaults[key])}`"
+            lines.append(f"| `{key}` | {default} | {meaning} |")
+    return "\n".join([*lines, ""])
+
+
+def changes() -> str:
+    """What may change when a run continues, as a Markdown table."""
+    rows = [
+        f"| `{key}` | {'only upwards' if rule == 'grows' else 'to any value'} |" for key, rule in MAY_CHANGE.items()
+    ]
+    return "\n".join(["", "| key | may change |", "|---|---|", *rows, ""])
+
+
+BLOCKS: Final = {"settings": tables, "changes": changes}
 
 
 def contract(text: str) -> str:
-    """docs/contract.md with the table that belongs into it."""
-    before, _, rest = text.partition(BEGIN)
-    return before + tables() + rest.partition(END)[2]
+    """docs/contract.md with its generated blocks up to date."""
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name}: written by python -m cotnet.commands.reference -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{block()}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def main(path: Path = CONTRACT) -> None:
-    """Writes the table into docs/contract.md."""
+    """Writes the generated blocks of docs/contract.md."""
     path.write_text(contract(path.read_text()))
 
 
