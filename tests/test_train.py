@@ -149,6 +149,22 @@ def test_imagenet_layout(loader, tmp_path):
     assert result["weights"] == "ema"
 
 
+def test_without_averaging_the_model_is_evaluated_once(digits, tmp_path):
+    run(
+        "train.py",
+        *SMALL,
+        f"data.root={digits}",
+        "train.ema_decay=0",
+        "train.max_steps=2",
+        "output_dir=r",
+        cwd=tmp_path,
+    )
+    row = metrics(tmp_path / "r")[-1]
+    assert all(row[f"val/{name}"] == row[f"val/{name}_ema"] for name in ("top1", "top5", "loss", "images"))
+    saved = checkpoint(tmp_path / "r")
+    assert all(torch.equal(saved["ema"][key], value) for key, value in saved["model"].items())
+
+
 def test_default_output_dir_is_found_again(digits, tmp_path):
     (tmp_path / "d").symlink_to(digits)
     overrides = ["experiment=digits", "data.root=d", "logger=none", "train.batch_size=30", "train.max_steps=1"]

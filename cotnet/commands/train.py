@@ -140,7 +140,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
                 evaluate,
-                {"raw": state.model, "ema": state.ema.module},
+                {"raw": state.model} | ({"ema": state.ema.module} if settings.train.ema_decay else {}),
                 val_loader,
                 samples=len(val_set.files),
                 flip=settings.data.eval_flip,

@@ -140,6 +140,7 @@ def finish_epoch(context: TrainContext, state: State) -> None:
     done = state.epoch + state.batch_in_epoch / context.data.steps_per_epoch
     try:
         figures = context.evaluate()
+        figures.setdefault("ema", figures["raw"])  # without averaging they are the same weights
     except Interrupted:
         save(context, state)
         raise
