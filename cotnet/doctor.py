@@ -14,6 +14,7 @@ from PIL import features
 
 from cotnet import parts
 from cotnet.commands.program import one_line
+from cotnet.commands.train import checked as checked_training
 from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.precision import choose_precision
@@ -79,12 +80,11 @@ def choices(config: Config) -> Lines:
     logger = config["logger"]["_target_"].rpartition(".")[2]
     yield "backbone", config["backbone"]["_target_"].rpartition(".")[2]
     yield "logger", logger
-    train, val = parts.read_data(settings.data)
-    settings.train.check_batch(ranks, len(train.files))
+    _, _, train, val = checked_training(config)
     excluded = train.excluded + val.excluded
-    checked = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"
+    state = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"
     words = class_words(settings.data.root, train.classes)
-    yield "image set", f"{settings.data.root}: {len(train.files)} train, {len(val.files)} val images, {checked}"
+    yield "image set", f"{settings.data.root}: {len(train.files)} train, {len(val.files)} val images, {state}"
     yield "classes", f"{len(words)}: {', '.join(words[:4])}{', ...' if len(words) > 4 else ''}"
 
 

@@ -8,7 +8,7 @@ INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues
 class InputError(ValueError):
     """Configuration, checkpoint or folder is wrong; the message is one line: what, where, what to do.
 
-    The entry scripts print it and exit 2; every other exception is a bug of ours and shows its traceback.
+    The programs print it and exit 2. Any other exception except RunError is a bug and shows its traceback.
     """
 
 

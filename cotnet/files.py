@@ -47,6 +47,18 @@ def flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; makes none."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`; the end of the process frees it.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cotnet.errors import InputError
-from cotnet.files import flush, replacing, write_atomic, write_text  # noqa: F401 (others take them from here)
+from cotnet.files import write_atomic
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

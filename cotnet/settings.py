@@ -1,4 +1,7 @@
-"""The typed settings of a run. Each is declared here once, with its meaning and range; defaults stand in conf/ only."""
+"""The settings of a run in `train`, `data`, `launch` and `checkpoint`, each with its meaning and range.
+
+Default values are in conf/ only. Settings of other groups are declared where they are built.
+"""
 
 import types
 import typing

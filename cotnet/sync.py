@@ -4,7 +4,6 @@ Runs that were sent already are left out, and so are those that some process is 
 """
 
 import argparse
-import fcntl
 import http.client
 import json
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from cotnet import records
 from cotnet.commands.program import one_line
 from cotnet.errors import InputError, RunError
-from cotnet.files import locked
+from cotnet.files import in_use, locked
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_file import (
     LocalRecord,
@@ -74,7 +73,7 @@ def sync(folder: Path, *, keep: bool = False) -> None:
     """
     files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if DRAFT not in file.parts]
     files = [file for file in files if not sent_mark(file).exists()]
-    ready = sorted(file for file in files if not _in_use(file.parents[2]))
+    ready = sorted(file for file in files if not in_use(file.parents[2] / ".lock"))
     if len(ready) < len(files):
         say(f"{len(files) - len(ready)} offline run(s) are still being written; sync them when they have ended")
     if not ready:
@@ -257,18 +256,6 @@ def _held(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"cannot write into {folder}: {error.strerror}") from None
         yield
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a process trains in this run folder."""
-    if not (folder / ".lock").exists():
-        return False
-    with (folder / ".lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 if __name__ == "__main__":

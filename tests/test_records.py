@@ -11,6 +11,7 @@ import pytest
 
 from cotnet import records
 from cotnet.errors import InputError
+from cotnet.files import write_text
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_write_json_replaces_the_file_whole(tmp_path):
     records.write_json(path, {"status": "finished", "best_top1": 0.1 + 0.2, "best_top5": None})
     assert json.loads(path.read_text()) == {"status": "finished", "best_top1": 0.1 + 0.2, "best_top5": None}
     assert list(tmp_path.iterdir()) == [path]
-    records.write_text(path, "größer\n")
+    write_text(path, "größer\n")
     assert path.read_bytes() == "größer\n".encode()
 
 

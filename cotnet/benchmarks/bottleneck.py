@@ -29,7 +29,7 @@ from cotnet.engine.precision import Precision, choose_precision
 from cotnet.errors import InputError
 from data.sets.image_set import ImageSet
 
-LOADERS = {"dali": "data.dali.DaliLoader", "torchvision": "data.torchvision.TorchvisionLoader"}
+LOADERS = ("dali", "torchvision")
 ENOUGH = 1.2  # a loader alone must be this much faster than the model, for what both share
 
 
@@ -109,7 +109,8 @@ class PartBench:
     def measure(self) -> Rates:
         """Everything, in turn."""
         threads, cores = self.config["loader"]["threads"], len(os.sched_getaffinity(0))
-        own = next(name for name, target in LOADERS.items() if target == self.config["loader"]["_target_"])
+        targets = {name: compose("train", [f"loader={name}", "data.root=."])["loader"]["_target_"] for name in LOADERS}
+        own = next(name for name, target in targets.items() if target == self.config["loader"]["_target_"])
         meters.progress("reading, decoding")
         reading = reading_rate(self.images, threads or 1, self.seconds)
         decoding, loader = self.loader(augmented=False), self.loader()
@@ -117,7 +118,7 @@ class PartBench:
         for name, number in [(name, number) for name in LOADERS for number in thread_counts(cores)]:
             if (name, number) not in loaders:
                 meters.progress(f"{name} with {number} threads")
-                loaders[name, number] = self.loader(_target_=LOADERS[name], threads=number)
+                loaders[name, number] = self.loader(_target_=targets[name], threads=number)
         given = self.settings.train.batch_size // self.settings.train.accumulation
         batches = {given: self.model(given)}
         for batch in (given // 2, 2 * given):

@@ -56,7 +56,11 @@ class LoopBench:
 
     def __init__(self, config: Config, ranks: Ranks, steps: int) -> None:
         settings = parts.settings_of(config)
-        precision = Precision(name=choose_precision(settings.train.precision, ranks.device), device=ranks.device)
+        precision = Precision(
+            name=choose_precision(settings.train.precision, ranks.device),
+            device=ranks.device,
+            channels_last=settings.train.channels_last,
+        )
         precision.set_up_process()
         self.state, self.steps = new_state(config, settings, precision), steps
         count, side = settings.train.batch_size // ranks.world_size, settings.data.image_size

@@ -38,8 +38,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The configuration with nulls replaced by the checkpoint's values. For published weights: by those of
     conf/train.yaml, at the size and crop ratio of the backbone's published accuracy."""
     trained = stored_config(checkpoint) if checkpoint else _for_published(config)
-    before = {"eval_flip": False}  # what checkpoints from before this setting did
-    data = {**before, **trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
     if data["root"] is None:
         raise InputError("data.root is required; set data.root=DIR")
     loader = {key: value for key, value in config["loader"].items() if value is not None}
@@ -48,7 +47,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     if "image_size" in backbone:  # of the position tables
         backbone["image_size"] = backbone["image_size"] or data["image_size"]
     form = {key: config[key] for key in FORM}
-    if form["fuse"] and backbone["_target_"].endswith("_model"):
+    if form["fuse"] is True and backbone["_target_"].endswith("_model"):
         raise InputError("fuse=true is for this project's own backbones; set fuse=false")
     if form["channels_last"] is None:
         form["channels_last"] = trained["train"].get("channels_last", False)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from cotnet.engine.schedule import warmup_of
 from cotnet.errors import InputError
 
-# "free": any value, since it changes no result; "grows": only upwards.
+# "free": any value; "grows": only upwards.
 MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
     "output_dir": "free",
     "explain": "free",
@@ -109,5 +109,7 @@ def memory_advice(values: Mapping[str, Any], *, begun: bool) -> str:
         "train.checkpointing": "set train.checkpointing=[1,2]",
         "train.accumulation": f"set train.accumulation={2 * (values.get('train.accumulation') or 1)}",
     }
+    if values.get("train.checkpointing") or str(values.get("backbone._target_")).endswith("_model"):
+        del advice["train.checkpointing"]  # set already, or not for backbones of other libraries
     known: Iterable[str] = (key for key in advice if key in values and not (begun and rule(key) is None))
     return " or ".join(advice[key] for key in known)

@@ -12,13 +12,19 @@ MOVED: Final = {
     "cotnet.engine.loggers.WandbLogger": "cotnet.reporting.wandb_logger.WandbLogger",
     "data.torchvision.TorchvisionLoader": "data.loading.torchvision.TorchvisionLoader",
 }
+# Settings that older configurations lack, with the value of what the older version did.
+ADDED: Final = {"data.eval_flip": False}
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}
 
 
 def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a checkpoint was written with, in current names."""
-    return with_current_names(json.loads(checkpoint["config"]))
+    config = with_current_names(json.loads(checkpoint["config"]))
+    for key, value in ADDED.items():
+        group, _, name = key.partition(".")
+        config[group].setdefault(name, value)
+    return config
 
 
 def with_current_names(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

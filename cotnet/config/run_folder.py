@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cotnet import records
 from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten, to_yaml
 from cotnet.config.continuing import compare
@@ -15,7 +14,7 @@ from cotnet.engine import state as checkpoints
 from cotnet.engine.outside import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
-from cotnet.files import SWEEP_LEDGER, locked
+from cotnet.files import SWEEP_LEDGER, locked, write_text
 from cotnet.reporting.terminal import clock, say
 from cotnet.settings import TrainSettings
 
@@ -44,7 +43,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def already_finished(folder: Path, config: Config, image_set: str) -> bool:
-    """Whether the folder's run is finished; prints how far it is.
+    """Checks that this command may continue the folder's run, and prints how far it is; whether nothing is left to do.
 
     Raises:
         InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
@@ -89,7 +88,7 @@ def require_same_batches(checkpoint: checkpoints.Checkpoint, path: Path) -> None
 def write_config(path: Path, config: Config) -> None:
     """Writes the resolved configuration, for people to read."""
     if first_process():
-        records.write_text(path, to_yaml(config))
+        write_text(path, to_yaml(config))
 
 
 def say_excluded(root: Path, *, train: int, val: int) -> None:

@@ -90,7 +90,7 @@ def job(
 ) -> Callable[[], None]:
     """A job for `Background` that writes this state. Copies everything that training changes."""
     kept = kept_epochs(saving, state.history)
-    evaluated = state.batch_in_epoch == 0 and state.epoch in kept
-    also = ({"best.pt"} if best else set()) | ({epoch_file(state.epoch)} if evaluated else set())
+    epoch_kept = state.batch_in_epoch == 0 and state.epoch in kept
+    also = ({"best.pt"} if best else set()) | ({epoch_file(state.epoch)} if epoch_kept else set())
     keep = {epoch_file(epoch) for epoch in kept}
     return functools.partial(write, folder, snapshot(checkpoint), also=also, keep=keep, before=before)

@@ -39,7 +39,7 @@ class State:
     epoch: int = 0
     batch_in_epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
-    history: list[list[float]] = field(default_factory=list)  # [epochs done, best top-1] of each evaluation
+    history: list[list[float]] = field(default_factory=list)  # [epochs done, higher top-1 of raw and averaged weights]
     last_eval_step: int = -1
     rollbacks: int = 0
     skipped: list[list[int]] = field(default_factory=list)  # [epoch, batch] left out after a rollback
@@ -116,7 +116,7 @@ def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> N
     statistics.
 
     Raises:
-        InputError: the checkpoint is of another model.
+        InputError: the checkpoint is of another model, or has other parameter groups.
     """
     theirs, ours = (
         [len(group["params"]) for group in groups]
@@ -253,7 +253,7 @@ def _read(path: Path) -> Checkpoint:
         if reason := damage(path):
             raise Damaged(reason)
         raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
-    written = checkpoint.get("checksum")  # files of the first version have none
+    written = checkpoint.get("checksum")  # files of version 0.1 have none
     reason = damage(path) if written is None else "its checksum differs" * (written != checksum(_content(checkpoint)))
     if reason:
         raise Damaged(reason)

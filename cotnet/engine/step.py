@@ -24,7 +24,7 @@ from cotnet.settings import CheckpointSettings, TrainSettings
 
 
 class Reports:
-    """No-op reporter for ranks above 0; rank 0 uses RunReports."""
+    """What the loop reports. This class does nothing, for ranks above 0; rank 0 uses RunReports."""
 
     def epoch(self, state: State) -> None:
         """An epoch begins or continues."""
@@ -66,7 +66,7 @@ class TrainData:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where a run writes."""
+    """Run folder, configuration as JSON, save settings, reports, and the writer in the background."""
 
     folder: Path
     config: str  # JSON, for the checkpoints

@@ -58,7 +58,8 @@ def train_one_epoch(context: TrainContext, state: State) -> None:
 
 
 class AfterStep(NamedTuple):
-    """What happens after a step, in this order; the same on every rank."""
+    """What happens after a step, in this order; the same on every rank. The loop also reports progress and raises errors
+    of the background writer."""
 
     check: bool  # look for values that are not finite
     log: bool
@@ -77,7 +78,7 @@ class Decider:
 
     def saved(self) -> None:
         """Restarts the clock of `checkpoint.every_minutes`."""
-        self.last_save = time.monotonic()
+        self.last_save, self.just_saved = time.monotonic(), True
 
     def after_step(self, state: State) -> AfterStep:
         """The decision after the step that the state has just completed; called once per step."""
@@ -88,6 +89,10 @@ class Decider:
         stop, due, late = self.agreement.exchange(self.context.stop_requested(), due, late)
         if late:  # on some rank: time is up on every rank from here on, and in the checkpoint
             state.seconds = max(state.seconds, 60 * (settings.max_minutes or 0.0))
+        due, self.just_saved = (
+            due and not self.just_saved,
+            False,
+        )  # flags of the step that saved were sent before it did
         due = due or (saving.every_steps is not None and state.step % saving.every_steps == 0)
         log = last or late or state.step % settings.log_every == 0
         save = (stop or due) and not last  # the last step is saved after its evaluation
@@ -99,7 +104,7 @@ class Decider:
 
 
 def _only_evaluation_left(context: TrainContext, state: State) -> bool:
-    """Whether the run was cut in the evaluation at the end of the epoch or of the run."""
+    """Whether no step is left before the evaluation: the run was cut there."""
     time_is_up = state.step > 0 and over(context.settings.max_minutes, state.seconds / 60)
     epoch_done = state.batch_in_epoch >= context.data.steps_per_epoch
     return epoch_done or over(context.settings.max_steps, state.step) or time_is_up

@@ -122,7 +122,7 @@ class RunReports(Reports):
             self.progress.note(warning)
 
     def _cut_back(self, state: State) -> None:
-        if state.window_steps == state.step:  # no line was due yet: a run begins, or was cut before its first one
+        if state.window_steps == state.step:  # nothing has been logged yet
             self.metrics.touch()
         records.cut_back(self.metrics, state.step, evaluated=state.last_eval_step == state.step)
         self.alerts = Alerts(self.classes, records.read(self.metrics) if self.metrics.exists() else ())

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cotnet import records
 from cotnet.config.continuing import names_run
 from cotnet.errors import InputError
-from cotnet.files import SWEEP_LEDGER, locked, write_atomic
+from cotnet.files import SWEEP_LEDGER, write_atomic
 from cotnet.sweeps.space import Trial
 
 State = Literal["started", "finished", "failed", "interrupted"]
@@ -105,15 +105,6 @@ class Ledger:
             entry = self.entries[record["trial"]]
             entry.state, entry.line = record["state"], record.get("line", "")
             entry.seconds += record["seconds"]
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process holds the folder of a sweep or of a run."""
-    try:
-        with locked(folder / ".lock"):
-            return False
-    except BlockingIOError:
-        return True
 
 
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

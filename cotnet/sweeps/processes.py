@@ -12,7 +12,8 @@ import torch
 
 from cotnet.engine.signals import end_with_parent
 from cotnet.errors import INTERRUPTED, InputError
-from cotnet.sweeps.ledger import State, in_use
+from cotnet.files import in_use
+from cotnet.sweeps.ledger import State
 
 LOG = "log.txt"
 HELD_SECONDS = 120.0  # how long a killed sweep's run may still hold its folder: it finishes a step and saves
@@ -52,7 +53,9 @@ class TrialProcess:
         self.folder, self.share, self._started = folder, share, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         deadline = self._started + HELD_SECONDS
-        while in_use(folder) and time.monotonic() < deadline:  # the run itself reports a folder that stays in use
+        while (
+            in_use(folder / ".lock") and time.monotonic() < deadline
+        ):  # the run itself reports a folder that stays in use
             time.sleep(0.1)
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
         parent = os.getpid()

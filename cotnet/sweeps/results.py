@@ -20,9 +20,10 @@ from cotnet import records
 from cotnet.config.build import nearest
 from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
+from cotnet.files import in_use, write_atomic
 from cotnet.reporting.curves import BLUE, GREY, RED
 from cotnet.reporting.terminal import clock, say
-from cotnet.sweeps.ledger import Ledger, TrialRecord, in_use
+from cotnet.sweeps.ledger import Ledger, TrialRecord
 from cotnet.sweeps.space import Trial
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def show(folder: Path) -> None:
     """
     ledger = Ledger.read(folder)
     rows = results(ledger)
-    print_results(ledger, rows, alive=in_use(folder))
+    print_results(ledger, rows, alive=in_use(folder / ".lock"))
     scored = [row for row in rows if row.value is not None and row.entry.state == "finished"]
     if not scored:
         return
@@ -158,7 +159,7 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
     figure.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    records.write_atomic(png, buffer.getvalue())
+    write_atomic(png, buffer.getvalue())
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from cotnet import records
 from cotnet.config.compose import to_yaml
+from cotnet.files import write_text
 from cotnet.sweeps.ledger import Ledger
 from cotnet.sweeps.space import SweepPlan, SweepSettings, read
 
@@ -30,7 +31,7 @@ def finish(ledger, trial, top1):
     ledger.record(trial, "started")
     folder = ledger.folder / trial.name
     folder.mkdir()
-    records.write_text(folder / "config.yaml", to_yaml({"train": {"epochs": 2, "max_steps": None}}))
+    write_text(folder / "config.yaml", to_yaml({"train": {"epochs": 2, "max_steps": None}}))
     for epoch, value in enumerate(top1, start=1):
         records.append(folder / "metrics.jsonl", {"step": epoch, "epoch": float(epoch), "val/top1": value})
     ledger.record(trial, "finished", seconds=2.0)

@@ -9,6 +9,7 @@ import pytest
 
 from cotnet import records
 from cotnet.config.compose import to_yaml
+from cotnet.files import write_text
 from cotnet.reporting.terminal import say
 from cotnet.sweeps.results import bars, live_bars
 from cotnet.sweeps.space import Trial
@@ -41,7 +42,7 @@ def test_bars_of_trials_side_by_side_fit_the_terminal(columns, terminal, tmp_pat
         folder = tmp_path / f"optimizer.lr_per_256-0.{number}__train.batch_size-{batch}"
         running.append((Trial(name=folder.name, overrides=given), folder))
         folder.mkdir()
-        records.write_text(folder / "config.yaml", to_yaml({"train": {"epochs": 20, "max_steps": None}}))
+        write_text(folder / "config.yaml", to_yaml({"train": {"epochs": 20, "max_steps": None}}))
         figures = {"step": 10, "epoch": 2.5 * number, "train/loss": 2.31234, "val/top1": 22.5632}
         records.append(folder / "metrics.jsonl", figures)
     line = f"[1/2] {folder.name}: finished after 1:01, val/top1 22.5632 at epoch 5"
