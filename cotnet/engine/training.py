@@ -58,8 +58,7 @@ def train_one_epoch(context: TrainContext, state: State) -> None:
 
 
 class AfterStep(NamedTuple):
-    """What happens after a step, in this order; the same on every rank. The loop also reports progress and raises errors
-    of the background writer."""
+    """What happens after a step, in this order; the same on every rank."""
 
     check: bool  # look for values that are not finite
     log: bool
@@ -89,10 +88,8 @@ class Decider:
         stop, due, late = self.agreement.exchange(self.context.stop_requested(), due, late)
         if late:  # on some rank: time is up on every rank from here on, and in the checkpoint
             state.seconds = max(state.seconds, 60 * (settings.max_minutes or 0.0))
-        due, self.just_saved = (
-            due and not self.just_saved,
-            False,
-        )  # flags of the step that saved were sent before it did
+        due = due and not self.just_saved  # that step sent its flag before it saved
+        self.just_saved = False
         due = due or (saving.every_steps is not None and state.step % saving.every_steps == 0)
         log = last or late or state.step % settings.log_every == 0
         save = (stop or due) and not last  # the last step is saved after its evaluation

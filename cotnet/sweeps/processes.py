@@ -53,9 +53,7 @@ class TrialProcess:
         self.folder, self.share, self._started = folder, share, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         deadline = self._started + HELD_SECONDS
-        while (
-            in_use(folder / ".lock") and time.monotonic() < deadline
-        ):  # the run itself reports a folder that stays in use
+        while in_use(folder / ".lock") and time.monotonic() < deadline:  # after that the run reports it
             time.sleep(0.1)
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
         parent = os.getpid()

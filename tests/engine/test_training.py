@@ -1,5 +1,6 @@
 """What is decided after a step, on real ranks."""
 
+import itertools
 import json
 import time
 from types import SimpleNamespace
@@ -41,4 +42,4 @@ def test_a_checkpoint_that_is_due_is_saved_once(ranks, tmp_path):
     assert launch(decide, tmp_path / "saved.json", ranks) == 0
     saved = json.loads((tmp_path / "saved.json").read_text())
     assert saved
-    assert all(later - earlier > 2 for earlier, later in zip(saved, saved[1:], strict=False))
+    assert all(later - earlier > 2 for earlier, later in itertools.pairwise(saved))
