@@ -7,7 +7,8 @@ import pytest
 import torch
 from programs import ROOT, run
 
-import evaluate
+
+from cotnet.commands import evaluate
 from cotnet.commands import train as train_command
 from cotnet.config.compose import compose, flatten
 from cotnet.errors import InputError

@@ -69,8 +69,8 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed again: nobody listens there
     code = """
-loggers.READY_SECONDS = ready
-loggers.WANDB_SETTINGS |= {"init_timeout": 4.0}
+wandb_logger.READY_SECONDS = ready
+wandb_logger.WANDB_SETTINGS |= {"init_timeout": 4.0}
 began = time.monotonic()
 run_id = logger.start(folder, {}, None, "r")
 print(time.monotonic() - began)
@@ -91,8 +91,8 @@ print(run_id, time.monotonic() - began)
 
 
 OUTAGE = """
-loggers.READY_SECONDS, loggers.FINISH_SECONDS = ready, 6.0
-loggers.WANDB_SETTINGS |= {"init_timeout": 3.0, "finish_timeout": 3.0}
+wandb_logger.READY_SECONDS, wandb_logger.FINISH_SECONDS = ready, 6.0
+wandb_logger.WANDB_SETTINGS |= {"init_timeout": 3.0, "finish_timeout": 3.0}
 began = time.monotonic()
 logger.start(folder, {}, None, "r")
 started = time.monotonic()
@@ -134,8 +134,8 @@ def test_a_full_disk_under_wandbs_folder_costs_training_nothing(tmp_path):
     """The limit on the size of files stands in for it: wandb's process meets it after 64 KiB."""
     code = """
 import resource
-loggers.FINISH_SECONDS = 6.0
-loggers.WANDB_SETTINGS |= {"finish_timeout": 3.0}
+wandb_logger.FINISH_SECONDS = 6.0
+wandb_logger.WANDB_SETTINGS |= {"finish_timeout": 3.0}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 logger.start(folder, {}, None, "r")
