@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo doctor verify-resume sync test check format clean
+.PHONY: setup demo doctor verify-resume sync test test-all check format clean
 
 setup: .venv/.installed
 
@@ -37,10 +37,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
+
+# Also the long variants: about twice the time of make test.
+test-all: setup
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -66,6 +66,7 @@ def test_published_weights_are_evaluated_at_their_own_size(tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["images"] == 10
 
 
+@pytest.mark.long
 def test_finetuning_on_other_classes_at_a_higher_resolution(shared, digits, tmp_path):
     """From five digits at 32 px to the other five at 48 px: better than the same few epochs from scratch."""
     for name, classes in (("first", range(5)), ("second", range(5, 10))):

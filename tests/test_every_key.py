@@ -7,7 +7,6 @@ import pytest
 import torch
 from programs import ROOT, run
 
-
 from cotnet.commands import evaluate
 from cotnet.commands import train as train_command
 from cotnet.config.compose import compose, flatten

@@ -42,7 +42,10 @@ def wait_until_gone(group: int) -> None:
     assert not alive(group)
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGKILL, 2)])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.long)],
+)
 def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""
     overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "checkpoint.every_steps=1", "output_dir=run"]
@@ -68,7 +71,7 @@ LAMB = ["optimizer=lamb", "optimizer.layer_decay=0.8", "train.loss=bce", "train.
 LAMB += ["schedule=linear", "schedule.cooldown_epochs=1", "schedule.warmup_epochs=0"]
 
 
-@pytest.mark.parametrize(("precision", "more"), [("bf16", LAMB), ("fp16", ())])
+@pytest.mark.parametrize(("precision", "more"), [("bf16", LAMB), pytest.param("fp16", (), marks=pytest.mark.long)])
 def test_mixed_precision_resumes_in_mid_epoch(precision, more, digits, tmp_path):
     """Autocast, the loss scaler, dropout, drop path and every random augmentation continue where they were; so do LAMB,
     rates by layer, a sigmoid per class, clipping by value and a cool-down."""

@@ -62,6 +62,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.long
 def test_two_torchrun_agents(uncut, digits, tmp_path):
     """Two nodes: an agent each, which meet by c10d; the same run as that of one command."""
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1")

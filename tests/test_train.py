@@ -124,7 +124,7 @@ def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
     assert_same_run(uncut(2), tmp_path / "run")
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("loader", ["dali", pytest.param("torchvision", marks=pytest.mark.long)])
 def test_imagenet_layout(loader, tmp_path):
     """Photographs in synset folders: train, stop, resume, evaluate, with everything the advanced augmentation does."""
     make_imagenet(tmp_path / "imagenet", classes=4, train=8, val=5)

@@ -46,7 +46,7 @@ class Ledger:
             raise InputError(f"{folder} holds no sweep ({SWEEP_LEDGER} is missing); name the folder of a --multirun")
         for number, record in enumerate(records.read(ledger.path), start=1):
             try:
-                ledger._take(record)
+                ledger._apply(record)
             except (KeyError, TypeError):
                 raise InputError(f"{ledger.path}, line {number}: not a ledger's; mend or remove the line") from None
         return ledger
@@ -91,9 +91,9 @@ class Ledger:
 
     def _add(self, record: dict[str, Any]) -> None:
         records.append(self.path, record)
-        self._take(record)
+        self._apply(record)
 
-    def _take(self, record: Mapping[str, Any]) -> None:
+    def _apply(self, record: Mapping[str, Any]) -> None:
         if "sweep" in record:
             self.identity = record["sweep"]
         elif "start" in record:

@@ -51,7 +51,7 @@ def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | None:
     return choose(found, key=lambda pair: pair[0]) if found else None
 
 
-def results(ledger: Ledger) -> list[TrialResult]:
+def rank_trials(ledger: Ledger) -> list[TrialResult]:
     """Every trial, the best first, those without a value last.
 
     Raises InputError if trials have finished and none of them logs the target.
@@ -61,22 +61,20 @@ def results(ledger: Ledger) -> list[TrialResult]:
     rows = [TrialResult(entry, *(best_figure(ledger, entry.trial) or (None, None))) for entry in entries]
     finished = ledger.trials("finished")
     if finished and all(row.value is None for row in rows):
-        names = {key for trial in finished for row in _metrics(ledger.folder / trial.name) for key in row} - {
-            "step",
-            "epoch",
-        }
+        names = {key for trial in finished for row in _metrics(ledger.folder / trial.name) for key in row}
         if target not in names:
-            raise InputError(f"sweep.target={target} is logged by no trial; {nearest(target, names)}")
+            near = nearest(target, names - {"step", "epoch"})
+            raise InputError(f"sweep.target={target} is logged by no trial; {near}")
     return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0)))
 
 
 def show(folder: Path) -> None:
     """Print the table and the best trial's command, and draw the plot.
 
-    Raises InputError as `Ledger.read` and `results` do.
+    Raises InputError as `Ledger.read` and `rank_trials` do.
     """
     ledger = Ledger.read(folder)
-    rows = results(ledger)
+    rows = rank_trials(ledger)
     print_results(ledger, rows, alive=in_use(folder / ".lock"))
     scored = [row for row in rows if row.value is not None and row.entry.state == "finished"]
     if not scored:
@@ -137,9 +135,10 @@ def print_table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Se
 
 
 def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
-    """Draw the target against each setting that varies, the first row in red; replaces `png` whole."""
+    """Draw the target against each setting that varies, the first row's in red; replaces `png` whole."""
     from matplotlib.figure import Figure  # late: every start of a program imports this module
 
+    rows = rows[::-1]  # the best one on top of the others
     settings, values = [row.entry.trial.settings for row in rows], [row.value for row in rows if row.value is not None]
     keys = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1] or list(settings[0])
     columns = min(len(keys), 3)
@@ -152,7 +151,7 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
         with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
             x = [float(text) for text in texts]
             axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
-        axes.scatter(x, values, color=[RED] + [BLUE] * (len(rows) - 1))
+        axes.scatter(x, values, color=[BLUE] * (len(rows) - 1) + [RED])
         axes.set_xlabel(key, color=GREY)
         axes.set_ylabel(target if index % columns == 0 else "")
         axes.grid(alpha=0.25)

@@ -39,7 +39,7 @@ def run_sweep(plan: SweepPlan, program: Path, *, flags: Sequence[str], batch: Ba
     with run_folder.claimed(plan.folder):
         ledger = Ledger.open(plan.folder, identity(plan))
         ledger.start = start | {"target": settings.target, "direction": settings.direction}
-        results.results(ledger)  # an unknown target raises before anything runs
+        results.rank_trials(ledger)  # an unknown target raises before anything runs
         ledger.begin(ledger.start)
         finished, failed = len(ledger.trials("finished")), len(ledger.trials("failed"))
         again = " (sweep.retry=true runs those again)" if failed and not settings.retry else ""
@@ -149,7 +149,7 @@ def end_trial(plan: SweepPlan, ledger: Ledger, trial: Trial, *, code: int, secon
     ledger.record(trial, state, seconds=seconds, code=code, line=line)
     figure = results.best_figure(ledger, trial)
     if state == "finished" and figure is None:
-        results.results(ledger)  # raises when no trial logs the target
+        results.rank_trials(ledger)  # raises when no trial logs the target
     reason = f" ({line})" if line else ""
     value = f", {plan.settings.target} {figure[0]:.6g} at epoch {figure[1]:.4g}" if figure else ""
     say(f"{_count(plan, ledger)} {trial.name}: {state}{reason} after {clock(seconds)}{value}")

@@ -70,6 +70,7 @@ def test_as_a_person_runs_it(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_and_its_twin_train_and_compare(tmp_path, capsys):
     make_digits(tmp_path / "d", train=2, val=1)
     recipe = ["experiment=fashion_mnist", "data.root=d", "logger=none", "loader.threads=1", "train.precision=fp32"]

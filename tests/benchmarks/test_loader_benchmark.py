@@ -15,6 +15,7 @@ from cotnet.benchmarks.peers import PEERS, LoaderTask
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_records_table_and_plot(tmp_path):
     small = ["--images", "4", "--batch", "2", "--size", "32", "--rounds", "1", "--workers", "1", "--entries", "1000"]
     small += ["--only", "randaug", "start"]

@@ -34,6 +34,7 @@ def test_rows(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_and_the_file(tmp_path):
     loop.main([*TINY, "--rounds", "1", "--steps", "1", "--json", str(tmp_path / "loop.json")])
     records = {row["name"]: row for row in json.loads((tmp_path / "loop.json").read_text())["records"]}

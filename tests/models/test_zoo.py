@@ -31,6 +31,10 @@ def slow_but(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+def long_but(quick, names):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_configuration_matches_the_constructor(name):
     node = compose("train", [f"backbone={name}", "data.root=x", "data.image_size=32"])["backbone"]
@@ -95,7 +99,9 @@ def test_small_images(name, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("cotnet_small", "botnet50", "pvt_tiny", "resnest50"))
+@pytest.mark.parametrize(
+    "name", long_but(("cotnet_small", "pvt_tiny"), ("cotnet_small", "botnet50", "pvt_tiny", "resnest50"))
+)
 def test_compiles_into_one_graph(name):
     model, twin = build(name).double(), build(name).double()
     torch.compiler.reset()  # the limit of recompilations counts all models of a process
@@ -109,7 +115,7 @@ def test_compiles_into_one_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", long_but(("cotnet_small", "botnet50", "pvt_tiny"), FAMILIES))
 def test_exports_for_any_batch_and_size(name):
     model = build(name).eval()
     dynamic = {0: Dim("batch"), 2: Dim("height", min=64), 3: Dim("width", min=64)}

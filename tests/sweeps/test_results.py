@@ -27,7 +27,7 @@ def test_results_are_sorted_and_explained(tmp_path, capsys):
     ledger.record(failed, "failed", seconds=1.0, code=1, line="the loss is not finite")
     running = Trial(name="a-5", overrides=("a=5", "train.epochs=2"))
     ledger.record(running, "started")
-    rows = results.results(ledger)
+    rows = results.rank_trials(ledger)
     assert [(row.entry.trial.name, row.value, row.epoch) for row in rows[:3]] == [
         ("a-2", 60.5, 2.0),
         ("a-1", 40.0, 1.0),
@@ -43,10 +43,10 @@ def test_results_are_sorted_and_explained(tmp_path, capsys):
     assert counts[RED] > 10
     assert counts[BLUE] == pytest.approx(2 * counts[RED], rel=0.3)  # one best of three finished trials
     ledger.start |= {"direction": "minimize"}
-    assert [row.value for row in results.results(ledger)[:3]] == [10.0, 20.0, 30.0]
+    assert [row.value for row in results.rank_trials(ledger)[:3]] == [10.0, 20.0, 30.0]
     ledger.start |= {"target": "val/topp1"}
     with pytest.raises(InputError) as error:
-        results.results(ledger)
+        results.rank_trials(ledger)
     assert str(error.value) == "sweep.target=val/topp1 is logged by no trial; did you mean val/top1?"
 
 
@@ -54,11 +54,11 @@ def test_a_column_of_text_and_one_of_numbers_are_drawn(tmp_path):
     ledger = begin(tmp_path)
     for b, lr, top1 in (("x", "0.001", 10.0), ("y", "1", 30.0), ("null", "0.1", 20.0)):
         finish(ledger, Trial(name=f"{b}-{lr}", overrides=(f"b={b}", f"lr={lr}", "seed=1")), [top1])
-    panels = results.draw(tmp_path / "sweep.png", "val/top1", results.results(ledger)).axes
+    panels = results.draw(tmp_path / "sweep.png", "val/top1", results.rank_trials(ledger)).axes
     assert [panel.get_xlabel() for panel in panels] == ["b", "lr"]
     assert [panel.get_xscale() for panel in panels] == ["linear", "log"]
-    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["y", "null", "x"]
-    assert panels[1].collections[0].get_offsets().tolist() == [[1.0, 30.0], [0.1, 20.0], [0.001, 10.0]]
+    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["x", "null", "y"]
+    assert panels[1].collections[0].get_offsets().tolist() == [[0.001, 10.0], [0.1, 20.0], [1.0, 30.0]]
 
 
 def test_the_table_of_evaluations_is_sorted_by_accuracy(tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     pair = f"checkpoint={folder / finished},missing.pt"
     fed = ("data.root=digits", "loader=torchvision", "loader.threads=0")
     evaluated = run("evaluate.py", "--multirun", pair, *fed, "output_dir=evaluated", cwd=tmp_path, code=1)
-    assert "missing.pt does not exist" in evaluated.stderr
+    assert "no checkpoint at missing.pt" in evaluated.stderr
     (written,) = (tmp_path / "evaluated").glob("*/metrics.json")
     accuracy = f"{json.loads(written.read_text())['top1']:.2f}"
     rows = [line.split() for line in evaluated.stdout.splitlines()[-3:] if line.strip()]
