@@ -11,6 +11,7 @@ import torch
 from programs import ROOT, SMALL, Done, checkpoint, make_digits, once, run, run_process
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 RESNET18 = ("backbone=torchvision", "backbone.model_name=resnet18")
 NATIVE = "\x1b[0;31m[ERROR]"  # what the image decoder's own library prints beside the error it returns
@@ -133,9 +134,7 @@ def test_folders(digits, tmp_path):
     assert "train and val have different classes; only in val: 5" in line_for(root)
 
 
-@pytest.mark.parametrize(
-    ("loader", "ranks"), [("dali", 1), ("dali", 2), pytest.param("torchvision", 2, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("loader", "ranks"), [("dali", 1), ("dali", 2), pytest.param("torchvision", 2, marks=LONG)])
 @pytest.mark.slow
 def test_damaged_image_is_named_and_the_last_checkpoint_survives(loader, ranks, digits, tmp_path):
     root = Path(shutil.copytree(digits, tmp_path / "set"))

@@ -12,6 +12,7 @@ from programs import SMALL, assert_same_run, checkpoint, metrics, run, start
 from cotnet.verify_resume import differences, members
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 
 def wait_for(condition, seconds=120):
@@ -27,7 +28,7 @@ def kill_group(process):
     wait_for(lambda: not members(process.pid), seconds=10)
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 20), pytest.param(3, 21, marks=pytest.mark.long), (4, 20)])
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 20), pytest.param(3, 21, marks=LONG), (4, 20)])
 def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     """DDP rebuilds its buckets after a process's first backward pass: three and four ranks add up in another order."""
     given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", f"train.batch_size={batch}", "train.log_every=50"]

@@ -15,6 +15,7 @@ from programs import SMALL, STEPS, assert_same_run, assert_same_weights, checkpo
 from cotnet.verify_resume import differences
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 
 def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, tmp_path):
@@ -44,7 +45,7 @@ def wait_until_gone(group: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "ranks"),
-    [(signal.SIGTERM, 1), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.long)],
+    [(signal.SIGTERM, 1), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 2, marks=LONG)],
 )
 def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""
@@ -71,7 +72,7 @@ LAMB = ["optimizer=lamb", "optimizer.layer_decay=0.8", "train.loss=bce", "train.
 LAMB += ["schedule=linear", "schedule.cooldown_epochs=1", "schedule.warmup_epochs=0"]
 
 
-@pytest.mark.parametrize(("precision", "more"), [("bf16", LAMB), pytest.param("fp16", (), marks=pytest.mark.long)])
+@pytest.mark.parametrize(("precision", "more"), [("bf16", LAMB), pytest.param("fp16", (), marks=LONG)])
 def test_mixed_precision_resumes_in_mid_epoch(precision, more, digits, tmp_path):
     """Autocast, the loss scaler, dropout, drop path and every random augmentation continue where they were; so do LAMB,
     rates by layer, a sigmoid per class, clipping by value and a cool-down."""

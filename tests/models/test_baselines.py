@@ -45,7 +45,7 @@ def test_same_keys_in_the_same_order(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SHALLOW else pytest.param(name, marks=pytest.mark.slow) for name in [*TORCHVISION, *TIMM]]
+    "name", [name if name in SHALLOW else pytest.param(name, marks=pytest.mark.long) for name in [*TORCHVISION, *TIMM]]
 )
 def test_same_logits(name):
     ours, theirs = getattr(models, name)().double(), fill(theirs_of(name).double())
