@@ -134,7 +134,9 @@ def test_folders(digits, tmp_path):
     assert "train and val have different classes; only in val: 5" in line_for(root)
 
 
-@pytest.mark.parametrize(("loader", "ranks"), [("dali", 1), ("dali", 2), pytest.param("torchvision", 2, marks=LONG)])
+@pytest.mark.parametrize(
+    ("loader", "ranks"), [("dali", 1), pytest.param("dali", 2, marks=LONG), pytest.param("torchvision", 2, marks=LONG)]
+)
 @pytest.mark.slow
 def test_damaged_image_is_named_and_the_last_checkpoint_survives(loader, ranks, digits, tmp_path):
     root = Path(shutil.copytree(digits, tmp_path / "set"))

@@ -118,6 +118,7 @@ def test_what_changed_is_said(digits, tmp_path):
     assert changes == ["launch.ranks was 2, now 1", "train.log_every was 2, now 3", "train.max_steps was 2, now null"]
 
 
+@pytest.mark.long
 def test_a_preempted_job_is_requeued_and_continues(uncut, digits, tmp_path):
     """A cluster's job of two ranks gets the launcher's warning: it saves, the launcher queues it again, it is the same
     run to the last bit."""

@@ -201,6 +201,7 @@ def test_rows_that_did_not_reach_the_server_before_a_kill_are_sent_when_the_run_
             assert own(held(address)["abcd1234"]["rows"]) == records.read(tmp_path / "run" / "metrics.jsonl")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_killed_continued_and_rebuilt(tmp_path, digits):
     """kill -9 of train.py: W&B lacks nothing afterwards, what it has twice is counted; a rebuilt run goes on."""

@@ -102,7 +102,8 @@ class Decider:
 
 def _only_evaluation_left(context: TrainContext, state: State) -> bool:
     """Whether no step is left before the evaluation: the run was cut there."""
-    time_is_up = state.step > 0 and over(context.settings.max_minutes, state.seconds / 60)
+    evaluated = state.last_eval_step == state.step  # a continued run takes at least one step
+    time_is_up = state.step > 0 and not evaluated and over(context.settings.max_minutes, state.seconds / 60)
     epoch_done = state.batch_in_epoch >= context.data.steps_per_epoch
     return epoch_done or over(context.settings.max_steps, state.step) or time_is_up
 
@@ -200,17 +201,19 @@ def fit(context: TrainContext, state: State) -> None:
         Interrupted: a stop was requested; the same command continues from checkpoints/last.pt.
     """
     state.model.train()
+    done = context.ranks.any(finished(context.settings, progress(state)))  # by the checkpoint: start-up counts later
     context.output.reports.status("running", state)
     try:
         if state.step == 0 and context.settings.on_nonfinite == "rollback":
             save(context, state)  # a state to roll back to
-        while not context.ranks.any(finished(context.settings, progress(state))):
+        while not done:
             context.output.reports.epoch(state)
             try:
                 train_one_epoch(context, state)
                 finish_epoch(context, state)
             except NotFinite as bad:
                 roll_back(context, state, bad)
+            done = context.ranks.any(finished(context.settings, progress(state)))
         context.output.background.wait()
     except Interrupted:
         context.output.background.wait()

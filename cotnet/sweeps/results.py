@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +19,8 @@ from cotnet import records
 from cotnet.config.build import nearest
 from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
-from cotnet.files import in_use, write_atomic
-from cotnet.reporting.curves import BLUE, GREY, RED
+from cotnet.figures import BLUE, GREY, GRID, RED, figure
+from cotnet.files import in_use
 from cotnet.reporting.terminal import clock, say
 from cotnet.sweeps.ledger import Ledger, TrialRecord
 from cotnet.sweeps.space import Trial
@@ -136,30 +135,26 @@ def print_table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Se
 
 def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
     """Draw the target against each setting that varies, the first row's in red; replaces `png` whole."""
-    from matplotlib.figure import Figure  # late: every start of a program imports this module
-
     rows = rows[::-1]  # the best one on top of the others
     settings, values = [row.entry.trial.settings for row in rows], [row.value for row in rows if row.value is not None]
     keys = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1] or list(settings[0])
     columns = min(len(keys), 3)
     lines = -(-len(keys) // columns)
-    figure = Figure(figsize=(1 + 3.8 * columns, 0.6 + 3.2 * lines), layout="constrained")
-    for index, key in enumerate(keys):
-        axes = figure.add_subplot(lines, columns, index + 1)
-        texts = [given.get(key, "-") for given in settings]
-        x: list[Any] = [*texts]
-        with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
-            x = [float(text) for text in texts]
-            axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
-        axes.scatter(x, values, color=[BLUE] * (len(rows) - 1) + [RED])
-        axes.set_xlabel(key, color=GREY)
-        axes.set_ylabel(target if index % columns == 0 else "")
-        axes.grid(alpha=0.25)
-    figure.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    write_atomic(png, buffer.getvalue())
-    return figure
+    with figure(png, (1 + 3.8 * columns, 0.6 + 3.2 * lines), rows=lines, columns=columns) as (drawn, panels):
+        for axes in panels[len(keys) :]:
+            axes.remove()
+        for index, (key, axes) in enumerate(zip(keys, panels, strict=False)):
+            texts = [given.get(key, "-") for given in settings]
+            x: list[Any] = [*texts]
+            with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
+                x = [float(text) for text in texts]
+                axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
+            axes.scatter(x, values, color=[BLUE] * (len(rows) - 1) + [RED])
+            axes.set_xlabel(key, color=GREY)
+            axes.set_ylabel(target if index % columns == 0 else "")
+            axes.grid(color=GRID, linewidth=0.8)
+        drawn.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
+    return drawn
 
 
 def live_bars() -> contextlib.AbstractContextManager[Live | None]:

@@ -25,6 +25,7 @@ def faults(how):
     return int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of the GNU C library")
 def test_pages_are_faulted_in_once():

@@ -56,6 +56,7 @@ def test_deviations_are_printed():
     assert row("pvt_tiny", 224)[-1] == ""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_docs_hold_the_table():
     assert markdown() in DOCS.read_text(), "python -m cotnet.models gives another table: put it into docs/models.md"

@@ -87,6 +87,7 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     assert (folder / "ledger.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_search_cut_by_a_signal_and_by_a_kill_continues(tmp_path):
     digits = make_digits(tmp_path / "digits", train=9, val=2)
