@@ -1,6 +1,6 @@
 """Uploads the offline W&B runs below a folder, and rebuilds W&B runs that differ from metrics.jsonl.
 
-Runs that were sent already are left out, and so are those that some process is still writing: they would count as sent.
+Leaves out runs that were sent already, and runs that a process is still writing: wandb would mark them as sent.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from cotnet.reporting.wandb_file import (
 )
 from cotnet.reporting.wandb_logger import account, wandb_settings
 
-ANSWER_SECONDS = 10.0  # what a server's first answer may take before offline runs are sent to it
-DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not whole yet
+ANSWER_SECONDS = 10.0  # how long the server's first answer may take
+DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not complete yet
 
 HELP = "upload the offline W&B runs below a folder; runs that are still being written are left out"
 REBUILD_HELP = (
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def sync(folder: Path, *, keep: bool = False) -> None:
-    """Send every offline run below the folder; `keep`: without a login it is enough to say that they wait.
+    """Sends every offline run below the folder. `keep`: without a login only print that they wait.
 
     Raises:
         InputError: nobody is logged in.
@@ -90,10 +90,10 @@ def sync(folder: Path, *, keep: bool = False) -> None:
 
 
 def upload(files: Sequence[Path], server: str) -> None:
-    """Send offline runs, given by their .wandb files, to the server; files of one run id become one run, in order.
+    """Sends offline runs, given by their .wandb files, to the server. Files of one run id become one run, in order.
 
     Raises:
-        RunError: the server does not answer, or did not take everything; what it did not take stays to be sent.
+        RunError: the server does not answer, or refused some runs; those can be sent again.
     """
     _require_answer(server)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
@@ -102,7 +102,7 @@ def upload(files: Sequence[Path], server: str) -> None:
         for line in process.stdout or ():
             say(line.rstrip())
             complaints += line if "ERROR" in line else ""
-    # wandb marks a run as sent, and exits with 0, even where the server refused it.
+    # wandb exits with 0 and marks a run as sent even if the server refused it.
     refused = [file for file in files if id_of(file) in complaints]
     for file in refused or (files if complaints else ()):
         sent_mark(file).unlink(missing_ok=True)
@@ -114,12 +114,12 @@ def upload(files: Sequence[Path], server: str) -> None:
 
 
 def sent_mark(file: Path) -> Path:
-    """The empty file by which `wandb sync` knows a .wandb file that it has sent."""
+    """The empty file by which `wandb sync` remembers that it sent a .wandb file."""
     return file.with_name(f"{file.name}.synced")
 
 
 def _require_answer(server: str) -> None:
-    """Raise RunError where the server is out of order: `wandb sync` would wait for it without an end."""
+    """Raises RunError if the server does not answer: `wandb sync` would wait for it forever."""
     try:
         with urllib.request.urlopen(server, timeout=ANSWER_SECONDS):
             return
@@ -136,10 +136,10 @@ def _require_answer(server: str) -> None:
 
 
 def rebuild_all(folder: Path) -> int:
-    """Rebuild the run in this folder, or every run below it whose W&B record differs from metrics.jsonl; how many.
+    """Rebuilds the run in this folder, or every run below it whose W&B record differs from metrics.jsonl; how many.
 
     Raises:
-        InputError: there is no run, or this one is in use or has nothing to rebuild from.
+        InputError: there is no run, or this one is in use or has no W&B record.
     """
     runs = sorted({file.parents[2] for file in folder.rglob("wandb/*run-*/*.wandb") if DRAFT not in file.parts})
     runs = [run for run in runs if (run / "metrics.jsonl").exists()]
@@ -158,7 +158,7 @@ def rebuild_all(folder: Path) -> int:
 
 
 def rebuild(folder: Path, *, only_different: bool = False) -> bool:
-    """Write a run's metrics.jsonl as a new offline W&B run in the place of the offline files so far; whether it was.
+    """Writes a run's metrics.jsonl as a new offline W&B run that replaces its offline files; whether it did.
 
     Raises:
         InputError: the run is in use, or no W&B record of it can be read.
@@ -181,14 +181,14 @@ def rebuild(folder: Path, *, only_different: bool = False) -> bool:
             _forget_difference(folder)
             say(f"{folder}: rebuilt from metrics.jsonl as W&B run {last}{_left_on_server(files)}")
         replaced = [file for file in files if id_of(file) != last] if rebuilt_number(last)[1] else []
-        for file in replaced:  # also where an earlier call was killed before it came to that
+        for file in replaced:  # also finishes an earlier call that was killed here
             if not is_online(file) and not sent_mark(file).exists():
                 sent_mark(file).write_text(f"replaced by {last}\n")  # wandb's own mark is empty
         return wanted
 
 
 def _write_draft(folder: Path, draft: Path, files: Sequence[Path]) -> Path:
-    """The .wandb file of the new run, like the last one that can be read."""
+    """The .wandb file of the new run, with project and name of the last file that can be read."""
     starts = [read_start(file) for file in files]
     readable = [start for start in starts if start.run]
     if not readable:
@@ -211,14 +211,14 @@ def _write_draft(folder: Path, draft: Path, files: Sequence[Path]) -> Path:
 
 
 def _left_on_server(files: Sequence[Path]) -> str:
-    """The end of a line that says which replaced runs are on the server already."""
+    """The end of the line: which replaced runs are on the server already."""
     sent = [file for file in files if is_online(file) or (sent_mark(file).exists() and not sent_mark(file).read_text())]
     ids = ", ".join(dict.fromkeys(map(id_of, sent)))
     return f"; what was sent of {ids} stays on the server: delete it there" if ids else ""
 
 
 def _forget_difference(folder: Path) -> None:
-    """summary.json without what it says about the record that was replaced."""
+    """Removes the note about the replaced record from summary.json."""
     path = folder / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     if summary.pop("wandb", None):
@@ -231,7 +231,7 @@ def _next_id(ids: Sequence[str]) -> str:
 
 
 def _identity(start: Start) -> dict[str, object]:
-    """What names a run on W&B, as arguments of wandb.init."""
+    """Project, name and tags of a W&B run, as arguments of wandb.init."""
     run = start.run
     named = {"project": run.project, "entity": run.entity, "group": run.run_group, "job_type": run.job_type}
     named |= {"name": run.display_name}
@@ -247,7 +247,7 @@ def _best(folder: Path) -> dict[str, object]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in this run folder; InputError where one does."""
+    """Locks this run folder; InputError if a process trains in it."""
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder / ".lock"))

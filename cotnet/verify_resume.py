@@ -1,11 +1,11 @@
-"""Cut real runs at every kind of moment and compare each with a run never cut:
+"""Cuts real runs at every kind of moment and compares each with an uncut run:
 
 python -m cotnet.verify_resume [--cuts N] [--ranks 1,2,3,4] [--seed N] [--folder DIR] [OVERRIDE ...]
 
 Moments: during start-up, before a process's first log line, between two steps, while a checkpoint is written, and
 during an evaluation. Cuts: SIGTERM, Ctrl-C for the whole group, kill -9 of the parent alone and of the whole group.
 Weights, averaged weights, optimizer, progress and every logged figure but those of the clock must be the same to the
-last bit, and no process may be left 10 seconds after a cut. Exit code 1 if not.
+last bit, and no process may be left 10 seconds after a cut; otherwise the exit code is 1.
 """
 
 import argparse
@@ -39,9 +39,9 @@ CLOCK = (  # figures of a training record that depend on the machine
     *("train/images_per_second", "train/images_per_second_per_device", "train/data_wait"),
     *("train/step_ms_p50", "train/step_ms_p95", "train/memory_gb"),
 )
-OWN = ("run_id", "seconds", "train_seconds", "trained_images")  # progress that is not part of the result
-# Every random thing at once: accumulation, RandAugment, mixup, dropout, drop path, EMA. The batch divides over 1 to 4
-# ranks, and some checkpoints come before a log line.
+OWN = ("run_id", "seconds", "train_seconds", "trained_images")  # progress that depends on the machine
+# Everything random at once: RandAugment, mixup, dropout, drop path; also accumulation and EMA. The batch divides over
+# 1 to 4 ranks, and some checkpoints come before a log line.
 RUN = (
     *("experiment=digits", "logger=none", "train.batch_size=48", "train.accumulation=2"),
     *("augmentation=cotnet", "augmentation.flip=0", "backbone.drop_path=0.1", "backbone.dropout=0.1"),
@@ -56,7 +56,7 @@ STUCK_SECONDS: Final = 300.0  # a run that gets no further in this time is a fai
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between the runs in two folders, a line each; an empty list for the same run."""
+    """The differences between the runs in two folders, a line each; an empty list for the same run."""
     found = []
     for name in ("last.pt", "best.pt"):
         ours, theirs = (_parts(folder / "checkpoints" / name) for folder in (one, other))
@@ -69,7 +69,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without what depends on the clock and the machine."""
+    """The records of metrics.jsonl without figures that depend on the machine."""
     rows = records.read(folder / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
@@ -101,7 +101,7 @@ def _same(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What a run's folder shows from outside."""
+    """A run as seen from its folder."""
 
     folder: Path
 
@@ -134,7 +134,7 @@ class Observed:
 
 
 def moments(run: Observed, chance: random.Random) -> dict[str, Callable[[], bool]]:
-    """Whether it is time, by kind of moment, as seen since now."""
+    """For each kind of moment, a function that says whether it has come since now."""
     began, started, rows, saved = time.monotonic(), run.started(), run.rows(), run.saved()
     wait = chance.uniform(0.5, 7)
 
@@ -156,11 +156,11 @@ CUTS: Final[dict[str, tuple[signal.Signals, bool]]] = {  # the signal, and wheth
     "Ctrl-C": (signal.SIGINT, True),
     "kill -9, group": (signal.SIGKILL, True),
 }
-ENDED: Final = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # before the handlers are there, too
+ENDED: Final = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # exit codes, also before handlers exist
 
 
 def cut(command: Sequence[str], run: Observed, moment: str, how: str, chance: random.Random) -> tuple[int, float]:
-    """Start the run and cut it at the moment; its exit code (0: it was done before) and the seconds until its last
+    """Starts the run and cuts it at the moment. Returns its exit code (0: it had finished) and the seconds until its last
     process was gone.
 
     Raises:
@@ -207,7 +207,7 @@ def members(group: int) -> list[int]:
 
 
 def cut_all_the_way(command: list[str], folder: Path, cuts: int, chance: random.Random, table: Table) -> None:
-    """Cut a run `cuts` times, a row of the table each: moments and ways to cut take turns.
+    """Cuts a run `cuts` times, with moments and signals in turn; a table row for each.
 
     Raises:
         RunError: it was too short to be cut so often.
@@ -225,7 +225,7 @@ def cut_all_the_way(command: list[str], folder: Path, cuts: int, chance: random.
 
 
 def verify(folder: Path, overrides: Sequence[str], cuts: int, chance: random.Random, table: Table) -> list[str]:
-    """Run once without and once with cuts; what differs.
+    """Runs once without and once with cuts; returns the differences.
 
     Raises:
         RunError: a run failed.
@@ -283,8 +283,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the cuts (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/verify_resume"))
     parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two on a busy machine a small net takes up to 20 times as long
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts deaf to Ctrl-C
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine can be 20 times slower
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     try:
         return verify_all(parser.parse_args())
     except (InputError, RunError) as error:
