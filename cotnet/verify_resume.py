@@ -160,8 +160,8 @@ ENDED: Final = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # exit
 
 
 def cut(command: Sequence[str], run: Observed, moment: str, how: str, chance: random.Random) -> tuple[int, float]:
-    """Starts the run and cuts it at the moment. Returns its exit code (0: it had finished) and the seconds until its last
-    process was gone.
+    """Starts the run and cuts it at the moment. Returns its exit code (0: it had finished) and the seconds until all
+    its processes were gone.
 
     Raises:
         RunError: it failed by itself, got stuck, or left a process behind.
