@@ -205,6 +205,7 @@ def test_blurpool_trains():
     one_step("experiment=resnet50_ffcv_88", size=64)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_growing_images_and_mirrored_evaluation_train(digits, tmp_path):
     given = ["experiment=resnet50_ffcv_16", "backbone=cotnet_small", "data=digits", f"data.root={digits}", *SMALL[1:]]

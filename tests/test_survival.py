@@ -75,6 +75,7 @@ def test_two_torchrun_agents(uncut, digits, tmp_path):
     assert_same_run(uncut(2), tmp_path / "run")
 
 
+@pytest.mark.long
 def test_tasks_of_one_srun(uncut, digits, tmp_path):
     """What srun sets for its tasks is enough for them to find each other."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2"}
@@ -89,6 +90,7 @@ def test_tasks_of_one_srun(uncut, digits, tmp_path):
     assert_same_run(uncut(2), tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     """One of two ranks is stopped: the other waits no longer than it may, and the line says where to look."""
     overrides = [*SMALL, f"data.root={digits}", "launch.ranks=2", "launch.timeout_minutes=0.1", "train.epochs=500"]

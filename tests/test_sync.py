@@ -86,6 +86,7 @@ def own(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_offline_runs_are_sent_once_and_a_continued_run_is_one(tmp_path):
     outputs = tmp_path / "outputs"

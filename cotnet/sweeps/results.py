@@ -153,6 +153,7 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
             axes.set_xlabel(key, color=GREY)
             axes.set_ylabel(target if index % columns == 0 else "")
             axes.grid(color=GRID, linewidth=0.8)
+            axes.set_axisbelow(True)
         drawn.suptitle(f"{png.absolute().parent.name}   {len(rows)} trials", fontsize=11, x=0.01, ha="left")
     return drawn
 
