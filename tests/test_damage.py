@@ -4,7 +4,9 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,11 +113,21 @@ def test_a_run_whose_batches_the_version_before_dealt_otherwise_is_refused(kept)
             require_same_batches(begun, path)
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(kept, tmp_path):
-    closed = tmp_path / "closed.pt"
-    shutil.copy(kept / "checkpoints" / "best.pt", closed)
-    closed.chmod(0)
-    if os.access(closed, os.R_OK):
-        pytest.skip("root may read everything")
-    with pytest.raises(InputError, match=r"cannot read .*closed\.pt: Permission denied; change its permissions"):
-        checkpoints.load(closed)
+@pytest.mark.parametrize("closed", ["closed.pt", "."])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(kept, closed):
+    """The file, or the folder around it. Root may read everything, so evaluate.py then runs as another user."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "closed.pt"
+        shutil.copy(kept / "checkpoints" / "best.pt", path)
+        Path(folder).chmod(0o755)
+        (Path(folder) / closed).chmod(0)
+        own = os.geteuid()
+        if own == 0:
+            os.seteuid(65534)
+        try:
+            done = run("evaluate.py", f"checkpoint={path}", "data.root=x", cwd=Path("/"), code=2)
+        finally:
+            os.seteuid(own)
+            Path(folder).chmod(0o755)
+    assert done.stderr.startswith(f"error: cannot access {path}")
+    assert done.stderr.endswith("Permission denied; change its permissions\n")

@@ -18,15 +18,16 @@ pytestmark = pytest.mark.slow
 LONG = pytest.mark.long
 
 
-def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, tmp_path):
-    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=LONG)])
+def test_resume_at_an_epoch_end_changes_nothing(uncut, digits, ranks, tmp_path):
+    overrides = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "output_dir=run"]
     run("train.py", *overrides, f"train.max_steps={STEPS}", cwd=tmp_path)
     assert checkpoint(tmp_path / "run")["progress"]["epoch"] == 1
     done = run("train.py", *overrides, cwd=tmp_path)
     assert "continuing run at epoch 1, step 4" in done.stdout
     starts = [json.loads(line) for line in (tmp_path / "run" / "environment.jsonl").read_text().splitlines()]
-    assert [(start["step"], start["ranks"]) for start in starts] == [(0, 1), (STEPS, 1)]
-    assert_same_run(uncut(1), tmp_path / "run")
+    assert [(start["step"], start["ranks"]) for start in starts] == [(0, ranks), (STEPS, ranks)]
+    assert_same_run(uncut(ranks), tmp_path / "run")
 
 
 def alive(group: int) -> list[str]:

@@ -92,6 +92,8 @@ class one_line:  # noqa: N801 - a context manager that reads as a statement
 def in_one_line(error: BaseException | None) -> str | None:
     """One line for an error that a person can mend; None for a bug."""
     cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(error, PermissionError) and error.filename:
+        error = InputError(f"cannot access {error.filename}: {error.strerror}; change its permissions")
     match error:
         case InputError() | RunError():
             return str(error)

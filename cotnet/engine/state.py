@@ -240,8 +240,8 @@ def _read(path: Path) -> Checkpoint:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except MemoryError:
         raise RunError(f"not enough memory to read {path} ({path.stat().st_size / 2**20:.0f} MiB)") from None
-    except PermissionError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; change its permissions") from None
+    except PermissionError:  # the program's line names the file
+        raise
     # Bytes that make no sense raise anything in torch's unpickler.
     except Exception as error:
         if reason := damage(path):

@@ -73,11 +73,11 @@ class Decider:
     def __init__(self, context: TrainContext) -> None:
         self.context = context
         self.agreement = Agreement(context.ranks, flags=3)
-        self.saved()
+        self.last_save, self.stale_flag = time.monotonic(), False
 
     def saved(self) -> None:
         """Restarts the clock of `checkpoint.every_minutes`."""
-        self.last_save, self.just_saved = time.monotonic(), True
+        self.last_save, self.stale_flag = time.monotonic(), self.context.ranks.world_size > 1
 
     def after_step(self, state: State) -> AfterStep:
         """The decision after the step that the state has just completed; called once per step."""
@@ -88,8 +88,8 @@ class Decider:
         stop, due, late = self.agreement.exchange(self.context.stop_requested(), due, late)
         if late:  # on some rank: time is up on every rank from here on, and in the checkpoint
             state.seconds = max(state.seconds, 60 * (settings.max_minutes or 0.0))
-        due = due and not self.just_saved  # that step sent its flag before it saved
-        self.just_saved = False
+        due = due and not self.stale_flag  # ranks read the flag that the step sent before it saved
+        self.stale_flag = False
         due = due or (saving.every_steps is not None and state.step % saving.every_steps == 0)
         log = last or late or state.step % settings.log_every == 0
         save = (stop or due) and not last  # the last step is saved after its evaluation

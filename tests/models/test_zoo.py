@@ -27,8 +27,9 @@ DEEPER = (  # more blocks of a kind that another backbone has, nothing else
 )
 
 
-def slow_but(quick, names):
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def slow_but(quick, names, long=()):
+    slow = {name: [pytest.mark.slow, pytest.mark.long][: 1 + (name in long)] for name in names}
+    return [name if name in quick else pytest.param(name, marks=slow[name]) for name in names]
 
 
 def long_but(quick, names):
@@ -48,7 +49,7 @@ def test_configuration_matches_the_constructor(name):
         assert constructor(**node).stage_channels
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, [name for name in ZOO if name not in DEEPER]))
+@pytest.mark.parametrize("name", slow_but(QUICK, ZOO, long=DEEPER))
 def test_trains_and_evaluates(name):
     model = build(name, in_channels=2, drop_path=0.1, dropout=0.1)
     for size, layout, half in (((64, 64), torch.contiguous_format, False), ((65, 97), torch.channels_last, True)):
@@ -99,7 +100,7 @@ def test_small_images(name, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", long_but((), ("cotnet_small", "botnet50", "pvt_tiny", "resnest50")))
+@pytest.mark.parametrize("name", long_but((), ("cotnet_small", "botnet50", "pvt_tiny", "resnet50", "resnest50")))
 def test_compiles_into_one_graph(name):
     model, twin = build(name).double(), build(name).double()
     torch.compiler.reset()  # the limit of recompilations counts all models of a process
