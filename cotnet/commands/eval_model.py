@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from cotnet import parts
-from cotnet.config.build import convert
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
 from cotnet.engine import state as checkpoints
@@ -47,7 +46,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     if "image_size" in backbone:  # of the position tables
         backbone["image_size"] = backbone["image_size"] or data["image_size"]
     form = {key: config[key] for key in FORM}
-    if form["fuse"] is True and backbone["_target_"].endswith("_model"):
+    if form["fuse"] and backbone["_target_"].endswith("_model"):
         raise InputError("fuse=true is for this project's own backbones; set fuse=false")
     if form["channels_last"] is None:
         form["channels_last"] = trained["train"].get("channels_last", False)
@@ -58,7 +57,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         "backbone": backbone,
         "loader": loader if "_target_" in loader else {**trained["loader"], **loader},
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
-        **{key: convert(value, bool, key) for key, value in form.items()},
+        **form,
     }
 
 

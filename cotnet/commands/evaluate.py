@@ -13,7 +13,7 @@ from cotnet import parts, records
 from cotnet.commands import eval_model
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
-from cotnet.config.build import require_group, shown, typed
+from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks
@@ -55,8 +55,10 @@ def checked(config: Config) -> tuple[Config, Checkpoint, int]:
     for key in ("data", "loader", "launch"):
         require_group(config[key], key)
     config = {**config, "checkpoint": checkpoint_file(config["checkpoint"])}
-    if config["weights"] not in ("ema", "raw"):
-        raise InputError(f"weights={shown(config['weights'])} is unknown; valid: ema, raw")
+    for field in fields(EvaluateSettings):
+        if field.name == "precision":  # checked for this device by choose_precision
+            continue
+        convert(config[field.name], field.type, field.name)
     checkpoint = eval_model.own_checkpoint(config)
     config = eval_model.completed(config, checkpoint)
     if config["compile"]:
