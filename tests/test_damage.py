@@ -68,7 +68,7 @@ def test_the_line_names_the_whole_checkpoint_that_is_furthest_on(kept, digits, t
     best.unlink()
     flip(second, second.stat().st_size // 2)
     line = run("evaluate.py", f"checkpoint={last}", cwd=tmp_path, code=2).stderr
-    assert "checkpoints/epoch_0001.pt is whole" in line and "from step 4" in line
+    assert "checkpoints/epoch_0001.pt is whole" in line and line.endswith("to continue from step 4\n")
     shutil.copy(folder / "checkpoints" / "epoch_0001.pt", last)
     done = run("train.py", *given, "train.epochs=3", cwd=tmp_path)
     assert "continuing run at epoch 1, step 4" in done.stdout

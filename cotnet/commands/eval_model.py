@@ -29,7 +29,8 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
     except InputError as error:
         if config.get("backbone") and path.exists():
             return {}
-        hint = "; for published weights name their model with backbone=NAME" if path.exists() else ""
+        ours = not path.exists() or "is damaged" in str(error)
+        hint = "" if ours else "; for published weights name their model with backbone=NAME"
         raise InputError(f"{error}{hint}") from None
 
 
