@@ -19,7 +19,7 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.settings import CheckpointSettings, DataSettings, LaunchSettings, Pretrained, Settings, TrainSettings
+from cotnet.settings import DataSettings, Pretrained, Section, Settings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
 from data.loading.plan import EvaluationPlan, TrainPlan
@@ -28,7 +28,11 @@ from data.loading.progressive import ProgressiveLoader, ramp
 from data.sets.image_set import ImageSet
 from data.sets.read import read_splits
 
-SECTIONS = {"train": TrainSettings, "data": DataSettings, "launch": LaunchSettings, "checkpoint": CheckpointSettings}
+SECTIONS = {
+    one.name: one.type
+    for one in dataclasses.fields(Settings)
+    if isinstance(one.type, type) and issubclass(one.type, Section)
+}
 CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
 
 
@@ -254,15 +258,16 @@ def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
     return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
 
 
-def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
-    """The loader of every validation image once, in batches of one shape."""
+def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks, *, border: int = 0) -> Any:
+    """The loader of every validation image once, in batches of one shape. border: as in EvaluationPlan."""
     plan = EvaluationPlan(
         samples=len(images.files),
-        batch_size=data.eval_batch_size,
+        batch_size=min(data.eval_batch_size, len(images.files)),
         rank=ranks.rank,
         world_size=ranks.world_size,
         image_size=data.eval_size,
         crop_ratio=data.crop_ratio,
+        border=border,
     )
     return _loader(config, images, plan, ranks, data.eval_interpolation)
 

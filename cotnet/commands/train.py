@@ -5,12 +5,15 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from cotnet import parts
 from cotnet.commands.explain import explain
+from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
@@ -18,7 +21,7 @@ from cotnet.config.compose import Config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, synchronised
-from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.evaluation import Interrupted, evaluate, figures
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
@@ -67,6 +70,7 @@ def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
     ranks = count_ranks(settings.launch.ranks)
     train_set, val_set = parts.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
+    ExtraSets(config, settings, val_set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = {"precision": choose_precision(settings.train.precision, device)}
     if settings.train.sync_bn and device.type == "cpu":
@@ -116,7 +120,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
-    state.image_set = train_set.full_fingerprint
+    state.image_set, state.classes = train_set.full_fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)
@@ -139,20 +143,43 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             ),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
-                evaluate,
+                validate,
                 {"raw": state.model} | ({"ema": state.ema.module} if settings.train.ema_decay else {}),
                 val_loader,
-                samples=len(val_set.files),
+                val_set,
+                ExtraSets(config, settings, val_set),
                 flip=settings.data.eval_flip,
                 prepare=parts.evaluation_transform(settings.data, precision),
                 precision=precision,
                 ranks=ranks,
                 stop=lambda: stop.received,
             ),
+            evaluate_every=settings.evaluation.every,
             stop_requested=lambda: stop.received,
         )
         settle_buckets(context, state, parts.image_size_at(config, settings, state.epoch))
         fit(context, state)
+
+
+def validate(
+    models: dict[str, nn.Module],
+    loader: Any,
+    images: ImageSet,
+    extra: ExtraSets,
+    *,
+    done: float,
+    last: bool,
+    **given: Any,
+) -> dict[str, dict[str, float]]:
+    """Top-1, top-5, loss and image count of each model on the val split, and top-1 and top-5 on the extra sets that are
+    due after `done` epochs; collective. given: as engine.evaluation.evaluate."""
+    tables = evaluate(models, loader, samples=len(images.files), **given)
+    labels = torch.from_numpy(images.labels)
+    found = {name: figures(table, labels) for name, table in tables.items()}
+    for one in extra.due(done, last=last):
+        for name, more in extra.figures(one, models, **given).items():
+            found[name] |= more
+    return found
 
 
 def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:

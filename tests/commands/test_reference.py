@@ -14,7 +14,7 @@ def test_the_contract_holds_the_declared_settings():
 
 def test_every_key_of_the_sections_is_declared_and_no_other():
     config = flatten(compose("train", ["data.root=x"]))
-    sections = ("train.", "data.", "launch.", "checkpoint.")
+    sections = ("train.", "data.", "launch.", "checkpoint.", "evaluation.")
     keys = {key for key in config if "." not in key or key.startswith(sections)}
     assert {key for key, _ in declared()} == keys
 
