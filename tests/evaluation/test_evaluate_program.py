@@ -3,6 +3,7 @@ models, against an independent loop over PIL images."""
 
 import csv
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,14 @@ from miniature import SETTINGS, fill
 from PIL import Image
 from programs import ROOT, SMALL, checkpoint, environment, metrics, run, run_process
 
+from cotnet.commands import eval_model, evaluate
+from cotnet.commands.eval_worker import Job, Leaf, measure
+from cotnet.config.compose import compose
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.signals import StopRequest
+from cotnet.evaluation.metrics import metrics as table_metrics
 from cotnet.evaluation.suites import synsets
+from cotnet.models.weights import to_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -221,9 +229,6 @@ def test_mean_of_checkpoints(uncut, digits, tmp_path):
     assert found[1] == found[2]
     assert "the mean of" in figures(tmp_path / "mean1")["checkpoint"]
     run("evaluate.py", f"checkpoint=[{last},other.pt]", "average=true", "output_dir=shifted", cwd=tmp_path)
-    from cotnet.commands import eval_model
-    from cotnet.config.compose import compose
-
     config = eval_model.separated(compose("evaluate", [f"checkpoint={last}"]))
     model = eval_model.read(config, [last, tmp_path / "other.pt"]).model
     for key, tensor in model.state_dict().items():
@@ -370,3 +375,19 @@ def test_bad_input_is_one_line(imagenet, given, message):
     done = run("evaluate.py", *SUBSET, "output_dir=out", *given, cwd=folder, code=2)
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (folder / "out" / "metrics.json").exists()
+
+
+def test_ranks_get_the_weights_and_do_not_read_the_checkpoint(uncut, digits):
+    """The parent reads it once; what a rank gets is enough, wherever the file is by then."""
+    last = uncut(1) / "checkpoints" / "last.pt"
+    config, paths = evaluate.checked(compose("evaluate", [f"checkpoint={last}", "output_dir=x"]))
+    read = eval_model.read(config, paths)
+    inputs = {"settings": {}}
+    leaf = Leaf(set="val", size=32, folder="x", inputs=inputs)
+    gone = {**read.config, "checkpoint": "/nowhere"}
+    job = Job(config=gone, leaves=[leaf], weights=to_bytes(read.model), classes=read.classes, average=None)
+    job = pickle.loads(pickle.dumps(job))  # as a process that is started gets it
+    ((_, found),) = measure(job, Ranks(rank=0, world_size=1, device=torch.device("cpu")), StopRequest([]))
+    logged = [record for record in metrics(uncut(1)) if "val/top1" in record][-1]
+    assert table_metrics(found.predictions)["top1"] == logged["val/top1_ema"]
+    assert read.classes == tuple("0123456789")
