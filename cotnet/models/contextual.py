@@ -4,16 +4,16 @@ Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), sect
 authors' release.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cotnet.models.layers import conv_norm
 from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
-FUSIONS = ("static", "dynamic", "linear", "attention")
 CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
 
 
@@ -39,25 +39,18 @@ class CoTLayer(nn.Module):
         super().__init__()
         _check_layer(channels, kernel_size, groups, key_groups, fusion)
         self.groups, self.kernel_positions, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
-        padding = dilation * (kernel_size // 2)
-        self.key_embed = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size, 1, padding, dilation, groups=key_groups, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
+        embedding = conv_norm(channels, channels, kernel_size, dilation=dilation, groups=key_groups)
+        self.key_embed = nn.Sequential(*embedding, nn.ReLU(inplace=True))
         if fusion == "static":
             return
         kernels = channels // CHANNELS_PER_KERNEL
         self.embed = nn.Sequential(
-            nn.Conv2d(2 * channels, channels // 2, 1, groups=groups, bias=False),
-            nn.BatchNorm2d(channels // 2),
+            *conv_norm(2 * channels, channels // 2, groups=groups),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels // 2, self.kernel_positions * kernels, 1, groups=groups),
             nn.GroupNorm(kernels, self.kernel_positions * kernels),
         )
-        self.conv1x1 = nn.Sequential(
-            nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.conv1x1 = nn.Sequential(*conv_norm(channels, channels, groups=groups))
         self.bn = nn.BatchNorm2d(channels)
         self.act = nn.SiLU()  # not in place: that would save a copy of its input
         if fusion == "attention":
@@ -127,5 +120,5 @@ def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, 
         raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
-    if fusion not in FUSIONS:
-        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(get_args(Fusion))}")

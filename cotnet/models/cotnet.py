@@ -6,41 +6,23 @@ those of the authors' release.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
-from cotnet.models.resnet_base import (
-    HeadConfig,
-    Operator,
-    ResNet,
-    deep_stem,
-    make_stages,
-    pooled_projection,
-    stem,
-)
+from cotnet.models.resnet_base import HeadConfig, Operator, ResNet, deep_stem, pooled_projection, stem
 
 __all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
 __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
 
-def cot(
-    width: int,
-    stride: int,
-    *,
-    kernel_size: int = 3,
-    groups: int = 1,
-    key_groups: int = 4,
-    fusion: Fusion = "attention",
-    dilation: int = 1,
-) -> dict[str, nn.Module]:
-    """The operator of CoTNet; a strided block pools before it."""
-    pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
-    layer = CoTLayer(width, kernel_size, groups=groups, key_groups=key_groups, fusion=fusion, dilation=dilation)
-    return {**pool, "conv2": layer}
+def cot(width: int, stride: int, **settings: Any) -> dict[str, nn.Module]:
+    """The operator of CoTNet, with CoTLayer's settings; a strided block pools before it."""
+    pool = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
+    return {**pool, "conv2": CoTLayer(width, **settings)}
 
 
 coxt = partial(cot, groups=2, key_groups=8)  # the operator of CoTNeXt
@@ -125,16 +107,11 @@ def cotnet_small(*, width: int = 16, fusion: Fusion = "attention", **head: Unpac
 
 
 def _cotnet(
-    depths: Sequence[int],
-    operator: Operator,
-    *,
-    stages: Sequence[int] = (1, 2, 3, 4),
-    width: int = 64,
-    **head: Unpack[HeadConfig],
+    depths: Sequence[int], operator: Operator, *, stages: Sequence[int] = (1, 2, 3, 4), **settings: Any
 ) -> ResNet:
     _check_stages(stages)
     blocks = [[operator if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem, make_stages(blocks, width=width), **head)
+    return ResNet(stem, blocks, **settings)
 
 
 def _se_cotnetd(
@@ -152,7 +129,7 @@ def _se_cotnetd(
         attends = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
         blocks.append([operators[0] if attend else operators[1] for attend in attends])
     first = partial(deep_stem, width=stem_width, pool=False)
-    return ResNet(first, make_stages(blocks, strides=(2, 2, 2, 2)), shortcut=pooled_projection, **head)
+    return ResNet(first, blocks, strides=(2, 2, 2, 2), shortcut=pooled_projection, **head)
 
 
 def _check_stages(stages: Sequence[int]) -> None:

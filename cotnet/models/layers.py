@@ -1,7 +1,7 @@
 """Layers that more than one family uses."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,14 @@ def chain(module: nn.Module, names: tuple[str, ...], x: torch.Tensor) -> torch.T
     for name in names:
         x = getattr(module, name)(x)
     return x
+
+
+def conv_norm(
+    in_channels: int, channels: int, size: int = 1, stride: int = 1, *, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A convolution without bias, padded by half its kernel, and its BatchNorm."""
+    conv = nn.Conv2d(in_channels, channels, size, stride, dilation * (size // 2), dilation, groups, bias=False)
+    return [conv, nn.BatchNorm2d(channels)]
 
 
 def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
@@ -113,8 +121,8 @@ class BlurredConv2d(nn.Conv2d):
 
     kernel: torch.Tensor
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
-        super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
+    def __init__(self, in_channels: int, *settings: Any, **named: Any) -> None:
+        super().__init__(in_channels, *settings, **named)
         self.register_buffer("kernel", _binomial(in_channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,7 +131,7 @@ class BlurredConv2d(nn.Conv2d):
 
 def _binomial(channels: int) -> torch.Tensor:
     line = torch.tensor([0.25, 0.5, 0.25])
-    return torch.outer(line, line).expand(channels, 1, 3, 3).clone()  # (C, 1, 3, 3)
+    return torch.outer(line, line).repeat(channels, 1, 1, 1)  # (C, 1, 3, 3)
 
 
 class HalvingPool(nn.Module):
@@ -136,16 +144,3 @@ class HalvingPool(nn.Module):
         x = torch.cat([x, x[:, :, -1:]], 2)
         x = torch.cat([x, x[..., -1:]], 3)
         return F.avg_pool2d(x, 2)
-
-
-@runtime_checkable
-class HasTables(Protocol):
-    """A module with position tables of a nominal image size."""
-
-    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Resize the tables under this prefix to the module's size, in place; leave other shapes alone."""
-
-
-def resize_on_load(module: HasTables, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
-    """A load_state_dict pre-hook."""
-    module.resize_tables(state_dict, prefix)

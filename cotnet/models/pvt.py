@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import DropPath, new_head, resize_on_load
+from cotnet.models.layers import DropPath, new_head
 from cotnet.models.resnet_base import HeadConfig
 
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
@@ -108,20 +108,18 @@ class PVT(nn.Module):
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
         rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
-            tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
+            tokens, before = self.sides[i] ** 2 + (i == len(WIDTHS) - 1), WIDTHS[i - 1] if i else in_channels
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
-        for i, width in enumerate(WIDTHS):
-            before = WIDTHS[i - 1] if i else in_channels
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i]))
             blocks = [
                 EncoderBlock(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])
             ]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[-1], num_classes)
-        self.register_load_state_dict_pre_hook(resize_on_load)
+        self.register_load_state_dict_pre_hook(PVT.resize_tables)
         initialize(self)
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -142,7 +140,7 @@ class PVT(nn.Module):
         self.head = new_head(self.head, num_classes)
         initialize(self.head)
 
-    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resize position tables of another nominal image size to this model's."""
         for number, side in enumerate(self.sides, start=1):
             key, extra = f"pos_embed{number}", int(number == len(self.sides))

@@ -24,8 +24,7 @@ from cotnet.errors import DataError
 from data.loading.crops import Geometry
 from data.loading.plan import Batch, BatchPlan, check_loader, to_device
 from data.loading.resize import resize_all
-from data.sets.image_file import damaged, decoding_error, image_size
-from data.sets.image_set import ImageSet
+from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 _INPUTS: Final = (  # (type, dimensions) of each array of `_arguments`; the CPU's graph takes the first three

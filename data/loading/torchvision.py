@@ -19,8 +19,7 @@ from torchvision.transforms.v2 import functional
 from cotnet.errors import DataError
 from data.loading.crops import Geometry
 from data.loading.plan import Batch, BatchPlan, check_loader
-from data.sets.image_file import DECODING_ERRORS, damaged
-from data.sets.image_set import ImageSet
+from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 _INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 

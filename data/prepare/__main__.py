@@ -68,15 +68,15 @@ def _imagenet(given: argparse.Namespace) -> str:
     return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
 
 
-def _run(given: argparse.Namespace) -> int:
-    sys.stdout.write(f"{given.make(given)}\n")
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     given = _arguments().parse_args(arguments)
-    return exit_code(lambda: _run(given), given.out)
+
+    def work() -> int:
+        sys.stdout.write(f"{given.make(given)}\n")
+        return 0
+
+    return exit_code(work, given.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import gzip
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -34,28 +35,25 @@ def digits(out: Path) -> str:
     except ModuleNotFoundError as error:
         raise DataError("digits come with scikit-learn, which is missing; pip install scikit-learn") from error
     source = load_digits()
-    validation = _held_out(source.target)
+    validation = share_of_each_class(source.target, _VAL_SHARE)
 
-    def write(partial: Path) -> str:
+    def pictures() -> Iterator[tuple[str, Image.Image]]:
         for number, (image, label) in enumerate(zip(source.images, source.target, strict=True)):
-            folder = partial / ("val" if validation[number] else "train") / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            levels = np.rint(image * (255 / 16)).astype(np.uint8)
+            split, levels = "val" if validation[number] else "train", np.rint(image * (255 / 16)).astype(np.uint8)
             picture = Image.fromarray(levels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-            picture.save(folder / f"{number:04d}.png")
-        return f"{_DIGITS - validation.sum()} training and {validation.sum()} validation images of 10 digits"
+            yield f"{split}/{label}/{number:04d}.png", picture
 
-    return _write_set(out, write, images=_DIGITS)
+    return _write_set(out, pictures(), images=_DIGITS, kind="digits")
 
 
-def _held_out(labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: the same _VAL_SHARE of each class at every call."""
+def share_of_each_class(labels: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool, drawn by hash: at least one of each class; the same at every call, the smaller within the larger."""
     keys = hashes(0, 0, Stream.ORDER, np.arange(len(labels)))
-    held_out = np.zeros(len(labels), dtype=bool)
+    chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        held_out[members[np.argsort(keys[members])[: round(_VAL_SHARE * len(members))]]] = True
-    return held_out
+        chosen[members[np.argsort(keys[members])[: max(1, round(share * len(members)))]]] = True
+    return chosen
 
 
 def fashion_mnist(source: Path, out: Path) -> str:
@@ -74,15 +72,12 @@ def fashion_mnist(source: Path, out: Path) -> str:
     if line := _already_there(out, total):
         return line
 
-    def write(partial: Path) -> str:
+    def pictures() -> Iterator[tuple[str, Image.Image]]:
         for split, (images, labels) in splits.items():
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                folder = partial / split / f"{label}_{_CLOTHES[label]}"
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folder / f"{number:05d}.png")
-        return f"{len(splits['train'][1])} training and {len(splits['val'][1])} validation images of 10 classes"
+                yield f"{split}/{label}_{_CLOTHES[label]}/{number:05d}.png", Image.fromarray(image)
 
-    return _write_set(out, write, images=total)
+    return _write_set(out, pictures(), images=total, kind="classes")
 
 
 def _idx(source: Path, name: str, *, dimensions: int = 1) -> np.ndarray:
@@ -102,9 +97,9 @@ def _idx(source: Path, name: str, *, dimensions: int = 1) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _write_set(out: Path, write: Callable[[Path], str], *, images: int) -> str:
-    """Let `write` fill a folder beside `out` and rename it, so that the set appears complete or not at all."""
-    full = out.resolve()
+def _write_set(out: Path, pictures: Iterable[tuple[str, Image.Image]], *, images: int, kind: str) -> str:
+    """Write named pictures into a folder beside `out` and rename it: the set appears complete or not at all."""
+    full, written = out.resolve(), Counter[str]()
     if not full.parent.exists():
         full.parent.mkdir(parents=True)
     with claimed(out):
@@ -113,10 +108,13 @@ def _write_set(out: Path, write: Callable[[Path], str], *, images: int) -> str:
         partial = full.parent / f"{full.name}.partial"
         if partial.exists():  # left by a killed run
             shutil.rmtree(partial)
-        partial.mkdir()
-        line = write(partial)
+        for name, picture in pictures:
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            written[name.split("/")[0]] += 1
         partial.rename(full)
-    return f"{out}: {line}"
+    return f"{out}: {written['train']} training and {written['val']} validation images of 10 {kind}"
 
 
 def _already_there(out: Path, images: int) -> str | None:

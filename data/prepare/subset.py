@@ -11,18 +11,17 @@ import numpy as np
 
 from cotnet.errors import DataError
 from cotnet.files import write_text
-from data.loading.random import Stream, hashes
 from data.prepare.commands import claimed
-from data.sets.csv_list import HEADER
+from data.prepare.small_sets import share_of_each_class
 from data.sets.image_set import ImageSet, some
-from data.sets.read import WORDS, class_words, read_splits
+from data.sets.read import HEADER, WORDS, class_words, read_splits
 
 
 def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float | None) -> str:
     """Write a list of some classes, or of a share of each class's training images; returns the line for people.
 
-    The validation split keeps all images of the chosen classes. Shares are drawn by hash: the same at every call, the
-    smaller within the larger. Raises DataError for impossible arguments and if another process writes the list.
+    The validation split keeps all images of the chosen classes. Raises DataError for impossible arguments and if
+    another process writes the list.
     """
     if share is not None and not 0 < share <= 1:
         raise DataError(f"--share {share} is not in (0, 1]")
@@ -32,8 +31,8 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
     if unknown := sorted(set(classes or ()) - set(train.classes)):
         raise DataError(f"{root}: has no classes {some(unknown)}; it has {some(train.classes)}")
     chosen = classes or train.classes
-    rows = {"train": _rows(train, out.parent, classes=chosen, share=share)}
-    rows["val"] = _rows(val, out.parent, classes=chosen, share=None)
+    rows = {"train": _rows(train, out.parent, classes=chosen, share=1.0 if share is None else share)}
+    rows["val"] = _rows(val, out.parent, classes=chosen, share=1.0)
     text = io.StringIO(newline="")
     csv.writer(text).writerows([HEADER, *((split, *row) for split, part in rows.items() for row in part)])
     words = dict(zip(train.classes, class_words(root, train.classes), strict=True))
@@ -45,18 +44,11 @@ def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float
     return f"{out}: {counts} of {len(chosen)} classes"
 
 
-def _rows(image_set: ImageSet, folder: Path, *, classes: Sequence[str], share: float | None) -> list[tuple[str, str]]:
+def _rows(image_set: ImageSet, folder: Path, *, classes: Sequence[str], share: float) -> list[tuple[str, str]]:
     """(path relative to the folder, class) of the chosen images."""
-    keys = hashes(0, 0, Stream.ORDER, np.arange(len(image_set.files)))
-    rows = []
-    for label, name in enumerate(image_set.classes):
-        if name not in classes:
-            continue
-        members = np.flatnonzero(image_set.labels == label)
-        if share is not None:
-            members = np.sort(members[np.argsort(keys[members])[: max(1, round(share * len(members)))]])
-        rows += [(os.path.relpath(image_set.path(index), folder), name) for index in members.tolist()]
-    return rows
+    wanted = np.isin(image_set.labels, [label for label, name in enumerate(image_set.classes) if name in classes])
+    indices = np.flatnonzero(wanted & share_of_each_class(image_set.labels, share)).tolist()
+    return [(os.path.relpath(image_set.path(i), folder), image_set.classes[image_set.labels[i]]) for i in indices]
 
 
 def _write_words(path: Path, words: dict[str, str]) -> None:
