@@ -14,13 +14,11 @@ from typing import Final, NamedTuple
 
 import torch
 
-from data.augmentation.mix import erase
-
 
 class Canvas(NamedTuple):
     """How geometric operations sample, and the colour beyond the border."""
 
-    interpolation: str  # nearest, bilinear or bicubic
+    interpolation: str  # bilinear or bicubic
     fill: tuple[int, int, int]
 
 
@@ -153,6 +151,17 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     return erase(images, square, values=_fill(canvas.fill, images.device))
 
 
+def erase(images: torch.Tensor, boxes: torch.Tensor, *, values: torch.Tensor) -> torch.Tensor:
+    """Images (n, C, H, W) with `values`, which broadcast to them, inside boxes (n, 4)."""
+    top, left, height, width = boxes[:, :, None].unbind(1)  # each (n, 1)
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)  # (n, H)
+    inside_columns = (columns >= left) & (columns < left + width)  # (n, W)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]  # (n, 1, H, W)
+    return torch.where(inside, values, images)
+
+
 def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     """Counter-clockwise, in degrees, about the centre."""
     x, y = _pixel_centers(images)
@@ -183,17 +192,13 @@ def _filter_pixels(
     """
     if offset is None:
         return [(own, torch.ones(1, 1, 1, device=own.device))]
-    if interpolation == "nearest":
-        whole, weights = (offset + 0.5).floor(), {0: torch.ones_like(offset)}
+    whole = offset.floor()
+    d = offset - whole
+    if interpolation == "bilinear":
+        weights = {0: 1 - d, 1: d}
     else:
-        whole = offset.floor()
-        d = offset - whole
         outer, inner = d * (d - 1), 1 + d * (1 - d)
-        weights = (
-            {0: 1 - d, 1: d}
-            if interpolation == "bilinear"
-            else {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
-        )
+        weights = {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
     first = own + whole
     return [((first + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
 

@@ -17,8 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
-from data.loading.crops import Geometry
-from data.loading.plan import Batch, BatchPlan, check_loader
+from data.loading.plan import Batch, BatchPlan, Geometry, check_loader
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 _INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
