@@ -37,7 +37,13 @@ class CoTLayer(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        _check_layer(channels, kernel_size, groups, key_groups, fusion)
+        if channels % (CHANNELS_PER_KERNEL * groups) or channels % key_groups:
+            divisors = f"{CHANNELS_PER_KERNEL * groups} and {key_groups}"
+            raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
+        if fusion not in get_args(Fusion):
+            raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(get_args(Fusion))}")
         self.groups, self.kernel_positions, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
         embedding = conv_norm(channels, channels, kernel_size, dilation=dilation, groups=key_groups)
         self.key_embed = nn.Sequential(*embedding, nn.ReLU(inplace=True))
@@ -112,13 +118,3 @@ class CoTLayer(nn.Module):
         dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
         gate = (dynamic - static).sigmoid().to(static_context.dtype)
         return torch.lerp(static_context, dynamic_context, gate)
-
-
-def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, fusion: str) -> None:
-    if channels % (CHANNELS_PER_KERNEL * groups) or channels % key_groups:
-        divisors = f"{CHANNELS_PER_KERNEL * groups} and {key_groups}"
-        raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
-    if fusion not in get_args(Fusion):
-        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(get_args(Fusion))}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from data.augmentation.operations import OPERATIONS, Canvas, erase
+from data.augmentation.operations import OPERATIONS, Canvas, constant, erase
 from data.augmentation.policies import draw, parse
 from data.augmentation.settings import Augmentation
 from data.loading.plan import ATTEMPTS, CROP_UNIFORMS, candidates, to_device
@@ -34,7 +34,7 @@ _NOISE: Final = 1 << 20  # entries of the noise table; each erased image reads a
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
     """(pixel / 255 - mean) / std per channel: uint8 (n, 3, H, W) to `dtype`; mean, std of images in [0, 1]."""
     exact = torch.promote_types(dtype, torch.float32)
-    center, scale = (_per_channel(tuple(values), exact, images.device) for values in (mean, std))
+    center, scale = (255 * constant(tuple(values), exact, images.device)[:, None, None] for values in (mean, std))
     if images.device.type == "cpu":  # NumPy's memory uses huge pages: 0.12 ms an image of 224 px instead of 0.39
         pixels = torch.from_numpy(np.empty(images.shape, dtype=str(exact).removeprefix("torch.")))
     else:
@@ -42,16 +42,8 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float],
     return pixels.copy_(images).sub_(center).div_(scale).to(dtype)
 
 
-@lru_cache(maxsize=16)
-def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).mul(255)[:, None, None]
-
-
 class Transform:
-    """uint8 batch to training input: vertical flip, colour jitter, policy, normalise, erase, then mixup or cutmix.
-
-    A class because it is bound to a run's settings; it has no state.
-    """
+    """uint8 batch to training input: vertical flip, colour jitter, policy, normalise, erase, then mixup or cutmix."""
 
     def __init__(
         self,

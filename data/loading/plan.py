@@ -74,12 +74,6 @@ def check_repeats(repeats: int) -> None:
         raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MAX_REPEATS}; PVT uses 3")
 
 
-def _check_crop_ratio(crop_ratio: float) -> None:
-    least, most = CROP_RATIOS
-    if not least <= crop_ratio <= most:
-        raise DataError(f"crop_ratio={number(crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
-
-
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array on the device. Pinned, because a copy from pageable memory makes the host wait for the GPU."""
     tensor = torch.from_numpy(values)
@@ -159,13 +153,29 @@ def central_geometry(sizes: np.ndarray, image_size: int, *, crop_ratio: float) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPlan:
+class _Plan:
+    """What both plans know. Raises DataError for an impossible crop ratio."""
+
+    samples: int  # images in the split
+    batch_size: int  # of all ranks in training, per rank in evaluation
+    rank: int
+    world_size: int
+    image_size: int
+    crop_ratio: float  # of the evaluation's geometry, which crop_scale=None takes in training
+
+    def __post_init__(self) -> None:
+        least, most = CROP_RATIOS
+        if not least <= self.crop_ratio <= most:
+            raise DataError(f"crop_ratio={number(self.crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan(_Plan):
     """Shuffled training batches. No sample comes twice in an epoch, except with repeats.
 
-    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global. crop_scale,
-    flip, repeats: as in Augmentation; aspect_ratio: its crop_ratio. crop_ratio: of the evaluation's geometry, which
-    crop_scale=None takes. accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only
-    with repeats.
+    crop_scale, flip, repeats: as in Augmentation; aspect_ratio: its crop_ratio. left_out: positions of excluded files
+    (ImageSet). accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only with
+    repeats.
 
     Repeats (Hoffer et al., "Augment Your Batch", 2020): copies of a sample go to different micro-batches and ranks, as
     in DeiT's and PVT's sampler. With at least `repeats` micro-batches, mixup never mixes a sample with itself.
@@ -173,23 +183,17 @@ class TrainPlan:
     Raises DataError for settings that do not go together.
     """
 
-    samples: int
-    batch_size: int
-    rank: int
-    world_size: int
     seed: int
-    image_size: int
     crop_scale: tuple[float, float] | None
     aspect_ratio: tuple[float, float]
     flip: float
-    crop_ratio: float
     repeats: int
     accumulation: int
     left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_repeats(self.repeats)
-        _check_crop_ratio(self.crop_ratio)
         if self.accumulation < 1:
             raise DataError(f"accumulation={self.accumulation} must be at least 1")
         parts = self.world_size * self.accumulation
@@ -234,22 +238,12 @@ class TrainPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
+class EvaluationPlan(_Plan):
     """Every sample exactly once, in batches of one fixed size, on any number of ranks; methods as in TrainPlan.
 
-    batch_size: per rank. Batch j of the split holds samples j * batch_size onward, the last one with PADDING. Rank r of
-    R takes batches r, r + R, ...
+    Batch j of the split holds samples j * batch_size onward, the last one with PADDING. Rank r of R takes batches r,
+    r + R, ...
     """
-
-    samples: int
-    batch_size: int
-    rank: int
-    world_size: int
-    image_size: int
-    crop_ratio: float
-
-    def __post_init__(self) -> None:
-        _check_crop_ratio(self.crop_ratio)
 
     @property
     def rank_batch(self) -> int:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from data.prepare.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
 from data.prepare.commands import exit_code, positive, processes
-from data.prepare.small_sets import digits, fashion_mnist
-from data.prepare.subset import subset
+from data.prepare.small_sets import digits, fashion_mnist, subset
 
 
 def _quality(text: str) -> int:

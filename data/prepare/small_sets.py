@@ -1,9 +1,13 @@
-"""Small sets: scikit-learn's handwritten digits, and Fashion-MNIST from its four idx files."""
+"""Small sets: scikit-learn's digits, Fashion-MNIST from its four idx files, and a part of any set as a CSV list."""
 
+import csv
 import gzip
+import io
+import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from cotnet.errors import DataError
+from cotnet.files import write_text
 from data.loading.random import Stream, hashes
 from data.prepare.commands import claimed
-from data.sets.read import read_splits
+from data.sets.image_set import ImageSet, some
+from data.sets.read import HEADER, WORDS, class_words, read_splits
 
 _DIGITS: Final = 1797
 _SIDE: Final = 32  # 8 in the source
@@ -127,3 +133,41 @@ def _already_there(out: Path, images: int) -> str | None:
     if train + val != images:
         raise DataError(f"{out}: holds {train + val} images, not {images}; remove it or give another --out")
     return f"{out}: already there ({train} training and {val} validation images)"
+
+
+def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float | None) -> str:
+    """Write a list of some classes, or of a share of each class's training images; returns the line for people.
+
+    The validation split keeps all images of the chosen classes. Raises DataError for impossible arguments and if
+    another process writes the list.
+    """
+    if share is not None and not 0 < share <= 1:
+        raise DataError(f"--share {share} is not in (0, 1]")
+    if out.suffix.lower() != ".csv":
+        raise DataError(f"{out}: a list ends in .csv; give another --out")
+    train, val = read_splits(root)
+    if unknown := sorted(set(classes or ()) - set(train.classes)):
+        raise DataError(f"{root}: has no classes {some(unknown)}; it has {some(train.classes)}")
+    chosen = classes or train.classes
+    rows = {"train": _rows(train, out.parent, classes=chosen, share=1.0 if share is None else share)}
+    rows["val"] = _rows(val, out.parent, classes=chosen, share=1.0)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([HEADER, *((split, *row) for split, part in rows.items() for row in part)])
+    named = zip(train.classes, class_words(root, train.classes), strict=True)
+    words, words_file = {name: word for name, word in named if name in chosen}, out.with_suffix(f".{WORDS}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(out):
+        if any(name != word for name, word in words.items()):
+            write_text(words_file, json.dumps(words, indent=0, ensure_ascii=False))
+        else:  # an earlier list's
+            words_file.unlink(missing_ok=True)
+        write_text(out, text.getvalue())
+    counts = f"{len(rows['train'])} training and {len(rows['val'])} validation images"
+    return f"{out}: {counts} of {len(chosen)} classes"
+
+
+def _rows(image_set: ImageSet, folder: Path, *, classes: Sequence[str], share: float) -> list[tuple[str, str]]:
+    """(path relative to the folder, class) of the chosen images."""
+    wanted = np.isin(image_set.labels, [label for label, name in enumerate(image_set.classes) if name in classes])
+    indices = np.flatnonzero(wanted & share_of_each_class(image_set.labels, share)).tolist()
+    return [(os.path.relpath(image_set.path(i), folder), image_set.classes[image_set.labels[i]]) for i in indices]
