@@ -84,8 +84,7 @@ class CoTLayer(nn.Module):
         weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.kernel_positions))
         value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, groups, C / groups, H, W)
         context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
-        y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
-        return y
+        return self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
 
     def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups * G * K * K, H, W).

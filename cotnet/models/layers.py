@@ -89,8 +89,7 @@ class SplitAttention(nn.Module):
         pooled = splits.sum(1).mean((2, 3), keepdim=True)
         logits = self.fc2(self.act1(self.bn1(self.fc1(pooled)))).unflatten(1, (self.radix, -1))
         attention = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
-        y: torch.Tensor = (splits * attention).sum(1)
-        return y
+        return (splits * attention).sum(1)
 
 
 class BlurPool(nn.Module):

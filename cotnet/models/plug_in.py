@@ -60,8 +60,7 @@ class CoTAttention(nn.Module):
         static_context = self.key_embed(x)
         logits = self.attention_embed(torch.cat([static_context, x], 1)).unflatten(1, (-1, self.kernel_positions))
         attention = logits.mean(2).flatten(2).softmax(2).view_as(x)
-        y: torch.Tensor = static_context + attention * self.value_embed(x)
-        return y
+        return static_context + attention * self.value_embed(x)
 
 
 def _instead_of(convolution: nn.Conv2d, name: str, layer: Callable[[int], nn.Module]) -> nn.Module:

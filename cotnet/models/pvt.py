@@ -59,8 +59,7 @@ class SpatialReductionAttention(nn.Module):
         query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
         key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N / R^2, d)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        y: torch.Tensor = self.proj(attended)
-        return y
+        return self.proj(attended)
 
 
 class EncoderBlock(nn.Module):
@@ -78,8 +77,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
-        y: torch.Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return y
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class PVT(nn.Module):
@@ -128,8 +126,7 @@ class PVT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         tokens = self._encode(images)[1]
-        logits: torch.Tensor = self.head(self.dropout(self.norm(tokens)[:, 0]))
-        return logits
+        return self.head(self.dropout(self.norm(tokens)[:, 0]))
 
     def no_weight_decay(self) -> set[str]:
         """The class token; the authors' release decays the position tables, too."""
@@ -167,7 +164,7 @@ class PVT(nn.Module):
             tokens = tokens + positions
             for block in getattr(self, f"block{i + 1}"):
                 again = i + 1 in self.checkpointing
-                tokens = recomputed(block, tokens, size, of=block) if again else block(tokens, size)
+                tokens = recomputed(block, tokens, size) if again else block(tokens, size)
             x = _maps(tokens[:, 1:] if last else tokens, size)
             maps.append(x)
         return maps, tokens

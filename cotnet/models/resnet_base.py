@@ -111,8 +111,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.drop_path(chain(self, self.branch, x))
-        y: torch.Tensor = self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
-        return y
+        return self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
 
 
 class ResNet(nn.Module):
@@ -172,14 +171,13 @@ class ResNet(nn.Module):
         x, maps = chain(self, self.stem, images), []
         for number, name in enumerate(self.stages, start=1):
             for block in getattr(self, name):
-                x = recomputed(block, x, of=block) if number in self.checkpointing else block(x)
+                x = recomputed(block, x) if number in self.checkpointing else block(x)
             maps.append(x)
         return maps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.avgpool(self.forward_stages(images)[-1]).flatten(1)
-        logits: torch.Tensor = self.fc(self.dropout(features))
-        return logits
+        return self.fc(self.dropout(features))
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a new one."""

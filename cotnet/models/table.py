@@ -94,11 +94,9 @@ def native_evaluation(name: str, side: int | None = None) -> tuple[int, float] |
 
 def build(name: str, side: int) -> nn.Module:
     """The model at its nominal size, on the meta device: shapes without memory."""
-    sized = name.startswith(("botnet", "pvt")) and side > 224
-    settings: dict[str, Any] = {"image_size": side} if sized else {}
+    settings = {"image_size": side} if name.startswith(("botnet", "pvt")) else {}
     with torch.device("meta"):
-        model: nn.Module = getattr(models, name)(**settings)
-    return model.eval()
+        return getattr(models, name)(**settings).eval()
 
 
 def count_parameters(model: nn.Module) -> int:

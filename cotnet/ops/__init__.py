@@ -38,8 +38,7 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     weight = weight.to(value.dtype)
     if TRITON and value.is_cuda:
         return aggregate(value, weight, dilation)
-    result: torch.Tensor = LocalAggregation.apply(value, weight, dilation)
-    return result
+    return LocalAggregation.apply(value, weight, dilation)
 
 
 def _check(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:

@@ -200,13 +200,10 @@ class DaliLoader:
         indices = self._plan.indices(epoch, batch)
         files = indices % len(self._set.files)
         paths = [os.fspath(self._set.path(file)) for file in files]
-        for file, size in self._workers.map(self._read_size, {file for file in files if not self._sizes[file, 0]}):
-            self._sizes[file] = size
+        if unknown := [file for file in set(files.tolist()) if not self._sizes[file, 0]]:
+            self._sizes[unknown] = list(self._workers.map(lambda file: image_size(self._set.path(file)), unknown))
         geometry = self._plan.geometry(epoch, indices, self._sizes[files])
         return _PlannedBatch(indices, geometry, _arguments(paths, geometry, self._plan.image_size))
-
-    def _read_size(self, file: int) -> tuple[int, tuple[int, int]]:
-        return file, image_size(self._set.path(file))
 
     def _source(self) -> list[Any]:
         work = next(self._prepared).result()  # StopIteration ends DALI's epoch
