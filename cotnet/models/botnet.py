@@ -67,8 +67,8 @@ class BoTAttention(nn.Module):
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resample tables of another nominal side to this layer's."""
-        for name in ("vertical", "horizontal"):
-            table, own = state_dict.get(prefix + name), self.get_parameter(name)
+        for name, own in self.named_parameters(recurse=False):
+            table = state_dict.get(prefix + name)
             if table is not None and table.shape != own.shape and table.shape[1:] == own.shape[1:]:
                 state_dict[prefix + name] = resample(table, own.shape[0])
 

@@ -72,6 +72,8 @@ class SplitAttention(nn.Module):
     Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3.
     """
 
+    in_order = ("conv", "bn0", "act0", "fc1", "bn1", "act1", "fc2")
+
     def __init__(self, width: int, stride: int, *, radix: int, act: Activation) -> None:
         super().__init__()
         self.radix = radix

@@ -103,14 +103,14 @@ class Bottleneck(nn.Module):
             branch["se"] = gate(channels)
         for name, module in branch.items():
             self.add_module(name, module)
-        self.branch = tuple(branch)
+        self.in_order = tuple(branch)
         reshapes = stride != 1 or in_channels != channels
         self.downsample = shortcut(in_channels, channels, stride) if reshapes else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.act3 = act(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.drop_path(chain(self, self.branch, x))
+        residual = self.drop_path(chain(self, self.in_order, x))
         return self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
 
 
@@ -146,7 +146,7 @@ class ResNet(nn.Module):
         first = stem(in_channels)
         for name, module in first.modules.items():
             self.add_module(name, module)
-        self.stem = tuple(first.modules)
+        self.in_order = tuple(first.modules)
         self.stages = tuple(f"layer{number}" for number in range(1, len(blocks) + 1))
         self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
@@ -168,7 +168,7 @@ class ResNet(nn.Module):
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        x, maps = chain(self, self.stem, images), []
+        x, maps = chain(self, self.in_order, images), []
         for number, name in enumerate(self.stages, start=1):
             for block in getattr(self, name):
                 x = recomputed(block, x) if number in self.checkpointing else block(x)

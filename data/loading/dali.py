@@ -211,14 +211,8 @@ class DaliLoader:
         return work.arguments if self._on_gpu else work.arguments[:3]
 
     def _culprit(self) -> DataError | None:
-        """The first image in flight that does not decode alone: DALI's errors seldom name the file.
-
-        PIL first, whose reasons are short; then DALI, for files that only DALI refuses.
-        """
+        """The first image in flight that does not decode alone: DALI's errors seldom name the file. PIL's are short."""
         paths = [self._set.path(index) for work in self._in_flight for index in work.indices]
-        for path in paths:
-            if error := decoding_error(path):
-                return damaged(path, error)
         encoded = iter([[np.frombuffer(os.fsencode(path), dtype=np.uint8)] for path in paths])
         where, device_id = ("mixed", self._device.index or 0) if self._on_gpu else ("cpu", None)
         pipeline = _whole_image(lambda: next(encoded), where, device_id=device_id)
@@ -226,7 +220,7 @@ class DaliLoader:
             try:
                 pipeline.run()
             except RuntimeError:
-                return damaged(path, ValueError("DALI cannot decode it"))
+                return damaged(path, decoding_error(path) or ValueError("DALI cannot decode it"))
         return None
 
 
