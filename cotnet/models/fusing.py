@@ -17,10 +17,10 @@ def fuse(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not one of this project's backbones; it cannot be fused")
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
-        children = [name for name, _ in module.named_children()]
-        for first, second in pairwise(
-            children if isinstance(module, nn.Sequential) else getattr(module, "in_order", ())
-        ):
+        in_order = getattr(module, "in_order", ())
+        if isinstance(module, nn.Sequential):
+            in_order = [name for name, _ in module.named_children()]
+        for first, second in pairwise(in_order):
             parent, name, child = module, first, getattr(module, first)
             if isinstance(child, nn.Sequential) and len(child):  # a deep stem, with its last norm behind it
                 parent, name = child, str(len(child) - 1)

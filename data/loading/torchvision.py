@@ -7,7 +7,6 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ from torchvision.transforms.v2 import functional
 from cotnet.errors import DataError
 from data.loading.plan import Batch, BatchPlan, Geometry, check_loader
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
-
-_INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
 class TorchvisionLoader:
@@ -42,7 +39,7 @@ class TorchvisionLoader:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
             self._loader: DataLoader[Batch | DataError] = DataLoader(
-                _BatchDataset(image_set, plan, interpolation=_INTERPOLATIONS[interpolation]),
+                _BatchDataset(image_set, plan, interpolation=InterpolationMode(interpolation)),
                 batch_size=None,
                 sampler=self._numbers,
                 num_workers=threads,

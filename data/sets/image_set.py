@@ -37,8 +37,7 @@ class ImageSet:
     files: tuple[str, ...]  # N paths below root
     labels: np.ndarray  # (N,) int64, index into classes
     classes: tuple[str, ...]  # sorted by code point, as in torchvision's ImageFolder
-    fingerprint: str  # SHA-256 (hex) of classes, files and labels; the same wherever the set lies
-    full_fingerprint: str  # the fingerprint with the files that a manifest excludes
+    fingerprint: str  # of classes, files and labels, with excluded files; the same wherever the set lies
     sizes: np.ndarray | None = None  # (N, 2) int64: height, width as stored; None if not known yet
     excluded: int = 0  # number of excluded files
     left_out: tuple[int, ...] = ()  # positions of the excluded images in the full set, ascending
@@ -46,12 +45,6 @@ class ImageSet:
     def path(self, index: int) -> Path:
         """Path of an image. Indices of a plan may exceed N; the file index is `index % N`."""
         return self.root / self.files[index % len(self.files)]
-
-
-def complete_set(root: Path, files: tuple[str, ...], *, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
-    """A set without excluded files."""
-    name = fingerprint(classes, files, labels=labels)
-    return ImageSet(root=root, files=files, labels=labels, classes=classes, fingerprint=name, full_fingerprint=name)
 
 
 def fingerprint(classes: Sequence[str], files: Sequence[str], *, labels: np.ndarray) -> str:

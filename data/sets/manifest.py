@@ -56,14 +56,13 @@ def manifest_split(root: Path, split: str, *, content: Mapping[str, Any]) -> Ima
         raise DataError(f"{root / NAME}: has no split {split}; run python -m data.check {root} again")
     columns, classes = content["splits"][split], tuple(content["classes"])
     _refuse_changes(root, root / split, columns=columns)
-    full_fingerprint, left_out = _with_excluded(classes, columns)
+    digest, left_out = _with_excluded(classes, columns)
     return ImageSet(
         root=root / split,
         files=tuple(columns["files"]),
         labels=np.array(columns["labels"], dtype=np.int64),
         classes=classes,
-        fingerprint=columns["fingerprint"],
-        full_fingerprint=full_fingerprint,
+        fingerprint=digest,
         sizes=np.stack([columns["heights"], columns["widths"]], axis=1).astype(np.int64),
         excluded=len(columns["excluded"]),
         left_out=left_out,

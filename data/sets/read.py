@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from cotnet.errors import DataError
-from data.sets.image_set import EXTENSIONS, ImageSet, complete_set, some, visible
+from data.sets.image_set import EXTENSIONS, ImageSet, fingerprint, some, visible
 from data.sets.manifest import load_manifest, manifest_split
 
 HEADER: Final = ("split", "path", "class")
@@ -62,8 +62,10 @@ def _read_list(path: Path, split: str) -> ImageSet:
     files = tuple(file for _, file in chosen)
     if unknown := [file for file in files if not file.lower().endswith(EXTENSIONS)]:
         raise DataError(f"{path}: unsupported files {some(unknown)}; known endings are {', '.join(EXTENSIONS)}")
-    classes, labels = np.unique([name for name, _ in chosen], return_inverse=True)
-    return complete_set(path.parent, files, labels=labels.astype(np.int64), classes=tuple(classes.tolist()))
+    names, numbers = np.unique([name for name, _ in chosen], return_inverse=True)
+    classes, labels = tuple(names.tolist()), numbers.astype(np.int64)
+    digest = fingerprint(classes, files, labels=labels)
+    return ImageSet(root=path.parent, files=files, labels=labels, classes=classes, fingerprint=digest)
 
 
 def _read_folders(root: Path, split: str) -> ImageSet:
@@ -77,9 +79,10 @@ def _read_folders(root: Path, split: str) -> ImageSet:
             f"{root / split}: class folder{plural} {some(empty)} without supported images{found}; "
             f"add some ({', '.join(EXTENSIONS)}) or remove the folder{plural}"
         )
-    files = tuple(f"{name}/{file}" for name, found in images.items() for file in found)
+    files, classes = tuple(f"{name}/{file}" for name, found in images.items() for file in found), tuple(images)
     labels = np.repeat(np.arange(len(images), dtype=np.int64), [len(found) for found in images.values()])
-    return complete_set(root / split, files, labels=labels, classes=tuple(images))
+    digest = fingerprint(classes, files, labels=labels)
+    return ImageSet(root=root / split, files=files, labels=labels, classes=classes, fingerprint=digest)
 
 
 def list_folders(root: Path, split: str) -> dict[str, list[str]]:
