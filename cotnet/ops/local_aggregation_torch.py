@@ -59,7 +59,7 @@ class Strips:
         self.steps = (dilation * width * pixel, dilation * pixel)
         self.margin = self.kernel // 2 * sum(self.steps)
         self.shifts = [i * self.steps[0] + j * self.steps[1] for i in range(self.kernel) for j in range(self.kernel)]
-        self.dtype = value.dtype if value.element_size() >= 4 else torch.float32
+        self.dtype = torch.promote_types(value.dtype, torch.float32)
 
     def strip(self, rows: int, *number: int) -> torch.Tensor:
         """Zeros for rows of `self.samples` samples with a margin around each; `number` strips, or one."""
@@ -182,7 +182,7 @@ class Expressions:
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
         self.value, self.weight, self.dilation = value, weight, dilation
         self.groups, self.kernel, self.last = weight.shape[1], _kernel(weight), channels_last(value)
-        self.rows_axis = 3 if self.last else 1
+        self.rows_axis, self.dtype = 3 if self.last else 1, torch.promote_types(value.dtype, torch.float32)
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, G, H, W) to (B, H, W, N, G) channels last, and back."""
@@ -190,11 +190,11 @@ class Expressions:
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) as (B, C / G, G, H, W), turned, in float32 or more."""
-        return self.turn(_at_least_float32(x).unflatten(1, (-1, self.groups)))
+        return self.turn(x.to(self.dtype).unflatten(1, (-1, self.groups)))
 
     def weights(self) -> torch.Tensor:
         """(B, K * K, G, H, W), turned."""
-        weights = self.turn(_at_least_float32(self.weight).transpose(1, 2))
+        weights = self.turn(self.weight.to(self.dtype).transpose(1, 2))
         if not self.last:
             return weights
         # as_strided makes Inductor store the turned weights. Without it forward and backward of 16 x 64 x 56 x 56 take
@@ -258,7 +258,3 @@ def channels_last(x: torch.Tensor) -> bool:
 
 def _kernel(weight: torch.Tensor) -> int:
     return int(weight.shape[2] ** 0.5 + 0.5)
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x if x.element_size() >= 4 else x.float()

@@ -21,7 +21,8 @@ from data.prepare.commands import exit_code, positive, processes
 from data.prepare.small_sets import digits, fashion_mnist, subset
 
 
-def _arguments() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Make an image set.")
     sets = parser.add_subparsers(dest="set", required=True)
     command = sets.add_parser("digits", help="scikit-learn's 1,797 handwritten digits")
@@ -48,23 +49,18 @@ def _arguments() -> argparse.ArgumentParser:
     part = command.add_mutually_exclusive_group(required=True)
     part.add_argument("--classes", type=lambda text: text.split(","), help="names, separated by commas")
     part.add_argument("--share", type=float, help="share of each class's training images, e.g. 0.1")
-    return parser
-
-
-def _imagenet(given: argparse.Namespace) -> str:
-    encoding = Encoding(given.resize, given.quality) if given.resize else None
-    return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
-    given = _arguments().parse_args(arguments)
+    given = parser.parse_args(arguments)
 
     def work() -> int:
         sys.stdout.write(f"{given.make(given)}\n")
         return 0
 
     return exit_code(work, given.out)
+
+
+def _imagenet(given: argparse.Namespace) -> str:
+    encoding = Encoding(given.resize, given.quality) if given.resize else None
+    return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
 
 
 if __name__ == "__main__":
