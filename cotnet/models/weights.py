@@ -3,6 +3,7 @@
 import difflib
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,7 +20,7 @@ from cotnet.integrity import damage
 from cotnet.models.external import is_timm_model, is_torchvision_model
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what DDP and torch.compile put into keys
 TIMM = {"pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 WEIGHT_SETTINGS = {"weights", "ema", "head", "weights_backbone", "progress", *TIMM}  # ours, torchvision's, timm's
 State = dict[str, torch.Tensor]
@@ -141,7 +142,7 @@ def select_state(content: Any, path: Path, *, ema: bool) -> State:
     if not states:
         raise InputError(f"{path} holds no weights: none of {', '.join((*AVERAGED, *RAW))}, and no tensors at the top")
     tensors = {key: value for key, value in states[0].items() if isinstance(value, torch.Tensor)}
-    return {_bare(key): value for key, value in tensors.items() if key != "n_averaged"}
+    return {WRAPPERS.sub("", key): value for key, value in tensors.items() if key != "n_averaged"}
 
 
 def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
@@ -177,12 +178,6 @@ def _is_plain(value: Any) -> bool:
 
 def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(entry, torch.Tensor) for entry in value.values())
-
-
-def _bare(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.removeprefix("module.").removeprefix("_orig_mod.")
-    return key.replace("._orig_mod.", ".")
 
 
 def _check_fit(state: State, own: State, classifier: list[str], path: Path) -> None:
