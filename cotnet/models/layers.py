@@ -18,10 +18,11 @@ def chain(module: nn.Module, names: tuple[str, ...], x: torch.Tensor) -> torch.T
 
 
 def conv_norm(
-    in_channels: int, channels: int, size: int = 1, stride: int = 1, *, dilation: int = 1, groups: int = 1
+    in_channels: int, channels: int, kernel_size: int = 1, stride: int = 1, *, dilation: int = 1, groups: int = 1
 ) -> list[nn.Module]:
     """A convolution without bias, padded by half its kernel, and its BatchNorm."""
-    conv = nn.Conv2d(in_channels, channels, size, stride, dilation * (size // 2), dilation, groups, bias=False)
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, dilation, groups, bias=False)
     return [conv, nn.BatchNorm2d(channels)]
 
 

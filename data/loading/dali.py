@@ -1,15 +1,13 @@
 """The DALI loader: DALI reads and decodes, on the CPU only the crop box, on the GPU the whole image.
 
-On the CPU torch resizes the region, in integers, which takes a third of the time of DALI's float32: 0.3 against 1.0 ms
-for an ImageNet crop of 224 px. It equals torchvision's resizing of a tensor bit for bit. PIL rounds the filter's
-weights to 22 bits, torch to 15: 98 % of the values are equal and nearly all others differ by 1. Bilinear differs by at
-most 2 (one value in 50 million), bicubic by at most 16 (7 in 100,000 by more than 1, beside edges clipped at 0 or 255).
+On the CPU torch resizes the region in integers, in a third of the time of DALI's float32: 0.3 against 1.0 ms for an
+ImageNet crop of 224 px. It equals torchvision's resizing of a tensor bit for bit. PIL rounds the filter's weights to 22
+bits, torch to 15: 98 % of the values are equal; bilinear differs by at most 2, bicubic by at most 16 (7 in 100,000 by
+more than 1, beside edges clipped at 0 or 255).
 
-On the GPU DALI cuts out and resizes. Decoding apart, those pixels equal the torchvision loader's within one grey level
-(bilinear) or eight (bicubic: PIL clips between its two passes). Only the outermost row and column (bicubic: two) of a
-reduced region differ by up to 16: an eighth of the filter's weight lies outside, where DALI repeats the outermost pixel
-and PIL renormalises. Evaluation does not see them if the resized image exceeds the crop by two pixels (bicubic: four),
-as it does for crop ratios up to 0.98 at 224 px.
+On the GPU DALI cuts out and resizes, within one grey level of PIL (bilinear) or eight (bicubic: PIL clips between its
+two passes). Only the outermost row and column (bicubic: two) of a reduced region differ by up to 16: DALI repeats the
+outermost pixel, PIL renormalises the filter. Evaluation does not see them at crop ratios up to 0.98 at 224 px.
 """
 
 import os
