@@ -58,9 +58,9 @@ def fingerprint(classes: Sequence[str], files: Sequence[str], *, labels: np.ndar
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder by name, without hidden ones. 1.28 M take seconds."""
+    """The entries of a folder, without hidden ones. 1.28 M take seconds."""
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:

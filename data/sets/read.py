@@ -96,8 +96,8 @@ def list_folders(root: Path, split: str) -> dict[str, list[str]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {root} must hold train/ and val/ with a folder per class")
     try:
-        classes = [entry.name for entry in visible(folder) if entry.is_dir()]
-        names = {name: [entry.name for entry in visible(folder / name)] for name in classes}
+        classes = sorted(entry.name for entry in visible(folder) if entry.is_dir())
+        names = {name: sorted(entry.name for entry in visible(folder / name)) for name in classes}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
     if not classes:
