@@ -25,7 +25,7 @@ Projection = Callable[[int, int, int], nn.Module]
 Gate = Callable[[int], nn.Module]
 
 
-class HeadConfig(TypedDict, total=False):
+class CommonConfig(TypedDict, total=False):
     """The keywords that every constructor takes.
 
     `drop_path` and `dropout` are the probabilities of dropping a residual branch and a feature before the classifier.
