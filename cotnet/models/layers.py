@@ -79,8 +79,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.radix = radix
         hidden = max(width * radix // 4, 32)
-        self.conv = nn.Conv2d(width, width * radix, 3, stride, padding=1, groups=radix, bias=False)
-        self.bn0 = nn.BatchNorm2d(width * radix)
+        self.conv, self.bn0 = conv_norm(width, width * radix, 3, stride, groups=radix)
         self.act0 = act(inplace=True)
         self.fc1 = nn.Conv2d(width, hidden, 1)
         self.bn1 = nn.BatchNorm2d(hidden)

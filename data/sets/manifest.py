@@ -78,10 +78,8 @@ def _with_excluded(classes: tuple[str, ...], columns: Columns) -> tuple[str, tup
     if not excluded:
         return str(columns["fingerprint"]), ()
     index = {name: label for label, name in enumerate(classes)}
-    split = (file.split("/", 1) for file in (*columns["files"], *excluded))
-    rows = sorted((index[name], file) for name, file in split)
-    files = [f"{classes[label]}/{file}" for label, file in rows]
-    labels = np.array([label for label, _ in rows], dtype=np.int64)
+    rows = sorted((index[file.split("/", 1)[0]], file) for file in (*columns["files"], *excluded))
+    labels, files = np.array([label for label, _ in rows], dtype=np.int64), [file for _, file in rows]
     positions = tuple(row for row, file in enumerate(files) if file in excluded)
     return fingerprint(classes, files, labels=labels), positions
 
