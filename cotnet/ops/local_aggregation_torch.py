@@ -202,14 +202,11 @@ class Expressions:
         written = weights.contiguous()
         return written.as_strided(written.shape, written.stride())
 
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
+    def windows(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The shifted view of turned maps or weights, padded with zeros, for each tap, in order."""
         border = self.dilation * (self.kernel // 2)
-        return F.pad(x, (0, 0, 0, 0) * self.last + (border, border, border, border))
-
-    def windows(self, padded: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The shifted view of padded maps for each tap, in order."""
-        height, width = self.value.shape[2:]
-        axis = 1 if self.last else 3
+        padded = F.pad(x, (0, 0, 0, 0) * self.last + (border, border, border, border))
+        (height, width), axis = self.value.shape[2:], 1 if self.last else 3
         for i in range(self.kernel):
             lines = padded.narrow(axis, self.dilation * i, height)
             for j in range(self.kernel):
@@ -218,27 +215,25 @@ class Expressions:
     def forward(self) -> torch.Tensor:
         """The weighted sum of all windows of the values."""
         weights = self.weights().split(1, self.rows_axis)
-        windows = self.windows(self.pad(self.maps(self.value)))
+        windows = self.windows(self.maps(self.value))
         return self._sum(zip(windows, weights, strict=True))
 
     def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
         """Of the values and of the weights."""
-        return (
-            self.value_gradient(upstream) if of_value else None,
-            self.weight_gradient(upstream) if of_weight else None,
-        )
+        to_value = self.value_gradient(upstream) if of_value else None
+        return to_value, self.weight_gradient(upstream) if of_weight else None
 
     def value_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """The same sum over upstream with mirrored offsets."""
         taps = reversed(range(self.kernel**2))
-        windows = self.windows(self.pad(self.weights()))
+        windows = self.windows(self.weights())
         weights = (window.narrow(self.rows_axis, tap, 1) for tap, window in zip(taps, windows, strict=True))
-        return self._sum(zip(self.windows(self.pad(self.maps(upstream))), weights, strict=True))
+        return self._sum(zip(self.windows(self.maps(upstream)), weights, strict=True))
 
     def weight_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """Every window of the values times upstream, summed over the channels of a group."""
         ups = self.maps(upstream)
-        taps = [(window * ups).sum(self.rows_axis) for window in self.windows(self.pad(self.maps(self.value)))]
+        taps = [(window * ups).sum(self.rows_axis) for window in self.windows(self.maps(self.value))]
         return self.turn(torch.stack(taps, 4 if self.last else 2)).to(self.weight.dtype)
 
     def _sum(self, terms: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

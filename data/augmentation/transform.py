@@ -71,7 +71,9 @@ class Transform:
         """
         given, samples = self._augmentation, indices.numpy()
         if given.vertical_flip:
-            images = self._flip_vertically(images, samples, epoch=epoch)
+            drawn = uniforms(self._seed, epoch, Stream.FLIP, samples, 2)[:, 1] < given.vertical_flip
+            rows = to_device(np.flatnonzero(drawn), images.device)
+            images = images.index_copy(0, rows, images.index_select(0, rows).flip(2))
         if given.color_jitter or given.hue:
             order, parameters = jitter_draws(given, samples, seed=self._seed, epoch=epoch)
             images = apply_drawn(images, JITTER, drawn=order, parameters=parameters, canvas=self._canvas)
@@ -87,11 +89,6 @@ class Transform:
         if (given.mixup or given.cutmix) and not ended:
             return self._mix(normal, targets, samples=samples, epoch=epoch)
         return normal, targets
-
-    def _flip_vertically(self, images: torch.Tensor, samples: np.ndarray, *, epoch: int) -> torch.Tensor:
-        drawn = uniforms(self._seed, epoch, Stream.FLIP, samples, 2)[:, 1] < self._augmentation.vertical_flip
-        rows = to_device(np.flatnonzero(drawn), images.device)
-        return images.index_copy(0, rows, images.index_select(0, rows).flip(2))
 
     def _erase(self, images: torch.Tensor, samples: np.ndarray, *, epoch: int) -> torch.Tensor:
         height, width = images.shape[-2:]

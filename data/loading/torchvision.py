@@ -46,11 +46,11 @@ class TorchvisionLoader:
                 prefetch_factor=prefetch if threads else None,
                 persistent_workers=threads > 0,
                 pin_memory=device.type == "cuda",
-                worker_init_fn=_start_worker,
+                worker_init_fn=lambda _: gc.freeze(),
                 multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
             )
-            if threads:
-                gc.collect()  # before the fork; see _start_worker
+            if threads:  # collect and freeze: a DALI pipeline's destructor waits for threads that a fork does not have
+                gc.collect()
             self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch starts the workers
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -67,11 +67,6 @@ class TorchvisionLoader:
     def close(self) -> None:
         """As BatchLoader."""
         del self._iterator, self._loader
-
-
-def _start_worker(number: int) -> None:  # noqa: ARG001 (the DataLoader's signature)
-    # Garbage of the parent may be a DALI pipeline, whose destructor waits for threads that a fork does not have.
-    gc.freeze()
 
 
 class _BatchDataset(Dataset[Batch | DataError]):
