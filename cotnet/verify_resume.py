@@ -31,7 +31,7 @@ from cotnet import records
 from cotnet.engine import state as checkpoints
 from cotnet.errors import InputError, RunError
 from cotnet.reporting.terminal import say
-from data.prepare.subset import subset
+from data.prepare.small_sets import subset
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
 DIGITS = PROGRAM.parent / "datasets" / "digits"

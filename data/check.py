@@ -21,11 +21,9 @@ from PIL import Image
 
 from cotnet.errors import DataError
 from data.prepare.commands import claimed, exit_code, in_processes, processes
-from data.sets.folders import list_folders
-from data.sets.image_file import DECODING_ERRORS, damaged_reason
-from data.sets.image_set import EXTENSIONS, FORMATS, some
+from data.sets.image_set import DECODING_ERRORS, EXTENSIONS, FORMATS, damaged_reason, some
 from data.sets.manifest import NAME, load_manifest, write_manifest
-from data.sets.read import require_same_classes
+from data.sets.read import list_folders, require_same_classes
 
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits a channel
 SPLITS: Final = ("train", "val")
@@ -73,54 +71,39 @@ def check(root: Path, workers: int) -> list[str]:
     """
     list_folders(root, SPLITS[0])  # so that a missing set gets no lock file
     with claimed(root, remedy="wait for it"):
-        return _check(root, workers)
-
-
-def _check(root: Path, workers: int) -> list[str]:
-    names = {split: list_folders(root, split) for split in SPLITS}
-    require_same_classes(root, train=tuple(names["train"]), val=tuple(names["val"]))
-    classes = tuple(names["train"])
-    files = [f"{split}/{name}/{file}" for split in SPLITS for name in names[split] for file in names[split][name]]
-    found = in_processes(examine, [str(root / file) for file in files], workers=workers, title="decoding", chunk=16)
-    findings = dict(zip(files, found, strict=True))
-    splits = {split: _columns(split, names[split], findings=findings) for split in SPLITS}
-    for split in SPLITS:
-        if bare := [classes[label] for label in sorted(set(range(len(classes))) - set(splits[split]["labels"]))]:
-            raise DataError(
-                f"{root / split}: class folders without a usable image: {some(bare)}{_why(splits[split], bare[0])}; "
-                "add some or remove them"
-            )
-    write_manifest(root, classes, splits=splits)
+        names = {split: list_folders(root, split) for split in SPLITS}
+        require_same_classes(root, train=tuple(names["train"]), val=tuple(names["val"]))
+        files = [f"{split}/{name}/{file}" for split in SPLITS for name in names[split] for file in names[split][name]]
+        found = in_processes(examine, [str(root / file) for file in files], workers=workers, title="decoding", chunk=16)
+        findings = dict(zip(files, found, strict=True))
+        splits = {split: _columns(root / split, tuple(names[split]), findings=findings) for split in SPLITS}
+        write_manifest(root, tuple(names["train"]), splits=splits)
     lines = [f"{root / file}: {found.excluded} (excluded)" for file, found in findings.items() if found.excluded]
     lines += [f"{root / file}: {found.remark}" for file, found in findings.items() if found.remark]
     lines += _duplicates(root, findings)
-    counts = ", ".join(
-        f"{len(splits[split]['files'])} {split} images ({len(splits[split]['excluded'])} excluded)" for split in SPLITS
-    )
-    return [*lines, f"{root / NAME}: {len(classes)} classes, {counts}"]
-
-
-def _columns(split: str, names: Mapping[str, Sequence[str]], *, findings: Mapping[str, Finding]) -> dict[str, Any]:
-    rows = [
-        (f"{name}/{file}", label, findings[f"{split}/{name}/{file}"])
-        for label, (name, inside) in enumerate(names.items())
-        for file in inside
+    counts = [
+        f"{len(columns['files'])} {split} images ({len(columns['excluded'])} excluded)"
+        for split, columns in splits.items()
     ]
-    usable = [row for row in rows if not row[2].excluded]
-    return {
-        "files": [file for file, _, _ in usable],
-        "labels": [label for _, label, _ in usable],
-        "heights": [found.height for _, _, found in usable],
-        "widths": [found.width for _, _, found in usable],
-        "digests": [found.digest for _, _, found in usable],
-        "excluded": {file: found.excluded for file, _, found in rows if found.excluded},
-    }
+    return [*lines, f"{root / NAME}: {len(names['train'])} classes, {', '.join(counts)}"]
 
 
-def _why(columns: dict[str, Any], name: str) -> str:
-    """Why the first file of a class was excluded."""
-    excluded = ((file, reason) for file, reason in columns["excluded"].items() if file.startswith(f"{name}/"))
-    return next((f" ({file}: {reason})" for file, reason in excluded), "")
+def _columns(folder: Path, classes: Sequence[str], *, findings: Mapping[str, Finding]) -> dict[str, Any]:
+    """The manifest's columns of a split. Raises DataError for a class without a usable image."""
+    start = f"{folder.name}/"
+    found = {file.removeprefix(start): one for file, one in findings.items() if file.startswith(start)}
+    excluded = {file: one.excluded for file, one in found.items() if one.excluded}
+    usable = {file: one for file, one in found.items() if not one.excluded}
+    label = {name: number for number, name in enumerate(classes)}
+    labels = [label[file.split("/")[0]] for file in usable]
+    present = set(labels)
+    if bare := [name for name in classes if label[name] not in present]:
+        reasons = [f" ({file}: {reason})" for file, reason in excluded.items() if file.startswith(f"{bare[0]}/")]
+        problem = f"class folders without a usable image: {some(bare)}{''.join(reasons[:1])}"
+        raise DataError(f"{folder}: {problem}; add some or remove them")
+    sizes = {"heights": [one.height for one in usable.values()], "widths": [one.width for one in usable.values()]}
+    digests = [one.digest for one in usable.values()]
+    return {"files": list(usable), "labels": labels, **sizes, "digests": digests, "excluded": excluded}
 
 
 def _duplicates(root: Path, findings: dict[str, Finding]) -> Iterable[str]:
@@ -165,11 +148,11 @@ def _run(given: argparse.Namespace) -> int:
     if given.root.is_file():
         raise DataError(f"{given.root}: a file; give the folder that holds train/ and val/ (for a list, of its images)")
     lines = compare(given.root) if given.full else check(given.root, given.workers)
-    changed = bool(given.full and lines)
+    code = int(given.full and bool(lines))
     if given.full:
-        lines = [*lines, f"{given.root}: {len(lines)} differences from {NAME}"]
+        lines.append(f"{given.root}: {len(lines)} differences from {NAME}")
     sys.stdout.write("\n".join(lines) + "\n")
-    return int(changed)
+    return code
 
 
 if __name__ == "__main__":

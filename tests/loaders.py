@@ -16,9 +16,9 @@ TRAIN = TrainPlan(
     seed=0,
     image_size=48,
     crop_scale=(0.08, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
+    aspect_ratio=(3 / 4, 4 / 3),
     flip=0.5,
-    eval_crop_ratio=0.875,
+    crop_ratio=0.875,
     repeats=1,
     accumulation=1,
 )
@@ -42,7 +42,7 @@ def differences(batches, others):
 
 
 def assert_as_pil(difference, interpolation):
-    """The bounds that data/loading/resize.py states; PIL rounds the filter's weights to 22 bits, torch to 15."""
+    """The bounds that data/loading/dali.py states; PIL rounds the filter's weights to 22 bits, torch to 15."""
     assert difference.max() <= (1 if interpolation == "bilinear" else 16)
     assert (difference > 1).float().mean() < 2e-4
     assert difference.float().mean() < 0.03

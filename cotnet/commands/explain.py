@@ -159,7 +159,7 @@ def model(config: Config, settings: Settings) -> Lines:
 def evaluation(settings: Settings) -> Lines:
     """How accuracy is measured."""
     data = settings.data
-    shorter = int(data.eval_size / data.crop_ratio)  # as in data.loading.crops.central_geometry
+    shorter = int(data.eval_size / data.crop_ratio)  # as in data.loading.plan.central_geometry
     how = f"the shorter side to {shorter} px ({data.eval_interpolation}), the central {data.eval_size} px of it"
     yield "evaluation", f"{how}: crop ratio {data.crop_ratio:g}"
 

@@ -47,7 +47,7 @@ def run(config: Config) -> int:
     config, ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
     with run_folder.claimed(folder):
-        if run_folder.already_finished(folder, config, train_set.full_fingerprint):
+        if run_folder.already_finished(folder, config, train_set.fingerprint):
             return 0
         run_folder.write_config(folder / "config.yaml", config)
         run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
@@ -120,7 +120,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
-    state.image_set, state.classes = train_set.full_fingerprint, train_set.classes
+    state.image_set, state.classes = train_set.fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)

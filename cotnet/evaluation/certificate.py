@@ -15,8 +15,7 @@ from cotnet.settings import DataSettings
 from data.loading.dali import DaliLoader
 from data.loading.plan import Batch, EvaluationPlan
 from data.loading.torchvision import TorchvisionLoader
-from data.sets.image_file import damaged, image_size
-from data.sets.image_set import ImageSet
+from data.sets.image_set import ImageSet, damaged, image_size
 
 Maker = Callable[[ImageSet], Any]
 REFERENCE = "pil"

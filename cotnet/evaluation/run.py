@@ -15,8 +15,7 @@ from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Loader, evaluate
 from cotnet.evaluation.predictions import Predictions, from_table
 from cotnet.evaluation.suites import EvaluationSet
-from data.sets.image_file import DamagedImageError
-from data.sets.image_set import ImageSet
+from data.sets.image_set import DamagedImageError, ImageSet
 
 MOST_LOGITS: Final = 2**28  # values kept for calibration: 1 GiB
 

@@ -25,8 +25,8 @@ from typing import Any, Final
 import numpy as np
 
 from cotnet.errors import InputError
-from data.sets.folders import list_folders, read_folders
 from data.sets.image_set import ImageSet, complete_set, some
+from data.sets.read import list_folders, read_folders
 
 SETS: Final = ("imagenet", "real", "v2", "a", "r", "sketch", "c", "objectnet")
 NEED_VAL: Final = ("imagenet", "real")  # and a, r for their clean counterparts, if it is there

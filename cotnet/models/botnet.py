@@ -6,15 +6,15 @@ no PyTorch code or weights; state-dict keys are torchvision's, except in the att
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite, resize_on_load
+from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite
 from cotnet.models.resnet import convolution
-from cotnet.models.resnet_base import Gate, HeadConfig, Operator, ResNet, make_stages, stem
+from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, stem
 
 __all__ = ["botnet50", "botnet101", "botnet152", "botnet200"]
 __all__ += ["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "botnet_s1_128"]
@@ -44,7 +44,7 @@ class BoTAttention(nn.Module):
             shape = (2 * side - 1, width // heads)
             self.vertical = nn.Parameter(torch.randn(shape) * shape[1] ** -0.5)
             self.horizontal = nn.Parameter(torch.randn(shape) * shape[1] ** -0.5)
-            self.register_load_state_dict_pre_hook(resize_on_load)
+            self.register_load_state_dict_pre_hook(BoTAttention.resize_tables)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
@@ -65,10 +65,10 @@ class BoTAttention(nn.Module):
         columns = torch.einsum("bhyxd,xwd->bhyxw", query, by_offset(self.horizontal, width))
         return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
 
-    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resample tables of another nominal side to this layer's."""
-        for name in ("vertical", "horizontal"):
-            table, own = state_dict.get(prefix + name), self.get_parameter(name)
+        for name, own in self.named_parameters(recurse=False):
+            table = state_dict.get(prefix + name)
             if table is not None and table.shape != own.shape and table.shape[1:] == own.shape[1:]:
                 state_dict[prefix + name] = resample(table, own.shape[0])
 
@@ -86,12 +86,10 @@ def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:
     return resample(table, 2 * side - 1)[positions.unsqueeze(0) - positions.unsqueeze(1) + side - 1]
 
 
-def attention(
-    width: int, stride: int, *, heads: int, side: int, positions: bool = True, act: Activation = nn.ReLU
-) -> dict[str, nn.Module]:
-    """The operator of BoTNet; a strided block pools 2x2 after it (table 1)."""
-    pool: dict[str, nn.Module] = {"avd": HalvingPool()} if stride > 1 else {}
-    layer = BoTAttention(width, heads, side, positions=positions)
+def attention(width: int, stride: int, *, act: Activation, **settings: Any) -> dict[str, nn.Module]:
+    """The operator of BoTNet, with BoTAttention's settings; a strided block pools 2x2 after it (table 1)."""
+    pool = {"avd": HalvingPool()} if stride > 1 else {}
+    layer = BoTAttention(width, **settings)
     return {"conv2": layer, **pool, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
 
 
@@ -103,54 +101,54 @@ def botnet50(
     stride: int = 2,
     heads: int = 4,
     positions: bool = True,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1).
 
     `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend; `stride` is that of c5. `heads`
     must divide their width. `positions` False leaves content attention alone.
     """
-    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **head)
+    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
 
 
-def botnet101(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet101(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-101."""
-    return _botnet((3, 4, 23, 3), image_size, **head)
+    return _botnet((3, 4, 23, 3), image_size, **common)
 
 
-def botnet152(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet152(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-152."""
-    return _botnet((3, 8, 36, 3), image_size, **head)
+    return _botnet((3, 8, 36, 3), image_size, **common)
 
 
-def botnet200(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet200(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-200."""
-    return _botnet((3, 24, 36, 3), image_size, **head)
+    return _botnet((3, 24, 36, 3), image_size, **common)
 
 
-def botnet_s1_50(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_50(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
-    return _botnet((3, 4, 6, 3), image_size, stride=1, **head)
+    return _botnet((3, 4, 6, 3), image_size, stride=1, **common)
 
 
-def botnet_s1_59(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_59(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
-    return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_77(*, image_size: int = 320, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_77(*, image_size: int = 320, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
-    return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_110(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_110(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
-    return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_128(*, image_size: int = 256, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_128(*, image_size: int = 256, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
-    return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
 def _botnet(
@@ -162,26 +160,14 @@ def _botnet(
     stride: int = 2,
     heads: int = 4,
     positions: bool = True,
-    gate: Gate | None = None,
     act: Activation = nn.ReLU,
-    **head: Unpack[HeadConfig],
+    **settings: Any,
 ) -> ResNet:
     """`c4` and `c5` are the blocks of the last two stages that attend; `stride` is that of c5."""
-    convolve = partial(convolution, act=act)
-    attend = partial(attention, heads=heads, positions=positions, act=act)
-
-    def blocks(depth: int, attending: Sequence[int], side: int, stride: int) -> list[Operator]:
-        """Operators of a stage whose input has this side; all blocks after the first see the strided map."""
-        sides = [side] + [max(side // stride, 1)] * (depth - 1)
-        return [partial(attend, side=sides[i]) if i in attending else convolve for i in range(depth)]
-
-    stages = make_stages(
-        [
-            [convolve] * depths[0],
-            [convolve] * depths[1],
-            blocks(depths[2], c4, max(image_size // 8, 1), 2),
-            blocks(depths[3], c5, max(image_size // 16, 1), stride),
-        ],
-        strides=(1, 2, 2, stride),
-    )
-    return ResNet(partial(stem, act=act), stages, gate=gate, act=act, **head)
+    blocks: list[list[Operator]] = [[partial(convolution, act=act)] * depth for depth in depths]
+    for stage, attending, input_stride, own in ((2, c4, 8, 2), (3, c5, 16, stride)):
+        before = max(image_size // input_stride, 1)
+        for index in set(attending) & set(range(depths[stage])):
+            side = max(before // own, 1) if index else before  # blocks after the first see the strided map
+            blocks[stage][index] = partial(attention, heads=heads, side=side, positions=positions, act=act)
+    return ResNet(partial(stem, act=act), blocks, strides=(1, 2, 2, stride), act=act, **settings)

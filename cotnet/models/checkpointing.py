@@ -3,8 +3,8 @@
 Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016). Losses and gradients stay the same to the last bit.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,19 +24,15 @@ def checkpoint_stages(model: nn.Module, stages: tuple[int, ...]) -> None:
     model.checkpointing = stages  # type: ignore[assignment]
 
 
-def recomputed(block: Callable[..., torch.Tensor], *inputs: object, of: nn.Module) -> torch.Tensor:
+def recomputed(block: nn.Module, *inputs: object) -> torch.Tensor:
     """`block(*inputs)`, saving only the inputs for the backward pass.
 
-    Dropout draws the same numbers again. The norms in `of` update their statistics once.
+    Dropout draws the same numbers again. Batch norms update their statistics once.
     """
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), statistics_kept(of)
-
-    # torch.compile drops the second update of the statistics by itself.
-    extra: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
-    result: torch.Tensor = checkpoint(block, *inputs, use_reentrant=False, **extra)
-    return result
+    extra: dict[str, Any] = {}
+    if not torch.compiler.is_compiling():  # which drops the second update of the statistics by itself
+        extra["context_fn"] = lambda: (nullcontext(), statistics_kept(block))
+    return checkpoint(block, *inputs, use_reentrant=False, **extra)
 
 
 @contextmanager

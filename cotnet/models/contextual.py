@@ -4,16 +4,16 @@ Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), sect
 authors' release.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cotnet.models.layers import conv_norm
 from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
-FUSIONS = ("static", "dynamic", "linear", "attention")
 CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
 
 
@@ -37,27 +37,26 @@ class CoTLayer(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        _check_layer(channels, kernel_size, groups, key_groups, fusion)
+        if channels % (CHANNELS_PER_KERNEL * groups) or channels % key_groups:
+            divisors = f"{CHANNELS_PER_KERNEL * groups} and {key_groups}"
+            raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
+        if fusion not in get_args(Fusion):
+            raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(get_args(Fusion))}")
         self.groups, self.kernel_positions, self.dilation, self.fusion = groups, kernel_size**2, dilation, fusion
-        padding = dilation * (kernel_size // 2)
-        self.key_embed = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size, 1, padding, dilation, groups=key_groups, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
+        embedding = conv_norm(channels, channels, kernel_size, dilation=dilation, groups=key_groups)
+        self.key_embed = nn.Sequential(*embedding, nn.ReLU(inplace=True))
         if fusion == "static":
             return
         kernels = channels // CHANNELS_PER_KERNEL
         self.embed = nn.Sequential(
-            nn.Conv2d(2 * channels, channels // 2, 1, groups=groups, bias=False),
-            nn.BatchNorm2d(channels // 2),
+            *conv_norm(2 * channels, channels // 2, groups=groups),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels // 2, self.kernel_positions * kernels, 1, groups=groups),
             nn.GroupNorm(kernels, self.kernel_positions * kernels),
         )
-        self.conv1x1 = nn.Sequential(
-            nn.Conv2d(channels, channels, 1, groups=groups, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.conv1x1 = nn.Sequential(*conv_norm(channels, channels, groups=groups))
         self.bn = nn.BatchNorm2d(channels)
         self.act = nn.SiLU()  # not in place: that would save a copy of its input
         if fusion == "attention":
@@ -85,8 +84,7 @@ class CoTLayer(nn.Module):
         weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.kernel_positions))
         value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, groups, C / groups, H, W)
         context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
-        y: torch.Tensor = self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
-        return y
+        return self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
 
     def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups * G * K * K, H, W).
@@ -119,13 +117,3 @@ class CoTLayer(nn.Module):
         dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
         gate = (dynamic - static).sigmoid().to(static_context.dtype)
         return torch.lerp(static_context, dynamic_context, gate)
-
-
-def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, fusion: str) -> None:
-    if channels % (CHANNELS_PER_KERNEL * groups) or channels % key_groups:
-        divisors = f"{CHANNELS_PER_KERNEL * groups} and {key_groups}"
-        raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
-    if fusion not in FUSIONS:
-        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")

@@ -6,41 +6,23 @@ those of the authors' release.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
-from cotnet.models.resnet_base import (
-    HeadConfig,
-    Operator,
-    ResNet,
-    deep_stem,
-    make_stages,
-    pooled_projection,
-    stem,
-)
+from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, deep_stem, pooled_projection, stem
 
 __all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
 __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
 
-def cot(
-    width: int,
-    stride: int,
-    *,
-    kernel_size: int = 3,
-    groups: int = 1,
-    key_groups: int = 4,
-    fusion: Fusion = "attention",
-    dilation: int = 1,
-) -> dict[str, nn.Module]:
-    """The operator of CoTNet; a strided block pools before it."""
-    pool: dict[str, nn.Module] = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
-    layer = CoTLayer(width, kernel_size, groups=groups, key_groups=key_groups, fusion=fusion, dilation=dilation)
-    return {**pool, "conv2": layer}
+def cot(width: int, stride: int, **settings: Any) -> dict[str, nn.Module]:
+    """The operator of CoTNet, with CoTLayer's settings; a strided block pools before it."""
+    pool = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
+    return {**pool, "conv2": CoTLayer(width, **settings)}
 
 
 coxt = partial(cot, groups=2, key_groups=8)  # the operator of CoTNeXt
@@ -62,14 +44,14 @@ def cotnet50(
     fusion: Fusion = "attention",
     kernel_size: int = 3,
     dilation: int = 1,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px.
 
     The blocks of `stages` are CoT, all others 3x3 convolutions; `fusion` as in CoTLayer.
     """
     operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 6, 3), operator, stages=stages, **head)
+    return _cotnet((3, 4, 6, 3), operator, stages=stages, **common)
 
 
 def cotnet101(
@@ -78,63 +60,58 @@ def cotnet101(
     fusion: Fusion = "attention",
     kernel_size: int = 3,
     dilation: int = 1,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px; settings as in cotnet50."""
     operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 23, 3), operator, stages=stages, **head)
+    return _cotnet((3, 4, 23, 3), operator, stages=stages, **common)
 
 
-def cotnext50_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
+def cotnext50_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-50 (2x48d): 30.0 M parameters, 4.3 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 6, 3), coxt, width=96, **head)
+    return _cotnet((3, 4, 6, 3), coxt, width=96, **common)
 
 
-def cotnext101_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
+def cotnext101_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-101 (2x48d): 53.3 M parameters, 8.1 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 23, 3), coxt, width=96, **head)
+    return _cotnet((3, 4, 23, 3), coxt, width=96, **common)
 
 
 def se_cotnetd_50(
-    *, stages: tuple[int, ...] = (3, 4), alternate: tuple[int, ...] = (3,), **head: Unpack[HeadConfig]
+    *, stages: tuple[int, ...] = (3, 4), alternate: tuple[int, ...] = (3,), **common: Unpack[CommonConfig]
 ) -> ResNet:
     """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px.
 
     The blocks of `stages` are CoT, but only every other one in `alternate`; all others are gated convolutions.
     """
-    return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **head)
+    return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **common)
 
 
-def se_cotnetd_101(**head: Unpack[HeadConfig]) -> ResNet:
+def se_cotnetd_101(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-101: 40.9 M parameters, 8.4 G multiply-adds at 224 px."""
-    return _se_cotnetd((3, 4, 23, 3), **head)
+    return _se_cotnetd((3, 4, 23, 3), **common)
 
 
-def se_cotnetd_152(**head: Unpack[HeadConfig]) -> ResNet:
+def se_cotnetd_152(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-152: 55.8 M parameters, 16.8 G multiply-adds at 256 px; made for 256 and 320 px."""
     operators = [partial(blurred, operator=operator) for operator in (cot, split)]
-    return _se_cotnetd((3, 8, 36, 3), operators=operators, **head)
+    return _se_cotnetd((3, 8, 36, 3), operators=operators, **common)
 
 
-def cotnet_small(*, width: int = 16, fusion: Fusion = "attention", **head: Unpack[HeadConfig]) -> ResNet:
+def cotnet_small(*, width: int = 16, fusion: Fusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels, not in the paper: narrow stages, no pooling in the stem.
 
     `width`, a multiple of 8, is the width of the stem and the first stage; `fusion` as in CoTLayer.
     """
-    return small_resnet(partial(cot, fusion=fusion), width, **head)
+    return small_resnet(partial(cot, fusion=fusion), width, **common)
 
 
 def _cotnet(
-    depths: Sequence[int],
-    operator: Operator,
-    *,
-    stages: Sequence[int] = (1, 2, 3, 4),
-    width: int = 64,
-    **head: Unpack[HeadConfig],
+    depths: Sequence[int], operator: Operator, *, stages: Sequence[int] = (1, 2, 3, 4), **settings: Any
 ) -> ResNet:
     _check_stages(stages)
     blocks = [[operator if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem, make_stages(blocks, width=width), **head)
+    return ResNet(stem, blocks, **settings)
 
 
 def _se_cotnetd(
@@ -144,7 +121,7 @@ def _se_cotnetd(
     operators: Sequence[Operator] = (cot, split),
     stages: Sequence[int] = (3, 4),
     alternate: Sequence[int] = (3,),
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     _check_stages((*stages, *alternate))
     blocks = []
@@ -152,7 +129,7 @@ def _se_cotnetd(
         attends = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
         blocks.append([operators[0] if attend else operators[1] for attend in attends])
     first = partial(deep_stem, width=stem_width, pool=False)
-    return ResNet(first, make_stages(blocks, strides=(2, 2, 2, 2)), shortcut=pooled_projection, **head)
+    return ResNet(first, blocks, strides=(2, 2, 2, 2), shortcut=pooled_projection, **common)
 
 
 def _check_stages(stages: Sequence[int]) -> None:

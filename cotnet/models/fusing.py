@@ -1,14 +1,10 @@
 """Fold each batch norm into the convolution before it, for inference."""
 
 import copy
-from collections.abc import Iterator
 from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from cotnet.models.layers import SplitAttention
-from cotnet.models.resnet_base import Bottleneck, ResNet
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -21,28 +17,15 @@ def fuse(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} is not one of this project's backbones; it cannot be fused")
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
-        for first, second in _pairs(module):
-            holder, name = _last(module, first)
-            convolution, norm = getattr(holder, name), getattr(module, second)
+        in_order = getattr(module, "in_order", ())
+        if isinstance(module, nn.Sequential):
+            in_order = [name for name, _ in module.named_children()]
+        for first, second in pairwise(in_order):
+            parent, name, child = module, first, getattr(module, first)
+            if isinstance(child, nn.Sequential) and len(child):  # a deep stem, with its last norm behind it
+                parent, name = child, str(len(child) - 1)
+            convolution, norm = getattr(parent, name), getattr(module, second)
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(holder, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(module, second, nn.Identity())
     return fused
-
-
-def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """The names of children that run directly one after the other."""
-    if isinstance(module, nn.Sequential):
-        yield from pairwise(name for name, _ in module.named_children())
-    elif isinstance(module, ResNet):
-        yield from pairwise(module.stem)
-    elif isinstance(module, Bottleneck):
-        yield from pairwise(module.branch)
-    elif isinstance(module, SplitAttention):
-        yield from (("conv", "bn0"), ("fc1", "bn1"))
-
-
-def _last(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The parent and the name of the child's last layer: a deep stem is a Sequential followed by its norm."""
-    child = getattr(module, name)
-    return (child, str(len(child) - 1)) if isinstance(child, nn.Sequential) and len(child) else (module, name)

@@ -1,7 +1,7 @@
 """Layers that more than one family uses."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,15 @@ def chain(module: nn.Module, names: tuple[str, ...], x: torch.Tensor) -> torch.T
     for name in names:
         x = getattr(module, name)(x)
     return x
+
+
+def conv_norm(
+    in_channels: int, channels: int, kernel_size: int = 1, stride: int = 1, *, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A convolution without bias, padded by half its kernel, and its BatchNorm."""
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, dilation, groups, bias=False)
+    return [conv, nn.BatchNorm2d(channels)]
 
 
 def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
@@ -64,12 +73,13 @@ class SplitAttention(nn.Module):
     Zhang et al., "ResNeSt: Split-Attention Networks" (2020), section 3.
     """
 
+    in_order = ("conv", "bn0", "act0", "fc1", "bn1", "act1", "fc2")
+
     def __init__(self, width: int, stride: int, *, radix: int, act: Activation) -> None:
         super().__init__()
         self.radix = radix
         hidden = max(width * radix // 4, 32)
-        self.conv = nn.Conv2d(width, width * radix, 3, stride, padding=1, groups=radix, bias=False)
-        self.bn0 = nn.BatchNorm2d(width * radix)
+        self.conv, self.bn0 = conv_norm(width, width * radix, 3, stride, groups=radix)
         self.act0 = act(inplace=True)
         self.fc1 = nn.Conv2d(width, hidden, 1)
         self.bn1 = nn.BatchNorm2d(hidden)
@@ -81,8 +91,7 @@ class SplitAttention(nn.Module):
         pooled = splits.sum(1).mean((2, 3), keepdim=True)
         logits = self.fc2(self.act1(self.bn1(self.fc1(pooled)))).unflatten(1, (self.radix, -1))
         attention = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
-        y: torch.Tensor = (splits * attention).sum(1)
-        return y
+        return (splits * attention).sum(1)
 
 
 class BlurPool(nn.Module):
@@ -113,8 +122,8 @@ class BlurredConv2d(nn.Conv2d):
 
     kernel: torch.Tensor
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
-        super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
+    def __init__(self, in_channels: int, *settings: Any, **named: Any) -> None:
+        super().__init__(in_channels, *settings, **named)
         self.register_buffer("kernel", _binomial(in_channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,7 +132,7 @@ class BlurredConv2d(nn.Conv2d):
 
 def _binomial(channels: int) -> torch.Tensor:
     line = torch.tensor([0.25, 0.5, 0.25])
-    return torch.outer(line, line).expand(channels, 1, 3, 3).clone()  # (C, 1, 3, 3)
+    return torch.outer(line, line).repeat(channels, 1, 1, 1)  # (C, 1, 3, 3)
 
 
 class HalvingPool(nn.Module):
@@ -136,16 +145,3 @@ class HalvingPool(nn.Module):
         x = torch.cat([x, x[:, :, -1:]], 2)
         x = torch.cat([x, x[..., -1:]], 3)
         return F.avg_pool2d(x, 2)
-
-
-@runtime_checkable
-class HasTables(Protocol):
-    """A module with position tables of a nominal image size."""
-
-    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Resize the tables under this prefix to the module's size, in place; leave other shapes alone."""
-
-
-def resize_on_load(module: HasTables, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
-    """A load_state_dict pre-hook."""
-    module.resize_tables(state_dict, prefix)

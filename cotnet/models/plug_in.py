@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 
 from cotnet.models.contextual import CoTLayer
+from cotnet.models.layers import conv_norm
 from cotnet.models.resnet_base import Bottleneck, initialize
 
 BLOCKS = (Bottleneck, torchvision_resnet.Bottleneck, torchvision_resnet.BasicBlock)
@@ -25,7 +26,8 @@ def plug_in(model: nn.Module, layer: Callable[[int], nn.Module] = CoTLayer) -> l
     if not blocks:
         raise ValueError(f"{type(model).__name__} is not a ResNet of torchvision or cotnet.models; use CoTLayer itself")
     for name, block in blocks:
-        convolutions = {key: child for key, child in block.named_children() if _is_3x3(child)}
+        convolutions = {key: child for key, child in block.named_children() if isinstance(child, nn.Conv2d)}
+        convolutions = {key: child for key, child in convolutions.items() if child.kernel_size == (3, 3)}
         if not convolutions:
             raise ValueError(f"{name} has no 3x3 convolution to replace")
         for key, convolution in convolutions.items():
@@ -49,36 +51,19 @@ class CoTAttention(nn.Module):
         if dim % 4:
             raise ValueError(f"CoTAttention cannot divide {dim} channels into 4 groups")
         self.kernel_positions = kernel_size**2
-        self.key_embed = nn.Sequential(
-            nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=4, bias=False),
-            nn.BatchNorm2d(dim),
-            nn.ReLU(),
-        )
-        self.value_embed = nn.Sequential(nn.Conv2d(dim, dim, 1, bias=False), nn.BatchNorm2d(dim))
-        hidden = 2 * dim // factor
-        self.attention_embed = nn.Sequential(
-            nn.Conv2d(2 * dim, hidden, 1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, self.kernel_positions * dim, 1),
-        )
+        self.key_embed = nn.Sequential(*conv_norm(dim, dim, kernel_size, groups=4), nn.ReLU())
+        self.value_embed = nn.Sequential(*conv_norm(dim, dim))
+        hidden, logits = 2 * dim // factor, self.kernel_positions * dim
+        self.attention_embed = nn.Sequential(*conv_norm(2 * dim, hidden), nn.ReLU(), nn.Conv2d(hidden, logits, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         static_context = self.key_embed(x)
-        logits = (
-            self.attention_embed(torch.cat([static_context, x], 1)).unflatten(1, (-1, self.kernel_positions)).mean(2)
-        )
-        attention = logits.flatten(2).softmax(2).view_as(x)
-        y: torch.Tensor = static_context + attention * self.value_embed(x)
-        return y
+        logits = self.attention_embed(torch.cat([static_context, x], 1)).unflatten(1, (-1, self.kernel_positions))
+        attention = logits.mean(2).flatten(2).softmax(2).view_as(x)
+        return static_context + attention * self.value_embed(x)
 
 
-def _is_3x3(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
-
-
-def _instead_of(convolution: nn.Module, name: str, layer: Callable[[int], nn.Module]) -> nn.Module:
-    assert isinstance(convolution, nn.Conv2d)
+def _instead_of(convolution: nn.Conv2d, name: str, layer: Callable[[int], nn.Module]) -> nn.Module:
     if convolution.dilation != (1, 1):
         raise ValueError(f"{name} is dilated; build the layers of this network with CoTLayer(dilation=...) instead")
     steps: list[nn.Module] = []

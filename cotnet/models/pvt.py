@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import DropPath, new_head, resize_on_load
-from cotnet.models.resnet_base import HeadConfig
+from cotnet.models.layers import DropPath, new_head
+from cotnet.models.resnet_base import CommonConfig
 
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
@@ -59,8 +59,7 @@ class SpatialReductionAttention(nn.Module):
         query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
         key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N / R^2, d)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        y: torch.Tensor = self.proj(attended)
-        return y
+        return self.proj(attended)
 
 
 class EncoderBlock(nn.Module):
@@ -78,8 +77,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
-        y: torch.Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return y
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class PVT(nn.Module):
@@ -108,20 +106,18 @@ class PVT(nn.Module):
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
         rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         for i, width in enumerate(WIDTHS):
-            tokens = self.sides[i] ** 2 + (i == len(WIDTHS) - 1)
+            tokens, before = self.sides[i] ** 2 + (i == len(WIDTHS) - 1), WIDTHS[i - 1] if i else in_channels
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
-        for i, width in enumerate(WIDTHS):
-            before = WIDTHS[i - 1] if i else in_channels
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i]))
             blocks = [
                 EncoderBlock(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])
             ]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[-1], num_classes)
-        self.register_load_state_dict_pre_hook(resize_on_load)
+        self.register_load_state_dict_pre_hook(PVT.resize_tables)
         initialize(self)
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -130,8 +126,7 @@ class PVT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         tokens = self._encode(images)[1]
-        logits: torch.Tensor = self.head(self.dropout(self.norm(tokens)[:, 0]))
-        return logits
+        return self.head(self.dropout(self.norm(tokens)[:, 0]))
 
     def no_weight_decay(self) -> set[str]:
         """The class token; the authors' release decays the position tables, too."""
@@ -142,7 +137,7 @@ class PVT(nn.Module):
         self.head = new_head(self.head, num_classes)
         initialize(self.head)
 
-    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resize position tables of another nominal image size to this model's."""
         for number, side in enumerate(self.sides, start=1):
             key, extra = f"pos_embed{number}", int(number == len(self.sides))
@@ -169,7 +164,7 @@ class PVT(nn.Module):
             tokens = tokens + positions
             for block in getattr(self, f"block{i + 1}"):
                 again = i + 1 in self.checkpointing
-                tokens = recomputed(block, tokens, size, of=block) if again else block(tokens, size)
+                tokens = recomputed(block, tokens, size) if again else block(tokens, size)
             x = _maps(tokens[:, 1:] if last else tokens, size)
             maps.append(x)
         return maps, tokens
@@ -193,24 +188,24 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def pvt_tiny(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
+def pvt_tiny(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Tiny: 13.2 M parameters, 1.9 G multiply-adds at 224 px."""
-    return PVT((2, 2, 2, 2), image_size=image_size, **head)
+    return PVT((2, 2, 2, 2), image_size=image_size, **common)
 
 
-def pvt_small(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
+def pvt_small(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Small: 24.5 M parameters, 3.8 G multiply-adds at 224 px."""
-    return PVT((3, 4, 6, 3), image_size=image_size, **head)
+    return PVT((3, 4, 6, 3), image_size=image_size, **common)
 
 
-def pvt_medium(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
+def pvt_medium(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Medium: 44.2 M parameters, 6.7 G multiply-adds at 224 px."""
-    return PVT((3, 4, 18, 3), image_size=image_size, **head)
+    return PVT((3, 4, 18, 3), image_size=image_size, **common)
 
 
-def pvt_large(*, image_size: int = 224, **head: Unpack[HeadConfig]) -> PVT:
+def pvt_large(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Large: 61.4 M parameters, 9.8 G multiply-adds at 224 px."""
-    return PVT((3, 8, 27, 3), image_size=image_size, **head)
+    return PVT((3, 8, 27, 3), image_size=image_size, **common)
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ a stage lists one operator per block. Module names, and so state-dict keys, are 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple, TypedDict
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, new_head
+from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, new_head
 
 # (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride.
 Operator = Callable[[int, int], dict[str, nn.Module]]
@@ -24,7 +25,7 @@ Projection = Callable[[int, int, int], nn.Module]
 Gate = Callable[[int], nn.Module]
 
 
-class HeadConfig(TypedDict, total=False):
+class CommonConfig(TypedDict, total=False):
     """The keywords that every constructor takes.
 
     `drop_path` and `dropout` are the probabilities of dropping a residual branch and a feature before the classifier.
@@ -44,34 +45,19 @@ class Stem(NamedTuple):
     stride: int
 
 
-class Stage(NamedTuple):
-    """The blocks of one resolution: `width` channels inside, `channels` outside. The first block takes the stride."""
-
-    channels: int
-    width: int
-    stride: int
-    operators: Sequence[Operator]
-
-
 def stem(in_channels: int, *, act: Activation = nn.ReLU) -> Stem:
     """7x7 convolution and max pool, both of stride 2 (table 1)."""
-    conv = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    conv, norm = conv_norm(in_channels, 64, 7, stride=2)
     pool = nn.MaxPool2d(3, stride=2, padding=1)
-    return Stem({"conv1": conv, "bn1": nn.BatchNorm2d(64), "act1": act(inplace=True), "maxpool": pool}, 64, 4)
+    return Stem({"conv1": conv, "bn1": norm, "act1": act(inplace=True), "maxpool": pool}, 64, 4)
 
 
 def deep_stem(in_channels: int, width: int, *, pool: bool = True) -> Stem:
     """Three 3x3 convolutions instead of the 7x7: He et al., "Bag of Tricks" (2019), figure 2, ResNet-C."""
-    convs = nn.Sequential(
-        *(
-            nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ),
-        *(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
-        nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
-    )
-    modules = {"conv1": convs, "bn1": nn.BatchNorm2d(2 * width), "act1": nn.ReLU(inplace=True)}
+    first, second = conv_norm(in_channels, width, 3, stride=2), conv_norm(width, width, 3)
+    last, norm = conv_norm(width, 2 * width, 3)
+    convs = nn.Sequential(*first, nn.ReLU(inplace=True), *second, nn.ReLU(inplace=True), last)
+    modules = {"conv1": convs, "bn1": norm, "act1": nn.ReLU(inplace=True)}
     if pool:
         modules["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
     return Stem(modules, 2 * width, 4 if pool else 2)
@@ -79,30 +65,18 @@ def deep_stem(in_channels: int, width: int, *, pool: bool = True) -> Stem:
 
 def small_stem(in_channels: int, channels: int) -> Stem:
     """One 3x3 convolution of stride 1, for images of 28 to 64 pixels."""
-    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-    return Stem({"conv1": conv, "bn1": nn.BatchNorm2d(channels), "act1": nn.ReLU(inplace=True)}, channels, 1)
+    conv, norm = conv_norm(in_channels, channels, 3)
+    return Stem({"conv1": conv, "bn1": norm, "act1": nn.ReLU(inplace=True)}, channels, 1)
 
 
 def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
     """Shortcut: a strided 1x1 convolution (option B of the paper)."""
-    conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+    return nn.Sequential(*conv_norm(in_channels, channels, 1, stride))
 
 
 def pooled_projection(in_channels: int, channels: int, stride: int) -> nn.Module:
     """Shortcut: an average pool, then a 1x1 convolution, so that every position counts ("Bag of Tricks", ResNet-D)."""
-    pool = HalvingPool() if stride == 2 else nn.Identity()
-    return nn.Sequential(pool, nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
-
-
-def make_stages(
-    blocks: Sequence[Sequence[Operator]], *, width: int = 64, channels: int = 256, strides: Sequence[int] = (1, 2, 2, 2)
-) -> list[Stage]:
-    """Stages from one list of operators each; `width` and `channels` double from stage to stage (table 1)."""
-    return [
-        Stage(channels * 2**level, width * 2**level, stride, operators)
-        for level, (operators, stride) in enumerate(zip(blocks, strides, strict=True))
-    ]
+    return nn.Sequential(HalvingPool() if stride == 2 else nn.Identity(), *conv_norm(in_channels, channels))
 
 
 class Bottleneck(nn.Module):
@@ -111,44 +85,42 @@ class Bottleneck(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        stage: Stage,
-        index: int,
+        channels: int,
         *,
+        width: int,
+        stride: int,
+        operator: Operator,
         shortcut: Projection,
         gate: Gate | None,
         act: Activation,
         drop_path: float,
     ) -> None:
         super().__init__()
-        channels, width, stride = stage.channels, stage.width, stage.stride if index == 0 else 1
-        branch = {
-            "conv1": nn.Conv2d(in_channels, width, 1, bias=False),
-            "bn1": nn.BatchNorm2d(width),
-            "act1": act(inplace=True),
-            **stage.operators[index](width, stride),
-            "conv3": nn.Conv2d(width, channels, 1, bias=False),
-            "bn3": nn.BatchNorm2d(channels),
-            **({"se": gate(channels)} if gate else {}),
-        }
+        branch = {"conv1": nn.Conv2d(in_channels, width, 1, bias=False), "bn1": nn.BatchNorm2d(width)}
+        branch |= {"act1": act(inplace=True), **operator(width, stride)}
+        branch |= {"conv3": nn.Conv2d(width, channels, 1, bias=False), "bn3": nn.BatchNorm2d(channels)}
+        if gate:
+            branch["se"] = gate(channels)
         for name, module in branch.items():
             self.add_module(name, module)
-        self.branch = tuple(branch)
+        self.in_order = tuple(branch)
         reshapes = stride != 1 or in_channels != channels
         self.downsample = shortcut(in_channels, channels, stride) if reshapes else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.act3 = act(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.drop_path(chain(self, self.branch, x))
-        y: torch.Tensor = self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
-        return y
+        residual = self.drop_path(chain(self, self.in_order, x))
+        return self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
 
 
 class ResNet(nn.Module):
     """Stem, stages of bottlenecks, global average pool, classifier: images (B, C, H, W) -> logits (B, num_classes).
 
-    `stem` is called with `in_channels`. `drop_path` is the probability in the last block; it grows linearly with depth
-    (Huang et al., "Deep Networks with Stochastic Depth", 2016, equation 4). `dropout` applies to the pooled features.
+    `stem` is called with `in_channels`. `blocks` lists one operator per block for each stage. `width` and `channels`,
+    inside and outside the blocks, are the first stage's and double from stage to stage (table 1); the first block of a
+    stage takes its stride. `drop_path` is the probability in the last block; it grows linearly with depth (Huang et
+    al., "Deep Networks with Stochastic Depth", 2016, equation 4). `dropout` applies to the pooled features.
     `zero_last_norm` starts every block as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
     5.1).
     """
@@ -156,8 +128,11 @@ class ResNet(nn.Module):
     def __init__(
         self,
         stem: Callable[[int], Stem],
-        stages: Sequence[Stage],
+        blocks: Sequence[Sequence[Operator]],
         *,
+        width: int = 64,
+        channels: int = 256,
+        strides: Sequence[int] = (1, 2, 2, 2),
         shortcut: Projection = projection,
         gate: Gate | None = None,
         act: Activation = nn.ReLU,
@@ -171,37 +146,38 @@ class ResNet(nn.Module):
         first = stem(in_channels)
         for name, module in first.modules.items():
             self.add_module(name, module)
-        self.stem = tuple(first.modules)
-        self.stages = tuple(f"layer{number}" for number in range(1, len(stages) + 1))
+        self.in_order = tuple(first.modules)
+        self.stages = tuple(f"layer{number}" for number in range(1, len(blocks) + 1))
         self.checkpointing: tuple[int, ...] = ()
-        self.stage_channels = tuple(stage.channels for stage in stages)
-        self.stage_strides = tuple(accumulate([first.stride, *(stage.stride for stage in stages)], mul))[1:]
-        channels, done, total = first.channels, 0, sum(len(stage.operators) for stage in stages)
-        for name, stage in zip(self.stages, stages, strict=True):
-            blocks = []
-            for index in range(len(stage.operators)):
-                rate = drop_path * done / max(total - 1, 1)
-                blocks.append(Bottleneck(channels, stage, index, shortcut=shortcut, gate=gate, act=act, drop_path=rate))
-                channels, done = stage.channels, done + 1
-            self.add_module(name, nn.Sequential(*blocks))
+        self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
+        self.stage_strides = tuple(accumulate([first.stride, *strides], mul))[1:]
+        before, total = first.channels, sum(map(len, blocks))
+        rates = iter([drop_path * number / max(total - 1, 1) for number in range(total)])
+        block = partial(Bottleneck, shortcut=shortcut, gate=gate, act=act)
+        for level, (name, after) in enumerate(zip(self.stages, self.stage_channels, strict=True)):
+            stage = nn.Sequential()
+            for operator, rate in zip(blocks[level], rates, strict=False):
+                inside, stride = width * 2**level, 1 if len(stage) else strides[level]
+                stage.append(block(before, after, width=inside, stride=stride, operator=operator, drop_path=rate))
+                before = after
+            self.add_module(name, stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(before, num_classes)
         initialize(self, zero_last_norm=zero_last_norm)
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        x, maps = chain(self, self.stem, images), []
+        x, maps = chain(self, self.in_order, images), []
         for number, name in enumerate(self.stages, start=1):
             for block in getattr(self, name):
-                x = recomputed(block, x, of=block) if number in self.checkpointing else block(x)
+                x = recomputed(block, x) if number in self.checkpointing else block(x)
             maps.append(x)
         return maps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.avgpool(self.forward_stages(images)[-1]).flatten(1)
-        logits: torch.Tensor = self.fc(self.dropout(features))
-        return logits
+        return self.fc(self.dropout(features))
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a new one."""

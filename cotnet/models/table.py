@@ -1,7 +1,6 @@
 """The model zoo as a table: parameters and multiply-adds, counted now, beside the published figures."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -89,17 +88,15 @@ def native_evaluation(name: str, side: int | None = None) -> tuple[int, float] |
     rows = {pixels: published for (model, pixels), published in TABLE.items() if model == name and published}
     if not rows:
         return None
-    pixels = next((pixels for pixels in rows if pixels == side), next(iter(rows)))
+    pixels = side if side in rows else next(iter(rows))
     return pixels, rows[pixels].crop_ratio
 
 
 def build(name: str, side: int) -> nn.Module:
     """The model at its nominal size, on the meta device: shapes without memory."""
-    sized = name.startswith(("botnet", "pvt")) and side > 224
-    settings: dict[str, Any] = {"image_size": side} if sized else {}
+    settings = {"image_size": side} if name.startswith(("botnet", "pvt")) else {}
     with torch.device("meta"):
-        model: nn.Module = getattr(models, name)(**settings)
-    return model.eval()
+        return getattr(models, name)(**settings).eval()
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -125,36 +122,24 @@ def count_multiply_adds(model: nn.Module, side: int) -> int:
     return int(counter.get_total_flops() // 2 + sum(aggregations))
 
 
-def deviation(name: str, side: int, parameters: float, multiply_adds: float) -> str:
-    """What differs from the published figures as printed, with the reason where it is known."""
-    published = TABLE[name, side]
-    if published is None:
-        return ""
-    parts = [
+def row(name: str, side: int) -> tuple[str, ...]:
+    """The cells of a model at one image size; the last one tells what differs from the published figures as printed."""
+    model, published = build(name, side), TABLE[name, side] or Published(source="–")
+    parameters, multiply_adds = count_parameters(model) / 1e6, count_multiply_adds(model, side) / 1e9
+    compared = {
+        "parameters": (parameters, published.parameters),
+        "multiply-adds": (multiply_adds, published.multiply_adds),
+    }
+    others = [
         f"{word} {ours:.2f}, published {theirs}"
-        for word, ours, theirs in (
-            ("parameters", parameters, published.parameters),
-            ("multiply-adds", multiply_adds, published.multiply_adds),
-        )
+        for word, (ours, theirs) in compared.items()
         if theirs is not None and f"{ours:.1f}" != f"{theirs:.1f}"
     ]
-    return "; ".join([*parts, GATES] if parts and name.startswith("botnet_s1") else parts)
-
-
-def row(name: str, side: int) -> tuple[str, ...]:
-    model, published = build(name, side), TABLE[name, side]
-    parameters, multiply_adds = count_parameters(model) / 1e6, count_multiply_adds(model, side) / 1e9
-    accuracy = partial("{:.1f}".format)
-    return (
-        name,
-        str(side),
-        f"{parameters:.2f}",
-        f"{multiply_adds:.2f}",
-        accuracy(published.top1) if published and published.top1 else "–",
-        accuracy(published.top5) if published and published.top5 else "–",
-        published.source if published else "–",
-        deviation(name, side, parameters, multiply_adds),
-    )
+    if others and name.startswith("botnet_s1"):
+        others.append(GATES)
+    accuracies = [f"{accuracy:.1f}" if accuracy else "–" for accuracy in (published.top1, published.top5)]
+    counts = (f"{parameters:.2f}", f"{multiply_adds:.2f}")
+    return (name, str(side), *counts, *accuracies, published.source, "; ".join(others))
 
 
 def markdown() -> str:

@@ -3,6 +3,7 @@
 import difflib
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,10 +18,9 @@ from cotnet import models
 from cotnet.errors import InputError
 from cotnet.integrity import damage
 from cotnet.models.external import is_timm_model, is_torchvision_model
-from cotnet.models.layers import HasTables
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what DDP and torch.compile put into keys
 TIMM = {"pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 WEIGHT_SETTINGS = {"weights", "ema", "head", "weights_backbone", "progress", *TIMM}  # ours, torchvision's, timm's
 State = dict[str, torch.Tensor]
@@ -42,7 +42,11 @@ def load_weights(
     if head == "reset":
         state = {key: value for key, value in state.items() if key not in classifier}
         state |= {key: own[key] for key in classifier}
-    state = _fitted(model, state, own)
+    # Files from before 2018 lack the batch counters.
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
+    for name, module in model.named_modules():
+        if resize := getattr(module, "resize_tables", None):
+            resize(state, f"{name}." if name else "")
     _check_fit(state, own, classifier, path)
     model.load_state_dict(state)
 
@@ -139,21 +143,16 @@ class StandInPickle:
 
 def select_state(content: Any, path: Path, *, ema: bool) -> State:
     """The model's tensors in a file's content, without the prefixes of wrappers."""
-    found = {
-        key: content[key] for key in (*AVERAGED, *RAW) if isinstance(content, dict) and _is_state(content.get(key))
-    }
-    wanted = [found[key] for key in (*(AVERAGED if ema else ()), *RAW) if key in found]
-    if wanted:
-        state = wanted[0]
-    elif _is_state(content):
-        state = content
-    elif found:
+    parts = content if isinstance(content, dict) else {}
+    found = {key: parts[key] for key in (*AVERAGED, *RAW) if _is_state(parts.get(key))}
+    states = [found[key] for key in (*(AVERAGED if ema else ()), *RAW) if key in found]
+    states += [content] if _is_state(content) else []
+    if not states and found:
         raise InputError(f"{path} holds only averaged weights ({', '.join(found)}); load them with ema")
-    else:
+    if not states:
         raise InputError(f"{path} holds no weights: none of {', '.join((*AVERAGED, *RAW))}, and no tensors at the top")
-    return {
-        _bare(key): value for key, value in state.items() if isinstance(value, torch.Tensor) and key != "n_averaged"
-    }
+    tensors = {key: value for key, value in states[0].items() if isinstance(value, torch.Tensor)}
+    return {WRAPPERS.sub("", key): value for key, value in tensors.items() if key != "n_averaged"}
 
 
 def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
@@ -189,22 +188,6 @@ def _is_plain(value: Any) -> bool:
 
 def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(entry, torch.Tensor) for entry in value.values())
-
-
-def _bare(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.removeprefix("module.").removeprefix("_orig_mod.")
-    return key.replace("._orig_mod.", ".")
-
-
-def _fitted(model: nn.Module, state: State, own: State) -> State:
-    """The state with position tables resized, plus the batch counters that files from before 2018 lack."""
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-    fitted = counters | state
-    for name, module in model.named_modules():
-        if isinstance(module, HasTables):
-            module.resize_tables(fitted, f"{name}." if name else "")
-    return fitted
 
 
 def _check_fit(state: State, own: State, classifier: list[str], path: Path) -> None:

@@ -1,5 +1,57 @@
-"""Operators that torch does not have."""
+"""Operators that torch does not have. Local aggregation: a convolution with its own K x K kernel at every position.
 
-from cotnet.ops.local_aggregation import local_aggregation
+Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), section 3: the local matrix multiplication
+of the values with the contextual attention weights. No implementation here unfolds the values, which would take K * K
+times their memory.
+"""
+
+from importlib.util import find_spec
+from typing import Final
+
+import torch
+
+from cotnet.ops.local_aggregation_torch import LocalAggregation
 
 __all__ = ["local_aggregation"]
+TRITON: Final = find_spec("triton") is not None
+if TRITON:
+    from cotnet.ops.local_aggregation_triton import aggregate
+
+
+def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
+    """Sum the K x K neighbourhood of every position, weighted by that position's kernel; zeros beyond the border.
+
+    value (B, C, H, W), weight (B, G, K * K, H, W) with G a divisor of C and K odd; returns (B, C, H, W) of value's
+    dtype and memory format. Channel c uses weight group c % G. Kernel position i * K + j weights the pixel at
+    (y + dilation * (i - K // 2), x + dilation * (j - K // 2)). The weights are cast to the values' dtype; sums are in
+    float32 or more. Up to rounding it is
+
+        patches = F.unfold(value, K, dilation=dilation, padding=dilation * (K // 2))
+        patches = patches.reshape(B, C // G, G, K * K, H, W)
+        return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
+
+    CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton is not installed (see
+    `TRITON`), take the PyTorch forms. Only value and weight are saved for the backward pass. A value that is not finite
+    may spread further within its sample than in the definition. Raises ValueError on other shapes.
+    """
+    _check(value, weight, dilation)
+    weight = weight.to(value.dtype)
+    if TRITON and value.is_cuda:
+        return aggregate(value, weight, dilation)
+    return LocalAggregation.apply(value, weight, dilation)
+
+
+def _check(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
+    groups, kernel_positions = weight.shape[1:3]
+    kernel = int(kernel_positions**0.5 + 0.5)
+    if kernel * kernel != kernel_positions or kernel % 2 == 0:
+        raise ValueError(f"weight has {kernel_positions} kernel positions; give the square of an odd kernel size")
+    if value.shape[1] % groups:
+        raise ValueError(f"{value.shape[1]} channels cannot share {groups} weight groups; give a divisor")
+    if weight.shape[0] != value.shape[0] or weight.shape[3:] != value.shape[2:] or weight.device != value.device:
+        raise ValueError(
+            f"weight {tuple(weight.shape)} on {weight.device} does not belong to value {tuple(value.shape)} on "
+            f"{value.device}: batch, size or device differ"
+        )
+    if dilation < 1:
+        raise ValueError(f"dilation {dilation} must be positive")

@@ -59,7 +59,7 @@ class Strips:
         self.steps = (dilation * width * pixel, dilation * pixel)
         self.margin = self.kernel // 2 * sum(self.steps)
         self.shifts = [i * self.steps[0] + j * self.steps[1] for i in range(self.kernel) for j in range(self.kernel)]
-        self.dtype = value.dtype if value.element_size() >= 4 else torch.float32
+        self.dtype = torch.promote_types(value.dtype, torch.float32)
 
     def strip(self, rows: int, *number: int) -> torch.Tensor:
         """Zeros for rows of `self.samples` samples with a margin around each; `number` strips, or one."""
@@ -182,7 +182,7 @@ class Expressions:
     def __init__(self, value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
         self.value, self.weight, self.dilation = value, weight, dilation
         self.groups, self.kernel, self.last = weight.shape[1], _kernel(weight), channels_last(value)
-        self.rows_axis = 3 if self.last else 1
+        self.rows_axis, self.dtype = 3 if self.last else 1, torch.promote_types(value.dtype, torch.float32)
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, G, H, W) to (B, H, W, N, G) channels last, and back."""
@@ -190,11 +190,11 @@ class Expressions:
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) as (B, C / G, G, H, W), turned, in float32 or more."""
-        return self.turn(_at_least_float32(x).unflatten(1, (-1, self.groups)))
+        return self.turn(x.to(self.dtype).unflatten(1, (-1, self.groups)))
 
     def weights(self) -> torch.Tensor:
         """(B, K * K, G, H, W), turned."""
-        weights = self.turn(_at_least_float32(self.weight).transpose(1, 2))
+        weights = self.turn(self.weight.to(self.dtype).transpose(1, 2))
         if not self.last:
             return weights
         # as_strided makes Inductor store the turned weights. Without it forward and backward of 16 x 64 x 56 x 56 take
@@ -202,14 +202,11 @@ class Expressions:
         written = weights.contiguous()
         return written.as_strided(written.shape, written.stride())
 
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
+    def windows(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The shifted view of turned maps or weights, padded with zeros, for each tap, in order."""
         border = self.dilation * (self.kernel // 2)
-        return F.pad(x, (0, 0, 0, 0) * self.last + (border, border, border, border))
-
-    def windows(self, padded: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The shifted view of padded maps for each tap, in order."""
-        height, width = self.value.shape[2:]
-        axis = 1 if self.last else 3
+        padded = F.pad(x, (0, 0, 0, 0) * self.last + (border, border, border, border))
+        (height, width), axis = self.value.shape[2:], 1 if self.last else 3
         for i in range(self.kernel):
             lines = padded.narrow(axis, self.dilation * i, height)
             for j in range(self.kernel):
@@ -218,27 +215,25 @@ class Expressions:
     def forward(self) -> torch.Tensor:
         """The weighted sum of all windows of the values."""
         weights = self.weights().split(1, self.rows_axis)
-        windows = self.windows(self.pad(self.maps(self.value)))
+        windows = self.windows(self.maps(self.value))
         return self._sum(zip(windows, weights, strict=True))
 
     def gradients(self, upstream: torch.Tensor, *, of_value: bool, of_weight: bool) -> Gradients:
         """Of the values and of the weights."""
-        return (
-            self.value_gradient(upstream) if of_value else None,
-            self.weight_gradient(upstream) if of_weight else None,
-        )
+        to_value = self.value_gradient(upstream) if of_value else None
+        return to_value, self.weight_gradient(upstream) if of_weight else None
 
     def value_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """The same sum over upstream with mirrored offsets."""
         taps = reversed(range(self.kernel**2))
-        windows = self.windows(self.pad(self.weights()))
+        windows = self.windows(self.weights())
         weights = (window.narrow(self.rows_axis, tap, 1) for tap, window in zip(taps, windows, strict=True))
-        return self._sum(zip(self.windows(self.pad(self.maps(upstream))), weights, strict=True))
+        return self._sum(zip(self.windows(self.maps(upstream)), weights, strict=True))
 
     def weight_gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """Every window of the values times upstream, summed over the channels of a group."""
         ups = self.maps(upstream)
-        taps = [(window * ups).sum(self.rows_axis) for window in self.windows(self.pad(self.maps(self.value)))]
+        taps = [(window * ups).sum(self.rows_axis) for window in self.windows(self.maps(self.value))]
         return self.turn(torch.stack(taps, 4 if self.last else 2)).to(self.weight.dtype)
 
     def _sum(self, terms: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -258,7 +253,3 @@ def channels_last(x: torch.Tensor) -> bool:
 
 def _kernel(weight: torch.Tensor) -> int:
     return int(weight.shape[2] ** 0.5 + 0.5)
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x if x.element_size() >= 4 else x.float()

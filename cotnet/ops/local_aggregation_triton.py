@@ -4,7 +4,7 @@ Tensors keep their memory format, contiguous or channels last; sums are in float
 meaning as in `cotnet.ops.local_aggregation`; differentiable once.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 import triton
@@ -14,13 +14,6 @@ from cotnet.ops import local_aggregation_kernels as kernels
 
 THREADS: Final = 128
 REGISTERS: Final = 72  # per thread, for weights or the sums of their gradient
-
-
-class Launch(NamedTuple):
-    """A kernel's grid, `programs` of THREADS threads, and its compile-time constants."""
-
-    programs: int
-    constants: dict[str, Any]
 
 
 def tile_sizes(
@@ -42,31 +35,27 @@ def tile_sizes(
 
 def _launch(
     value: torch.Tensor, weight: torch.Tensor, dilation: int, others: list[torch.Tensor], shared: int
-) -> Launch:
+) -> tuple[int, dict[str, Any]]:
+    """The number of programs, of THREADS threads each, and a kernel's compile-time constants."""
     batch, groups, kernel_positions, height, width = weight.shape
     last = value.stride(1) == 1 and _position(value) != 1
-    tile, tile_groups = tile_sizes(
-        height * width, groups, kernel_positions, value.element_size(), last=last, shared=shared
-    )
-    return Launch(
-        batch * triton.cdiv(height * width, tile) * triton.cdiv(groups, tile_groups),
-        {
-            "GROUPS": groups,
-            "KERNEL": int(kernel_positions**0.5 + 0.5),
-            "DILATION": dilation,
-            "WIDE": max(map(_extent, (value, weight, *others))) >= 2**31,
-            "LAST": last,
-            "TILE": tile,
-            "TILE_GROUPS": tile_groups,
-            "SUM": tl.float64 if value.dtype == torch.float64 else tl.float32,
-            "num_warps": THREADS // 32,
-        },
-    )
-
-
-def _extent(x: torch.Tensor) -> int:
-    """The offset of a sample's last element from its first."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    positions, item_size = height * width, value.element_size()
+    tile, tile_groups = tile_sizes(positions, groups, kernel_positions, item_size, last=last, shared=shared)
+    extents = [  # the offset of a sample's last element from its first
+        sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+        for x in (value, weight, *others)
+    ]
+    return batch * triton.cdiv(positions, tile) * triton.cdiv(groups, tile_groups), {
+        "GROUPS": groups,
+        "KERNEL": int(kernel_positions**0.5 + 0.5),
+        "DILATION": dilation,
+        "WIDE": max(extents) >= 2**31,
+        "LAST": last,
+        "TILE": tile,
+        "TILE_GROUPS": tile_groups,
+        "SUM": tl.float64 if value.dtype == torch.float64 else tl.float32,
+        "num_warps": THREADS // 32,
+    }
 
 
 def _position(x: torch.Tensor) -> int:
@@ -119,18 +108,9 @@ def differentiate(  # noqa: PLR0917
     programs, constants = _launch(value, weight, dilation, [upstream, *like], shared=max(shared, 1))
     rows = value.shape[1] // weight.shape[1]
     with torch.cuda.device_of(value):
-        kernels.gradients[(programs,)](
-            upstream,
-            value,
-            weight,
-            *results,
-            *value.shape[2:],
-            rows,
-            *_strides(upstream, value, weight, *like),
-            NEED_VALUE=need_value,
-            NEED_WEIGHT=need_weight,
-            **constants,
-        )
+        strides = _strides(upstream, value, weight, *like)
+        constants |= {"NEED_VALUE": need_value, "NEED_WEIGHT": need_weight}
+        kernels.gradients[(programs,)](upstream, value, weight, *results, *value.shape[2:], rows, *strides, **constants)
     return results
 
 

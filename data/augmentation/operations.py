@@ -10,21 +10,27 @@ Keys' (1981) with a = -1 (PIL's resize: -0.5, torch's: -0.75).
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-
-from data.augmentation.mix import erase
 
 
 class Canvas(NamedTuple):
     """How geometric operations sample, and the colour beyond the border."""
 
-    interpolation: str  # nearest, bilinear or bicubic
+    interpolation: str  # bilinear or bicubic
     fill: tuple[int, int, int]
 
 
 Operation = Callable[[torch.Tensor, torch.Tensor, Canvas], torch.Tensor]
+# For each sixth of the colour circle, red, green and blue as indices of (largest, falling, down, rising).
+_SECTORS: Final = ((0, 3, 2), (1, 0, 2), (2, 0, 3), (2, 1, 0), (3, 2, 0), (0, 2, 1))
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The values on a device, kept there: a copy makes the host wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _value(parameters: torch.Tensor) -> torch.Tensor:
@@ -99,13 +105,8 @@ def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch
     )
     levels = torch.stack([largest, falling, down, rising]).to(torch.uint8)
     sector = sixth.floor().long() % 6
-    return levels.gather(0, _sectors(images.device)[sector].movedim(-1, 0)).movedim(0, 1)
-
-
-@lru_cache(maxsize=16)
-def _sectors(device: torch.device) -> torch.Tensor:
-    """(6, 3): for each sixth of the circle, red, green and blue as indices of (largest, falling, down, rising)."""
-    return torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]], device=device)
+    channels = constant(_SECTORS, torch.int64, images.device)[sector]
+    return levels.gather(0, channels.movedim(-1, 0)).movedim(0, 1)
 
 
 def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -150,7 +151,18 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
         for side, share in ((images.shape[2], row), (images.shape[3], column))
     )
     square = torch.stack([top, left, 2 * half + 1, 2 * half + 1], dim=1).long()
-    return erase(images, square, values=_fill(canvas.fill, images.device))
+    return erase(images, square, values=constant(canvas.fill, torch.uint8, images.device)[:, None, None])
+
+
+def erase(images: torch.Tensor, boxes: torch.Tensor, *, values: torch.Tensor) -> torch.Tensor:
+    """Images (n, C, H, W) with `values`, which broadcast to them, inside boxes (n, 4)."""
+    top, left, height, width = boxes[:, :, None].unbind(1)  # each (n, 1)
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)  # (n, H)
+    inside_columns = (columns >= left) & (columns < left + width)  # (n, W)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]  # (n, 1, H, W)
+    return torch.where(inside, values, images)
 
 
 def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -160,11 +172,6 @@ def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     angle = -torch.deg2rad(parameters[:, :1, None])
     less, sin = (angle.cos() - 1).float(), angle.sin().float()
     return _resample(images, less * x + sin * y, less * y - sin * x, canvas)
-
-
-@lru_cache(maxsize=16)
-def _fill(colour: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(colour, dtype=torch.uint8, device=device)[:, None, None]  # cached: a copy makes the host wait
 
 
 def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,17 +190,13 @@ def _filter_pixels(
     """
     if offset is None:
         return [(own, torch.ones(1, 1, 1, device=own.device))]
-    if interpolation == "nearest":
-        whole, weights = (offset + 0.5).floor(), {0: torch.ones_like(offset)}
+    whole = offset.floor()
+    d = offset - whole
+    if interpolation == "bilinear":
+        weights = {0: 1 - d, 1: d}
     else:
-        whole = offset.floor()
-        d = offset - whole
         outer, inner = d * (d - 1), 1 + d * (1 - d)
-        weights = (
-            {0: 1 - d, 1: d}
-            if interpolation == "bilinear"
-            else {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
-        )
+        weights = {-1: outer * (1 - d), 0: (1 - d) * inner, 1: d * inner, 2: outer * d}
     first = own + whole
     return [((first + step).clamp_(0, size - 1), weight) for step, weight in weights.items()]
 
@@ -219,7 +222,7 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
             source = own + 0.5 + offset
             inside = inside & (source >= 0) & (source < size)
     # PIL truncates doubles: a float32 sum just below a whole level must not lose it.
-    fill = _fill(canvas.fill, images.device)
+    fill = constant(canvas.fill, torch.uint8, images.device)[:, None, None]
     # torch.where in arithmetic modulo 256: six times as fast for a mask shared by the channels.
     return _to_pixels(total.add_(1e-3)).sub_(fill).mul_(inside[:, None].to(torch.uint8)).add_(fill)
 

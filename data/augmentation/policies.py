@@ -54,9 +54,9 @@ class Policy:
 
     flavour: str
     operations: tuple[str, ...]
-    count: int
-    magnitude: float
-    spread: float  # standard deviation of the magnitude
+    count: int = 1
+    magnitude: float = 0.0
+    spread: float = 0.0  # standard deviation of the magnitude
 
     @property
     def fills_with_mean(self) -> bool:
@@ -67,7 +67,7 @@ class Policy:
 def parse(name: str) -> Policy:
     """The policy of a name such as rand-timm-m9-n2-mstd0.5-inc1 or trivial-wide; DataError for any other."""
     if name == "trivial-wide":
-        return Policy(flavour="wide", operations=_FLAVOURS["wide"], count=1, magnitude=0, spread=0)
+        return Policy(flavour="wide", operations=_FLAVOURS["wide"])
     found = _NAME.fullmatch(name)
     given = found.groupdict() if found else {}
     flavour = f"{given.get('flavour')}{given.get('variant') or ''}"
@@ -77,13 +77,8 @@ def parse(name: str) -> Policy:
             f"policy={name} is unknown; use rand-cot-m15-n2-mstd0.5, rand-timm-m9-n2-mstd0.5-inc1, "
             f"rand-torchvision-m9-n2 (magnitude up to {_BINS - 1}), other numbers in their place, or trivial-wide"
         )
-    return Policy(
-        flavour=flavour,
-        operations=_FLAVOURS[flavour],
-        count=int(given["count"]),
-        magnitude=float(given["magnitude"]),
-        spread=float(given["spread"] or 0),
-    )
+    numbers = {"magnitude": float(given["magnitude"]), "spread": float(given["spread"] or 0)}
+    return Policy(flavour=flavour, operations=_FLAVOURS[flavour], count=int(given["count"]), **numbers)
 
 
 def draw(

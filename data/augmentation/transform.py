@@ -3,6 +3,10 @@
 All parameters are drawn on the CPU by data.loading.random, keyed by (seed, epoch, sample), so a sample looks the same
 with either loader, on any number of ranks and after any restart. What concerns a batch or a pair is keyed by its first
 sample. `samples` are the batch's plan indices, (n,).
+
+Mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018. Cutmix: Yun et al., "CutMix", 2019, algorithm
+A1. Erasing: Zhong et al., "Random Erasing Data Augmentation", 2017, algorithm 1. Both mixtures pair image i with image
+n - 1 - i. `lam` is the image's own share, the papers' lambda; boxes are top, left, height, width.
 """
 
 from collections.abc import Sequence
@@ -12,45 +16,34 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
-from data.augmentation.mix import ERASING_DRAWS, cutmix, cutmix_boxes, erase, erasing_boxes, mix_targets, mixup
-from data.augmentation.operations import OPERATIONS, Canvas
-from data.augmentation.policies import Policy, draw, parse
+from data.augmentation.operations import OPERATIONS, Canvas, constant, erase
+from data.augmentation.policies import draw, parse
 from data.augmentation.settings import Augmentation
-from data.loading.plan import to_device
+from data.loading.plan import ATTEMPTS, CROP_UNIFORMS, candidates, to_device
 from data.loading.random import BETA_DRAWS, Stream, beta, normals, uniforms
 
 JITTER: Final = ("brightness", "contrast", "color", "hue")
+ERASING_AREA: Final = (0.02, 1 / 3)  # bounds of the erased share of the area
+ERASING_RATIO: Final = (0.3, 1 / 0.3)  # bounds of height / width
+ERASING_DRAWS: Final = CROP_UNIFORMS + 1
 _NOISE: Final = 1 << 20  # entries of the noise table; each erased image reads a window at a drawn offset
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
     """(pixel / 255 - mean) / std per channel: uint8 (n, 3, H, W) to `dtype`; mean, std of images in [0, 1]."""
     exact = torch.promote_types(dtype, torch.float32)
-    center, scale = (_per_channel(tuple(values), exact, images.device) for values in (mean, std))
-    return _empty(images, exact).copy_(images).sub_(center).div_(scale).to(dtype)
-
-
-def _empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Memory of this shape and type. On the CPU NumPy's, which uses huge pages.
-
-    With torch's own, `normalize` takes 0.39 ms an image of 224 px instead of 0.12, mostly in page faults.
-    """
-    if like.device.type != "cpu":
-        return torch.empty_like(like, dtype=dtype)
-    return torch.from_numpy(np.empty(like.shape, dtype={torch.float32: np.float32, torch.float64: np.float64}[dtype]))
-
-
-@lru_cache(maxsize=16)
-def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).mul(255)[:, None, None]
+    center, scale = (255 * constant(tuple(values), exact, images.device)[:, None, None] for values in (mean, std))
+    if images.device.type == "cpu":  # NumPy's memory uses huge pages: 0.12 ms an image of 224 px instead of 0.39
+        pixels = torch.from_numpy(np.empty(images.shape, dtype=str(exact).removeprefix("torch.")))
+    else:
+        pixels = torch.empty_like(images, dtype=exact)
+    return pixels.copy_(images).sub_(center).div_(scale).to(dtype)
 
 
 class Transform:
-    """uint8 batch to training input: vertical flip, colour jitter, policy, normalise, erase, then mixup or cutmix.
-
-    A class because it is bound to a run's settings; it has no state.
-    """
+    """uint8 batch to training input: vertical flip, colour jitter, policy, normalise, erase, then mixup or cutmix."""
 
     def __init__(
         self,
@@ -78,12 +71,17 @@ class Transform:
         """
         given, samples = self._augmentation, indices.numpy()
         if given.vertical_flip:
-            images = self._flip_vertically(images, samples, epoch=epoch)
+            drawn = uniforms(self._seed, epoch, Stream.FLIP, samples, 2)[:, 1] < given.vertical_flip
+            rows = to_device(np.flatnonzero(drawn), images.device)
+            images = images.index_copy(0, rows, images.index_select(0, rows).flip(2))
         if given.color_jitter or given.hue:
             order, parameters = jitter_draws(given, samples, seed=self._seed, epoch=epoch)
             images = apply_drawn(images, JITTER, drawn=order, parameters=parameters, canvas=self._canvas)
         if self._policy:
-            images = self._apply_policy(images, self._policy, samples=samples, epoch=epoch)
+            height, width = images.shape[-2:]
+            drawn, parameters = draw(self._policy, samples, seed=self._seed, epoch=epoch, height=height, width=width)
+            names = self._policy.operations
+            images = apply_drawn(images, names, drawn=drawn, parameters=parameters, canvas=self._canvas)
         normal = normalize(images, self._mean, self._std, self._dtype)
         if given.erasing:
             normal = self._erase(normal, samples, epoch=epoch)
@@ -91,16 +89,6 @@ class Transform:
         if (given.mixup or given.cutmix) and not ended:
             return self._mix(normal, targets, samples=samples, epoch=epoch)
         return normal, targets
-
-    def _flip_vertically(self, images: torch.Tensor, samples: np.ndarray, *, epoch: int) -> torch.Tensor:
-        drawn = uniforms(self._seed, epoch, Stream.FLIP, samples, 2)[:, 1] < self._augmentation.vertical_flip
-        rows = to_device(np.flatnonzero(drawn), images.device)
-        return images.index_copy(0, rows, images.index_select(0, rows).flip(2))
-
-    def _apply_policy(self, images: torch.Tensor, policy: Policy, *, samples: np.ndarray, epoch: int) -> torch.Tensor:
-        height, width = images.shape[-2:]
-        drawn, parameters = draw(policy, samples, seed=self._seed, epoch=epoch, height=height, width=width)
-        return apply_drawn(images, policy.operations, drawn=drawn, parameters=parameters, canvas=self._canvas)
 
     def _erase(self, images: torch.Tensor, samples: np.ndarray, *, epoch: int) -> torch.Tensor:
         height, width = images.shape[-2:]
@@ -125,6 +113,49 @@ class Transform:
         if drawn.by_cutmix.any():
             mixed = cutmix(mixed, to_device(drawn.boxes, images.device), originals=images)
         return mixed, mix_targets(targets, own, num_classes=self._num_classes)
+
+
+def mixup(images: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    """lam x image + (1 - lam) x partner: images (n, C, H, W), lam (n,)."""
+    return torch.lerp(images.flip(0), images, lam[:, None, None, None])
+
+
+def cutmix(images: torch.Tensor, boxes: torch.Tensor, *, originals: torch.Tensor) -> torch.Tensor:
+    """Each image (n, C, H, W) with its box (n, 4) from its partner in `originals`, the batch before mixup."""
+    return erase(images, boxes, values=originals.flip(0))
+
+
+def mix_targets(targets: torch.Tensor, lam: torch.Tensor, *, num_classes: int) -> torch.Tensor:
+    """Class probabilities (n, num_classes), in lam's dtype, from labels (n,) and lam (n,)."""
+    own = one_hot(targets, num_classes).to(lam.dtype)
+    return torch.lerp(own.flip(0), own, lam[:, None])
+
+
+def cutmix_boxes(lam: np.ndarray, uniform: np.ndarray, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) int64, and lam (n,) adjusted to boxes that the border cuts (A1).
+
+    lam: (n,). uniform: (n, 2) in [0, 1), for the centre, uniform over the pixels.
+    """
+    sides = np.array([height, width])
+    half = (sides * np.sqrt(1 - lam)[:, None]).astype(np.int64) // 2
+    center = (sides * uniform).astype(np.int64)
+    corner = np.maximum(center - half, 0)
+    size = np.minimum(center + half, sides) - corner
+    return np.concatenate([corner, size], axis=1), 1 - size.prod(axis=1) / (height * width)
+
+
+def erasing_boxes(probability: float, uniform: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Boxes (n, 4) int64; all zero if nothing is erased.
+
+    uniform: (n, ERASING_DRAWS) in [0, 1). The first of ten candidates that is smaller than the image.
+    """
+    heights, widths = candidates(height * width, uniform, share=ERASING_AREA, ratio=ERASING_RATIO)
+    fits = (heights < height) & (widths < width)
+    rows, chosen = np.arange(len(uniform)), fits.argmax(axis=1)
+    size = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
+    corner = np.floor((np.array([height, width]) - size + 1) * uniform[:, 2 * ATTEMPTS : CROP_UNIFORMS])
+    erased = (uniform[:, -1] < probability) & fits.any(axis=1)
+    return np.where(erased[:, None], np.concatenate([corner, size], axis=1), 0).astype(np.int64)
 
 
 def jitter_draws(

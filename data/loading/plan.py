@@ -14,11 +14,12 @@ import torch
 
 from cotnet.errors import DataError
 from cotnet.settings import CROP_RATIOS
-from data.loading.crops import CROP_UNIFORMS, Geometry, central_geometry, random_crop_boxes
 from data.loading.random import Stream, hashes, uniforms
 
 PADDING: Final = -1  # index of an entry that only fills a batch
 INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
+ATTEMPTS: Final = 10  # candidates for a box, as in torchvision's RandomResizedCrop and RandomErasing
+CROP_UNIFORMS: Final = 2 * ATTEMPTS + 2
 _MAX_THREADS: Final = 1024
 _MAX_PREFETCH: Final = 1000
 _MAX_REPEATS: Final = 1000
@@ -73,12 +74,6 @@ def check_repeats(repeats: int) -> None:
         raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MAX_REPEATS}; PVT uses 3")
 
 
-def _check_crop_ratio(crop_ratio: float) -> None:
-    least, most = CROP_RATIOS
-    if not least <= crop_ratio <= most:
-        raise DataError(f"crop_ratio={number(crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
-
-
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array on the device. Pinned, because a copy from pageable memory makes the host wait for the GPU."""
     tensor = torch.from_numpy(values)
@@ -100,14 +95,87 @@ def permutation(samples: int, seed: int, epoch: int, left_out: tuple[int, ...] =
     return order
 
 
+class Geometry(NamedTuple):
+    """What happens to n images, in this order. All int64, in pixels, height before width."""
+
+    box: np.ndarray  # (n, 4): top, left, height, width of the region to decode
+    size: np.ndarray  # (n, 2): height, width to resize the region to, antialiased
+    offset: np.ndarray  # (n, 2): top, left of the crop of (image_size, image_size)
+    flip: np.ndarray  # (n,) bool: whether to mirror left-right
+
+
+def random_crop_boxes(
+    sizes: np.ndarray, scale: tuple[float, float], *, ratio: tuple[float, float], uniform: np.ndarray
+) -> np.ndarray:
+    """(n, 4) int64 top, left, height, width, distributed as torchvision's RandomResizedCrop draws them.
+
+    sizes: (n, 2) height, width. scale: bounds of the share of the area. ratio: bounds of width / height. uniform:
+    (n, CROP_UNIFORMS) in [0, 1). The first of ten candidates that fits, or the largest central box within the ratio.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]
+    widths, heights = candidates(height * width, uniform, share=scale, ratio=ratio)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    rows, chosen = np.arange(len(sizes)), fits.argmax(axis=1)
+    found = np.stack([heights[rows, chosen], widths[rows, chosen]], axis=1)
+    corner = np.floor((sizes - found + 1) * uniform[:, 2 * ATTEMPTS :])
+    narrow, wide = width / height < min(ratio), width / height > max(ratio)
+    largest_height = np.where(narrow, np.rint(width / min(ratio)), height)  # half to even
+    largest_width = np.where(wide, np.rint(height * max(ratio)), width)
+    central = np.concatenate([largest_height, largest_width], axis=1)
+    any_fits = fits.any(axis=1, keepdims=True)
+    size = np.where(any_fits, found, central)
+    corner = np.where(any_fits, corner, (sizes - central) // 2)
+    return np.concatenate([corner, size], axis=1).astype(np.int64)
+
+
+def candidates(
+    area: np.ndarray | int, uniform: np.ndarray, *, share: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sides (n, ATTEMPTS) of boxes with a share of the area, uniform within bounds, and with first / second side within
+    `ratio`, uniform in its logarithm."""
+    areas = area * (share[0] + (share[1] - share[0]) * uniform[:, :ATTEMPTS])
+    low, high = np.log(ratio)
+    ratios = np.exp(low + (high - low) * uniform[:, ATTEMPTS : 2 * ATTEMPTS])
+    return np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+
+
+def central_geometry(sizes: np.ndarray, image_size: int, *, crop_ratio: float) -> Geometry:
+    """torchvision's Resize(int(image_size / crop_ratio)) and CenterCrop(image_size).
+
+    The shorter side becomes exactly that, the longer one is cut to an integer, the offset is rounded half to even.
+    """
+    shorter = int(image_size / crop_ratio)
+    short, long = sizes.min(axis=1, keepdims=True), sizes.max(axis=1, keepdims=True)
+    size = np.where(sizes == short, shorter, (shorter * long / short).astype(np.int64))
+    offset = np.rint((size - image_size) / 2).astype(np.int64)
+    box = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    return Geometry(box, size, offset, np.zeros(len(sizes), dtype=bool))
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainPlan:
+class _Plan:
+    """What both plans know. Raises DataError for an impossible crop ratio."""
+
+    samples: int  # images in the split
+    batch_size: int  # of all ranks in training, per rank in evaluation
+    rank: int
+    world_size: int
+    image_size: int
+    crop_ratio: float  # of the evaluation's geometry, which crop_scale=None takes in training
+
+    def __post_init__(self) -> None:
+        least, most = CROP_RATIOS
+        if not least <= self.crop_ratio <= most:
+            raise DataError(f"crop_ratio={number(self.crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan(_Plan):
     """Shuffled training batches. No sample comes twice in an epoch, except with repeats.
 
-    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global. crop_scale,
-    crop_ratio, flip, repeats: as in Augmentation. eval_crop_ratio: crop ratio of the evaluation's geometry, which
-    crop_scale=None takes. accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only
-    with repeats.
+    crop_scale, flip, repeats: as in Augmentation; aspect_ratio: its crop_ratio. left_out: positions of excluded files
+    (ImageSet). accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only with
+    repeats.
 
     Repeats (Hoffer et al., "Augment Your Batch", 2020): copies of a sample go to different micro-batches and ranks, as
     in DeiT's and PVT's sampler. With at least `repeats` micro-batches, mixup never mixes a sample with itself.
@@ -115,37 +183,27 @@ class TrainPlan:
     Raises DataError for settings that do not go together.
     """
 
-    samples: int
-    batch_size: int
-    rank: int
-    world_size: int
     seed: int
-    image_size: int
     crop_scale: tuple[float, float] | None
-    crop_ratio: tuple[float, float]
+    aspect_ratio: tuple[float, float]
     flip: float
-    eval_crop_ratio: float
     repeats: int
     accumulation: int
     left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_repeats(self.repeats)
-        _check_crop_ratio(self.eval_crop_ratio)
         if self.accumulation < 1:
             raise DataError(f"accumulation={self.accumulation} must be at least 1")
-        if self.batch_size % self._micro_batches:
-            below = max(self.batch_size // self._micro_batches, 1) * self._micro_batches
+        parts = self.world_size * self.accumulation
+        if self.batch_size % parts:
+            below = max(self.batch_size // parts, 1) * parts
             steps = f" x {self.accumulation} accumulation steps" if self.accumulation > 1 else ""
             ranks = f"{self.world_size} ranks{steps}"
             raise DataError(f"batch_size={self.batch_size} is not divisible by {ranks}; use {below}")
         if self.batch_size > self.samples:
             raise DataError(f"batch_size={self.batch_size} is larger than the training set; use at most {self.samples}")
-
-    @property
-    def _micro_batches(self) -> int:
-        """In a global batch."""
-        return self.world_size * self.accumulation
 
     @property
     def rank_batch(self) -> int:
@@ -158,46 +216,36 @@ class TrainPlan:
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
         """(rank_batch,) int64: file index + `samples` x repetition, so that each repetition has its own crop."""
-        turn, repetition = np.divmod(batch * self.batch_size + self._positions(), self.repeats)
+        if self.repeats == 1:
+            positions = self.rank * self.rank_batch + np.arange(self.rank_batch)
+        else:  # strided micro-batches
+            first = self.rank * self.accumulation + np.arange(self.accumulation)
+            strided = np.arange(0, self.batch_size, self.world_size * self.accumulation)
+            positions = (first[:, None] + strided).ravel()
+        turn, repetition = np.divmod(batch * self.batch_size + positions, self.repeats)
         order = permutation(self.samples, self.seed, epoch, self.left_out)
         return order[turn] + self.samples * repetition
-
-    def _positions(self) -> np.ndarray:
-        """(rank_batch,): this rank's positions in the global batch; strided micro-batches with repeats, else a row."""
-        if self.repeats == 1:
-            return self.rank * self.rank_batch + np.arange(self.rank_batch)
-        first = self.rank * self.accumulation + np.arange(self.accumulation)
-        return (first[:, None] + np.arange(0, self.batch_size, self._micro_batches)).ravel()
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         """What happens to the images `indices`, whose stored height, width are `sizes` (n, 2)."""
         flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip
         if self.crop_scale is None:
-            return central_geometry(sizes, self.image_size, crop_ratio=self.eval_crop_ratio)._replace(flip=flip)
+            return central_geometry(sizes, self.image_size, crop_ratio=self.crop_ratio)._replace(flip=flip)
         uniform = uniforms(self.seed, epoch, Stream.CROP, indices, CROP_UNIFORMS)
-        box = random_crop_boxes(sizes, self.crop_scale, ratio=self.crop_ratio, uniform=uniform)
+        box = random_crop_boxes(sizes, self.crop_scale, ratio=self.aspect_ratio, uniform=uniform)
         size = np.full((len(indices), 2), self.image_size)
         return Geometry(box, size, np.zeros_like(size), flip)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
+class EvaluationPlan(_Plan):
     """Every sample exactly once, in batches of one fixed size, on any number of ranks; methods as in TrainPlan.
 
-    batch_size: per rank. Batch j of the split holds samples j * batch_size onward, the last one with PADDING. Rank r of
-    R takes batches r, r + R, ... border: pixels cut off on each side before resizing.
+    Batch j of the split holds samples j * batch_size onward, the last one with PADDING. Rank r of R takes batches r,
+    r + R, ... border: pixels cut off on each side before resizing.
     """
 
-    samples: int
-    batch_size: int
-    rank: int
-    world_size: int
-    image_size: int
-    crop_ratio: float
     border: int = 0
-
-    def __post_init__(self) -> None:
-        _check_crop_ratio(self.crop_ratio)
 
     @property
     def rank_batch(self) -> int:

@@ -32,19 +32,17 @@ class ProgressiveLoader:
 
     def __init__(self, make: Callable[[int], BatchLoader], sizes: Callable[[int], int]) -> None:
         self._make, self._sizes = make, sizes
-        self._size: int | None = None
-        self._loader: BatchLoader | None = None
+        self._open: dict[int, BatchLoader] = {}  # at most one, by its size
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """As BatchLoader, at the epoch's size."""
         size = self._sizes(epoch)
-        if self._loader is None or size != self._size:
+        if size not in self._open:
             self.close()
-            self._size, self._loader = size, self._make(size)
-        yield from self._loader.batches(epoch, first)
+            self._open[size] = self._make(size)
+        yield from self._open[size].batches(epoch, first)
 
     def close(self) -> None:
         """As BatchLoader."""
-        if self._loader is not None:
-            self._loader.close()
-        self._loader = None
+        while self._open:
+            self._open.popitem()[1].close()

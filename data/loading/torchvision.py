@@ -7,7 +7,6 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,12 +16,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
-from data.loading.crops import Geometry
-from data.loading.plan import Batch, BatchPlan, check_loader
-from data.sets.image_file import DECODING_ERRORS, damaged
-from data.sets.image_set import ImageSet
-
-_INTERPOLATIONS: Final = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+from data.loading.plan import Batch, BatchPlan, Geometry, check_loader
+from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
 class TorchvisionLoader:
@@ -44,18 +39,18 @@ class TorchvisionLoader:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
             self._loader: DataLoader[Batch | DataError] = DataLoader(
-                _BatchDataset(image_set, plan, interpolation=_INTERPOLATIONS[interpolation]),
+                _BatchDataset(image_set, plan, interpolation=InterpolationMode(interpolation)),
                 batch_size=None,
                 sampler=self._numbers,
                 num_workers=threads,
                 prefetch_factor=prefetch if threads else None,
                 persistent_workers=threads > 0,
                 pin_memory=device.type == "cuda",
-                worker_init_fn=_start_worker,
+                worker_init_fn=lambda _: gc.freeze(),
                 multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
             )
-            if threads:
-                gc.collect()  # before the fork; see _start_worker
+            if threads:  # collect and freeze: a DALI pipeline's destructor waits for threads that a fork does not have
+                gc.collect()
             self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch starts the workers
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -72,11 +67,6 @@ class TorchvisionLoader:
     def close(self) -> None:
         """As BatchLoader."""
         del self._iterator, self._loader
-
-
-def _start_worker(number: int) -> None:  # noqa: ARG001 (the DataLoader's signature)
-    # Garbage of the parent may be a DALI pipeline, whose destructor waits for threads that a fork does not have.
-    gc.freeze()
 
 
 class _BatchDataset(Dataset[Batch | DataError]):

@@ -13,28 +13,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from data.prepare.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
 from data.prepare.commands import exit_code, positive, processes
-from data.prepare.small_sets import digits, fashion_mnist
-from data.prepare.subset import subset
+from data.prepare.small_sets import digits, fashion_mnist, subset
 
 
-def _quality(text: str) -> int:
-    if positive(text) > 95:  # above, a JPEG only grows
-        raise argparse.ArgumentTypeError(f"{text} is above 95")
-    return int(text)
-
-
-def _names(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if not names:
-        raise argparse.ArgumentTypeError("no name in it")
-    return names
-
-
-def _arguments() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Make an image set.")
     sets = parser.add_subparsers(dest="set", required=True)
     command = sets.add_parser("digits", help="scikit-learn's 1,797 handwritten digits")
@@ -51,32 +39,28 @@ def _arguments() -> argparse.ArgumentParser:
     command.add_argument(
         "--resize", type=positive, nargs="?", const=500, help="store larger images with this shorter side (%(const)s)"
     )
-    command.add_argument("--quality", type=_quality, default=90, help="JPEG quality of resized images (%(default)s)")
+    quality = partial(positive, most=95)  # above, a JPEG only grows
+    command.add_argument("--quality", type=quality, default=90, help="JPEG quality of resized images (%(default)s)")
     command.set_defaults(make=_imagenet)
     command = sets.add_parser("subset", help="a CSV list of a part of a set, without copies")
     command.add_argument("--root", type=Path, required=True, help="the set: a folder or a list")
     command.add_argument("--out", type=Path, required=True, help="the CSV file to write; give it as data.root")
     command.set_defaults(make=lambda given: subset(given.root, given.out, classes=given.classes, share=given.share))
     part = command.add_mutually_exclusive_group(required=True)
-    part.add_argument("--classes", type=_names, help="names, separated by commas")
+    part.add_argument("--classes", type=lambda text: text.split(","), help="names, separated by commas")
     part.add_argument("--share", type=float, help="share of each class's training images, e.g. 0.1")
-    return parser
+    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        sys.stdout.write(f"{given.make(given)}\n")
+        return 0
+
+    return exit_code(work, given.out)
 
 
 def _imagenet(given: argparse.Namespace) -> str:
     encoding = Encoding(given.resize, given.quality) if given.resize else None
     return imagenet(given.archives, given.out, workers=given.workers, encoding=encoding)
-
-
-def _run(given: argparse.Namespace) -> int:
-    sys.stdout.write(f"{given.make(given)}\n")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
-    given = _arguments().parse_args(arguments)
-    return exit_code(lambda: _run(given), given.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,9 +22,8 @@ from PIL import Image
 from cotnet.errors import DataError
 from cotnet.files import write_text
 from data.prepare.commands import claimed, in_processes
-from data.sets.folders import list_folders
-from data.sets.image_file import DECODING_ERRORS
-from data.sets.read import WORDS
+from data.sets.image_set import DECODING_ERRORS
+from data.sets.read import WORDS, list_folders
 
 TRAIN: Final = "ILSVRC2012_img_train.tar"
 VAL: Final = "ILSVRC2012_img_val.tar"
@@ -61,12 +60,18 @@ def imagenet(
     for name in (TRAIN, VAL, DEVKIT):
         if not (archives / name).is_file():
             raise DataError(f"{archives / name}: no such file; the three archives come from image-net.org's downloads")
-    with _reading(archives / DEVKIT):
-        synsets, words = _development_kit(archives / DEVKIT)
-    with _reading(archives / TRAIN):
-        train = _train_folders(archives / TRAIN, out / "train", words=words, encoding=encoding)
-    with _reading(archives / VAL):
-        val = _val_folders(archives / VAL, out / "val", synsets=synsets, encoding=encoding)
+    synsets, words = _development_kit(archives / DEVKIT)
+
+    def of_training(name: str) -> str:
+        if name.removesuffix(".tar") not in words:
+            raise ValueError(f"{name} is no class of the development kit")
+        return name.removesuffix(".tar")
+
+    def of_validation(name: str) -> str:
+        return synsets[int(Path(name).stem.rpartition("_")[2])]
+
+    train = _folders(archives / TRAIN, out / "train", encoding=encoding, class_of=of_training)
+    val = _folders(archives / VAL, out / "val", encoding=encoding, class_of=of_validation)
     there = {"classes": len(train), "val": sum(len(folder.members) for folder in val)}
     if wrong := {name: count for name, count in there.items() if count != expected[name]}:
         raise DataError(f"{archives}: the archives hold {wrong}, not {expected}; download them again")
@@ -112,13 +117,13 @@ def _development_kit(path: Path) -> tuple[dict[int, str], dict[str, str]]:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
         raise DataError("the development kit is read with scipy, which is missing; pip install scipy") from error
-    with tarfile.open(path) as kit:
+    with _reading(path), tarfile.open(path) as kit:
         files = {Path(member.name).name: member for member in kit.getmembers()}
         meta = loadmat(_extract(kit, files["meta.mat"]), squeeze_me=True)["synsets"]
         truth = _extract(kit, files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
-    leaves = {int(row["ILSVRC2012_ID"]): row for row in meta if int(row["num_children"]) == 0}
-    words = {str(row["WNID"]): str(row["words"]) for row in leaves.values()}
-    return {number: str(leaves[int(label)]["WNID"]) for number, label in enumerate(truth, start=1)}, words
+        leaves = {int(row["ILSVRC2012_ID"]): row for row in meta if int(row["num_children"]) == 0}
+        words = {str(row["WNID"]): str(row["words"]) for row in leaves.values()}
+        return {number: str(leaves[int(label)]["WNID"]) for number, label in enumerate(truth, start=1)}, words
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
@@ -128,24 +133,13 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
     return io.BytesIO(found.read())
 
 
-def _train_folders(path: Path, out: Path, *, words: Mapping[str, str], encoding: Encoding | None) -> list[_Folder]:
-    folders = []
-    with tarfile.open(path) as archive:
-        for member in archive:
-            synset = Path(member.name).name.removesuffix(".tar")
-            if synset not in words:
-                raise ValueError(f"{member.name} is no class of the development kit")
-            position = (member.name, member.offset_data, member.size)
-            folders.append(_Folder(path, out / synset, (position,), encoding))
-    return folders
-
-
-def _val_folders(path: Path, out: Path, *, synsets: Mapping[int, str], encoding: Encoding | None) -> list[_Folder]:
+def _folders(path: Path, out: Path, *, encoding: Encoding | None, class_of: Callable[[str], str]) -> list[_Folder]:
+    """The class folders of an archive; class_of: from a member's name to its class."""
     members = defaultdict(list)
-    with tarfile.open(path) as archive:
+    with _reading(path), tarfile.open(path) as archive:
         for member in archive:
-            number = int(Path(member.name).stem.rpartition("_")[2])
-            members[synsets[number]].append((Path(member.name).name, member.offset_data, member.size))
+            name = Path(member.name).name
+            members[class_of(name)].append((name, member.offset_data, member.size))
     return [_Folder(path, out / name, tuple(positions), encoding) for name, positions in members.items()]
 
 

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from errno import EACCES, EPERM, EROFS
 from functools import partial
+from math import inf
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,22 +24,19 @@ from cotnet.files import locked
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_MAX_WORKERS: Final = 1024
 _STOPPED: Final[list[ctypes.c_bool]] = []  # in a worker: shared with its parent
 
 
-def positive(text: str) -> int:
-    """A whole number above 0 from the command line."""
+def positive(text: str, most: float = inf) -> int:
+    """A whole number from the command line, above 0 and at most `most`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if int(text) > most:
+        raise argparse.ArgumentTypeError(f"{text} is above {most}")
     return int(text)
 
 
-def processes(text: str) -> int:
-    """A number of worker processes from the command line."""
-    if positive(text) > _MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"{text} is above {_MAX_WORKERS}")
-    return int(text)
+processes: Final = partial(positive, most=1024)  # a number of worker processes from the command line
 
 
 @contextmanager

@@ -1,8 +1,13 @@
-"""Small sets: scikit-learn's handwritten digits, and Fashion-MNIST from its four idx files."""
+"""Small sets: scikit-learn's digits, Fashion-MNIST from its four idx files, and a part of any set as a CSV list."""
 
+import csv
 import gzip
+import io
+import json
+import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from cotnet.errors import DataError
+from cotnet.files import write_text
 from data.loading.random import Stream, hashes
 from data.prepare.commands import claimed
-from data.sets.read import read_splits
+from data.sets.image_set import ImageSet, some
+from data.sets.read import HEADER, WORDS, class_words, read_splits
 
 _DIGITS: Final = 1797
 _SIDE: Final = 32  # 8 in the source
@@ -34,28 +41,25 @@ def digits(out: Path) -> str:
     except ModuleNotFoundError as error:
         raise DataError("digits come with scikit-learn, which is missing; pip install scikit-learn") from error
     source = load_digits()
-    validation = _held_out(source.target)
+    validation = share_of_each_class(source.target, _VAL_SHARE)
 
-    def write(partial: Path) -> str:
+    def pictures() -> Iterator[tuple[str, Image.Image]]:
         for number, (image, label) in enumerate(zip(source.images, source.target, strict=True)):
-            folder = partial / ("val" if validation[number] else "train") / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            levels = np.rint(image * (255 / 16)).astype(np.uint8)
+            split, levels = "val" if validation[number] else "train", np.rint(image * (255 / 16)).astype(np.uint8)
             picture = Image.fromarray(levels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-            picture.save(folder / f"{number:04d}.png")
-        return f"{_DIGITS - validation.sum()} training and {validation.sum()} validation images of 10 digits"
+            yield f"{split}/{label}/{number:04d}.png", picture
 
-    return _write_set(out, write, images=_DIGITS)
+    return _write_set(out, pictures(), images=_DIGITS, kind="digits")
 
 
-def _held_out(labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: the same _VAL_SHARE of each class at every call."""
+def share_of_each_class(labels: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool, drawn by hash: at least one of each class; the same at every call, the smaller within the larger."""
     keys = hashes(0, 0, Stream.ORDER, np.arange(len(labels)))
-    held_out = np.zeros(len(labels), dtype=bool)
+    chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        held_out[members[np.argsort(keys[members])[: round(_VAL_SHARE * len(members))]]] = True
-    return held_out
+        chosen[members[np.argsort(keys[members])[: max(1, round(share * len(members)))]]] = True
+    return chosen
 
 
 def fashion_mnist(source: Path, out: Path) -> str:
@@ -74,15 +78,12 @@ def fashion_mnist(source: Path, out: Path) -> str:
     if line := _already_there(out, total):
         return line
 
-    def write(partial: Path) -> str:
+    def pictures() -> Iterator[tuple[str, Image.Image]]:
         for split, (images, labels) in splits.items():
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                folder = partial / split / f"{label}_{_CLOTHES[label]}"
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folder / f"{number:05d}.png")
-        return f"{len(splits['train'][1])} training and {len(splits['val'][1])} validation images of 10 classes"
+                yield f"{split}/{label}_{_CLOTHES[label]}/{number:05d}.png", Image.fromarray(image)
 
-    return _write_set(out, write, images=total)
+    return _write_set(out, pictures(), images=total, kind="classes")
 
 
 def _idx(source: Path, name: str, *, dimensions: int = 1) -> np.ndarray:
@@ -102,9 +103,9 @@ def _idx(source: Path, name: str, *, dimensions: int = 1) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _write_set(out: Path, write: Callable[[Path], str], *, images: int) -> str:
-    """Let `write` fill a folder beside `out` and rename it, so that the set appears complete or not at all."""
-    full = out.resolve()
+def _write_set(out: Path, pictures: Iterable[tuple[str, Image.Image]], *, images: int, kind: str) -> str:
+    """Write named pictures into a folder beside `out` and rename it: the set appears complete or not at all."""
+    full, written = out.resolve(), Counter[str]()
     if not full.parent.exists():
         full.parent.mkdir(parents=True)
     with claimed(out):
@@ -113,10 +114,13 @@ def _write_set(out: Path, write: Callable[[Path], str], *, images: int) -> str:
         partial = full.parent / f"{full.name}.partial"
         if partial.exists():  # left by a killed run
             shutil.rmtree(partial)
-        partial.mkdir()
-        line = write(partial)
+        for name, picture in pictures:
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            written[name.split("/")[0]] += 1
         partial.rename(full)
-    return f"{out}: {line}"
+    return f"{out}: {written['train']} training and {written['val']} validation images of 10 {kind}"
 
 
 def _already_there(out: Path, images: int) -> str | None:
@@ -129,3 +133,41 @@ def _already_there(out: Path, images: int) -> str | None:
     if train + val != images:
         raise DataError(f"{out}: holds {train + val} images, not {images}; remove it or give another --out")
     return f"{out}: already there ({train} training and {val} validation images)"
+
+
+def subset(root: Path, out: Path, *, classes: Sequence[str] | None, share: float | None) -> str:
+    """Write a list of some classes, or of a share of each class's training images; returns the line for people.
+
+    The validation split keeps all images of the chosen classes. Raises DataError for impossible arguments and if
+    another process writes the list.
+    """
+    if share is not None and not 0 < share <= 1:
+        raise DataError(f"--share {share} is not in (0, 1]")
+    if out.suffix.lower() != ".csv":
+        raise DataError(f"{out}: a list ends in .csv; give another --out")
+    train, val = read_splits(root)
+    if unknown := sorted(set(classes or ()) - set(train.classes)):
+        raise DataError(f"{root}: has no classes {some(unknown)}; it has {some(train.classes)}")
+    chosen = classes or train.classes
+    rows = {"train": _rows(train, out.parent, classes=chosen, share=1.0 if share is None else share)}
+    rows["val"] = _rows(val, out.parent, classes=chosen, share=1.0)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([HEADER, *((split, *row) for split, part in rows.items() for row in part)])
+    named = zip(train.classes, class_words(root, train.classes), strict=True)
+    words, words_file = {name: word for name, word in named if name in chosen}, out.with_suffix(f".{WORDS}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(out):
+        if any(name != word for name, word in words.items()):
+            write_text(words_file, json.dumps(words, indent=0, ensure_ascii=False))
+        else:  # an earlier list's
+            words_file.unlink(missing_ok=True)
+        write_text(out, text.getvalue())
+    counts = f"{len(rows['train'])} training and {len(rows['val'])} validation images"
+    return f"{out}: {counts} of {len(chosen)} classes"
+
+
+def _rows(image_set: ImageSet, folder: Path, *, classes: Sequence[str], share: float) -> list[tuple[str, str]]:
+    """(path relative to the folder, class) of the chosen images."""
+    wanted = np.isin(image_set.labels, [label for label, name in enumerate(image_set.classes) if name in classes])
+    indices = np.flatnonzero(wanted & share_of_each_class(image_set.labels, share)).tolist()
+    return [(os.path.relpath(image_set.path(i), folder), image_set.classes[image_set.labels[i]]) for i in indices]

@@ -5,7 +5,6 @@ the content), fingerprint, class folders with their modification times, and excl
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +13,7 @@ import numpy as np
 
 from cotnet.errors import DataError
 from cotnet.files import write_text
-from data.sets.folders import file_names
-from data.sets.image_set import EXTENSIONS, ImageSet, fingerprint, some
+from data.sets.image_set import EXTENSIONS, ImageSet, fingerprint, some, visible
 
 NAME: Final = "manifest.json"
 _VERSION: Final = 1
@@ -58,14 +56,13 @@ def manifest_split(root: Path, split: str, *, content: Mapping[str, Any]) -> Ima
         raise DataError(f"{root / NAME}: has no split {split}; run python -m data.check {root} again")
     columns, classes = content["splits"][split], tuple(content["classes"])
     _refuse_changes(root, root / split, columns=columns)
-    full_fingerprint, left_out = _with_excluded(classes, columns)
+    digest, left_out = _with_excluded(classes, columns)
     return ImageSet(
         root=root / split,
         files=tuple(columns["files"]),
         labels=np.array(columns["labels"], dtype=np.int64),
         classes=classes,
-        fingerprint=columns["fingerprint"],
-        full_fingerprint=full_fingerprint,
+        fingerprint=digest,
         sizes=np.stack([columns["heights"], columns["widths"]], axis=1).astype(np.int64),
         excluded=len(columns["excluded"]),
         left_out=left_out,
@@ -81,10 +78,8 @@ def _with_excluded(classes: tuple[str, ...], columns: Columns) -> tuple[str, tup
     if not excluded:
         return str(columns["fingerprint"]), ()
     index = {name: label for label, name in enumerate(classes)}
-    split = (file.split("/", 1) for file in (*columns["files"], *excluded))
-    rows = sorted((index[name], file) for name, file in split)
-    files = [f"{classes[label]}/{file}" for label, file in rows]
-    labels = np.array([label for label, _ in rows], dtype=np.int64)
+    rows = sorted((index[file.split("/", 1)[0]], file) for file in (*columns["files"], *excluded))
+    labels, files = np.array([label for label, _ in rows], dtype=np.int64), [file for _, file in rows]
     positions = tuple(row for row, file in enumerate(files) if file in excluded)
     return fingerprint(classes, files, labels=labels), positions
 
@@ -92,9 +87,7 @@ def _with_excluded(classes: tuple[str, ...], columns: Columns) -> tuple[str, tup
 def _refuse_changes(root: Path, folder: Path, *, columns: Columns) -> None:
     again = f"run python -m data.check {root} again, or remove {NAME}"
     try:
-        with os.scandir(folder) as entries:
-            classes = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-            present = {entry.name: entry.stat().st_mtime_ns for entry in classes}
+        present = {entry.name: entry.stat().st_mtime_ns for entry in visible(folder) if entry.is_dir()}
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); {again}") from error
     if changed := sorted(present.keys() ^ columns["folders"].keys()):
@@ -103,6 +96,6 @@ def _refuse_changes(root: Path, folder: Path, *, columns: Columns) -> None:
     if not touched:
         return
     known = {file for file in (*columns["files"], *columns["excluded"]) if file.split("/", 1)[0] in touched}
-    found = {f"{name}/{file}" for name in touched for file in file_names(folder / name)}
+    found = {f"{name}/{entry.name}" for name in touched for entry in visible(folder / name)}
     if changed := sorted(known ^ found):
         raise DataError(f"{folder}: files changed since {NAME} was written ({some(changed)}); {again}")

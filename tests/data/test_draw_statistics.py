@@ -13,9 +13,8 @@ from scipy import stats
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from data.augmentation.mix import ERASING_DRAWS, erasing_boxes
-from data.augmentation.transform import JITTER, jitter_draws, mix_draws
-from data.loading.crops import random_crop_boxes
+from data.augmentation.transform import ERASING_DRAWS, JITTER, erasing_boxes, jitter_draws, mix_draws
+from data.loading.plan import random_crop_boxes
 from data.loading.random import Stream, uniforms
 
 N = 20_000

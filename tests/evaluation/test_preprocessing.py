@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from cotnet.errors import InputError
 from cotnet.evaluation.preprocessing import own_preprocessing
-from data.loading.crops import central_geometry
+from data.loading.plan import central_geometry
 
 
 @pytest.mark.parametrize(

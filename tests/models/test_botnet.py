@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from cotnet import models
 from cotnet.models.botnet import BoTAttention, resample
+from cotnet.models.weights import load_weights
 
 # Parameters by arithmetic: ResNet (+ gates of 1/16) with the 3x3 convolutions of c5 replaced by three projections and
 # two tables of 2 * side - 1 rows.
@@ -87,6 +88,13 @@ def test_content_only():
     permutation = torch.randperm(6)
     shuffled = layer(x.flatten(2)[..., permutation].unflatten(2, (2, 3)))
     assert_close(shuffled.flatten(2), layer(x).flatten(2)[..., permutation])  # blind to where things are
+
+
+def test_weights_of_content_only_load(tmp_path):
+    source, model = (models.botnet50(num_classes=3, c5=(2,), positions=False) for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "content.pt")
+    load_weights(model, tmp_path / "content.pt")
+    assert_close(dict(model.state_dict()), dict(source.state_dict()), rtol=0, atol=0)
 
 
 def test_tables_are_resampled_around_offset_zero():

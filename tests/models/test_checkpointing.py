@@ -13,7 +13,7 @@ from cotnet import models
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.models.cotnet import cot
 from cotnet.models.resnet import convolution
-from cotnet.models.resnet_base import ResNet, make_stages, small_stem
+from cotnet.models.resnet_base import ResNet, small_stem
 
 pytestmark = pytest.mark.slow
 
@@ -61,8 +61,8 @@ def test_numbers_stay_the_same_with_dropout_and_drop_path(name):
 @pytest.mark.slow
 def test_compiled_it_is_the_same_function():
     torch.manual_seed(0)
-    stages = make_stages([[cot], [convolution]], width=16, channels=64, strides=(2, 2))
-    model = ResNet(partial(small_stem, channels=16), stages, num_classes=5).double()
+    first, widths = partial(small_stem, channels=16), {"width": 16, "channels": 64}
+    model = ResNet(first, [[cot], [convolution]], **widths, strides=(2, 2), num_classes=5).double()
     twin = copy.deepcopy(model)
     checkpoint_stages(twin, (1, 2))
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from data.loading.dali import DaliLoader, _arguments, _crops, _whole_image
 from data.loading.torchvision import TorchvisionLoader
-from data.sets.image_file import image_size
+from data.sets.image_set import image_size
 from data.sets.read import read_split
 
 

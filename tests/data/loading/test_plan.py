@@ -3,10 +3,13 @@ from dataclasses import replace
 import loaders
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torchvision.transforms import v2
 
 from cotnet.errors import DataError
-from data.loading.plan import PADDING, EvaluationPlan, permutation
+from data.loading.plan import PADDING, EvaluationPlan, central_geometry, permutation, random_crop_boxes
+from data.loading.random import Stream, uniforms
 
 TRAIN = replace(loaders.TRAIN, samples=1003, batch_size=24, image_size=32)
 EVALUATION = EvaluationPlan(samples=101, batch_size=7, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
@@ -175,7 +178,7 @@ def test_order_without_repeats_is_pinned():
         ({"accumulation": 5}, "batch_size=24 is not divisible by 1 ranks x 5 accumulation steps; use 20"),
         ({"world_size": 7}, "batch_size=24 is not divisible by 7 ranks; use 21"),
         ({"samples": 23}, "batch_size=24 is larger than the training set; use at most 23"),
-        ({"eval_crop_ratio": float("nan")}, "crop_ratio=nan must be from 0.1 to 1; 0.875 is usual"),
+        ({"crop_ratio": float("nan")}, "crop_ratio=nan must be from 0.1 to 1; 0.875 is usual"),
     ],
 )
 def test_impossible_plans(change, message):
@@ -190,3 +193,28 @@ def test_impossible_crop_ratio(crop_ratio):
         replace(EVALUATION, crop_ratio=crop_ratio)
     text = str(crop_ratio).removesuffix(".0")
     assert str(caught.value) == f"crop_ratio={text} must be from 0.1 to 1; 0.875 is usual"
+
+
+@pytest.mark.parametrize(("image_size", "crop_ratio"), [(32, 0.875), (224, 0.875), (224, 0.95), (33, 1.0), (64, 0.9)])
+def test_central_geometry_is_torchvisions(image_size, crop_ratio):
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([rng.integers(1, 700, (40, 2)), [[375, 500], [500, 375], [32, 32], [37, 36], [1, 3]]])
+    sizes = sizes[sizes.max(1) < 12 * sizes.min(1)]
+    geometry = central_geometry(sizes, image_size, crop_ratio=crop_ratio)
+    for row, (height, width) in enumerate(sizes.tolist()):
+        resized = v2.functional.resize(torch.zeros(1, height, width), int(image_size / crop_ratio), antialias=True)
+        assert tuple(geometry.size[row]) == resized.shape[1:]
+        places = torch.stack(torch.meshgrid(*map(torch.arange, resized.shape[1:]), indexing="ij"))
+        cropped = v2.functional.center_crop(places, [image_size, image_size])
+        assert geometry.offset[row].tolist() == cropped[:, 0, 0].tolist()
+        assert geometry.box[row].tolist() == [0, 0, height, width]
+    assert not geometry.flip.any()
+
+
+@pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (77, 200), (200, 77), (1, 1)])
+def test_box_where_no_candidate_fits_is_torchvisions(size):
+    ratio = (1.0, 1.0) if size == (1, 1) else (3 / 4, 4 / 3)
+    uniform = uniforms(0, 0, Stream.CROP, np.arange(1), 22)
+    box = random_crop_boxes(np.array([size]), (1.0, 1.0), ratio=ratio, uniform=uniform)[0]
+    expected = v2.RandomResizedCrop(8, scale=(1, 1), ratio=ratio).make_params([torch.zeros(1, *size)])
+    assert box.tolist() == [expected[key] for key in ("top", "left", "height", "width")]

@@ -4,7 +4,7 @@ from photographs import make_imagenet, photographs
 
 from cotnet.errors import DataError
 from data.check import check
-from data.sets.image_file import image_size
+from data.sets.image_set import image_size
 from data.sets.read import read_splits
 
 

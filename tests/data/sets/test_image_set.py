@@ -6,7 +6,7 @@ from image_folders import message
 from PIL import Image
 from programs import ROOT
 
-from data.sets.image_file import image_size
+from data.sets.image_set import image_size
 
 
 def test_image_size_is_read_from_the_header(tmp_path):
@@ -21,7 +21,7 @@ def test_image_size_is_read_from_the_header(tmp_path):
 def test_corrupt_exif_data_is_no_matter(tmp_path):
     path = tmp_path / "1.jpg"
     Image.new("RGB", (31, 17)).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x1a\x01\x05\0")
-    program = f"from data.sets.image_file import image_size; print(image_size({str(path)!r}))"
+    program = f"from data.sets.image_set import image_size; print(image_size({str(path)!r}))"
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (ran.stdout, ran.stderr) == ("(17, 31)\n", "")
 
