@@ -258,8 +258,16 @@ def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
     return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
 
 
-def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks, *, border: int = 0) -> Any:
-    """The loader of every validation image once, in batches of one shape. border: as in EvaluationPlan."""
+def evaluation_loader(
+    config: Config,
+    data: DataSettings,
+    images: ImageSet,
+    ranks: Ranks,
+    *,
+    border: int = 0,
+    more_sizes: tuple[int, ...] = (),
+) -> Any:
+    """The loader of every validation image once, in batches of one shape. border, more_sizes: as in EvaluationPlan."""
     plan = EvaluationPlan(
         samples=len(images.files),
         batch_size=min(data.eval_batch_size, len(images.files)),
@@ -268,6 +276,7 @@ def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, rank
         image_size=data.eval_size,
         crop_ratio=data.crop_ratio,
         border=border,
+        more_sizes=more_sizes,
     )
     return _loader(config, images, plan, ranks, data.eval_interpolation)
 

@@ -1,6 +1,7 @@
 """What one rank of an evaluation does: build the model once, then evaluate each set at each size."""
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -78,32 +79,42 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
     cost = {size: speed.cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
     called = compiled(model) if config["compile"] else model
     sets = {one.name: one for one in read_sets(config, job.classes)}
-    for leaf in job.leaves:
-        chosen = sets[leaf.set]
-        sized = dataclasses.replace(data, eval_size=leaf.size, crop_ratio=data.crop_ratio if chosen.resize else 1.0)
+    for name, leaves in itertools.groupby(job.leaves, key=lambda leaf: leaf.set):
+        one_pass, chosen = {leaf.size: leaf for leaf in leaves}, sets[name]
+        sized = dataclasses.replace(data, crop_ratio=data.crop_ratio if chosen.resize else 1.0)
         found = Pass(
-            model=called, chosen=chosen, config=config, data=sized, precision=precision, ranks=ranks, stop=stop
+            model=called,
+            chosen=chosen,
+            config=config,
+            data=sized,
+            sizes=tuple(one_pass),
+            precision=precision,
+            ranks=ranks,
+            stop=stop,
         ).found()
-        if found is not None:
-            found.figures |= cost[leaf.size] | speed.latency(called, precision, leaf.size)
-            found.figures["peak_memory_mib"] = speed.peak_memory_mib(ranks.device)
-        yield leaf, found
+        for size, leaf in one_pass.items():
+            if found is not None:
+                found[size].figures |= cost[size] | speed.latency(called, precision, size)
+                found[size].figures["peak_memory_mib"] = speed.peak_memory_mib(ranks.device)
+            yield leaf, None if found is None else found[size]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One model over one set at one size."""
+    """One model over one set: each file is read once for all sizes."""
 
     model: nn.Module
     chosen: EvaluationSet
     config: Config
     data: DataSettings
+    sizes: tuple[int, ...]
     precision: Precision
     ranks: Ranks
     stop: StopRequest
 
-    def through(self, make: Any) -> tuple[Predictions, dict[str, str]] | None:
-        """The predictions and missing files with a loader of `make(images)`, None on other ranks than the first."""
+    def through(self, make: Any, sizes: tuple[int, ...]) -> tuple[dict[int, Predictions], dict[str, str]] | None:
+        """The predictions by size and missing files with a loader of `make(images)`, None on other ranks than the
+        first."""
         images = self.chosen.images
         loader = Tolerant(make, images)
         try:
@@ -112,6 +123,7 @@ class Pass:
                     self.model,
                     self.chosen,
                     loader,
+                    sizes=sizes,
                     missing=loader.missing,
                     ranks=self.ranks,
                     classes=self.config["backbone"]["num_classes"],
@@ -125,24 +137,38 @@ class Pass:
             loader.close()
 
     def own_loader(self, images: ImageSet) -> Any:
-        return parts.evaluation_loader(self.config, self.data, images, self.ranks, border=self.chosen.border)
+        data, more = dataclasses.replace(self.data, eval_size=self.sizes[0]), self.sizes[1:]
+        border = self.chosen.border
+        return parts.evaluation_loader(self.config, data, images, self.ranks, border=border, more_sizes=more)
 
-    def found(self) -> Found | None:
-        """Everything that is measured, on rank 0."""
+    def other_ways(self, size: int) -> dict[str, Predictions]:
+        """The predictions through each way to the pixels, for the certificate."""
+        data = dataclasses.replace(self.data, eval_size=size)
+        results = {
+            name: self.through(make, (size,))
+            for name, make in paths_to_pixels(self.ranks, data, self.chosen.border).items()
+        }
+        return {name: result[0][size] for name, result in results.items() if result is not None}
+
+    def found(self) -> dict[int, Found] | None:
+        """Everything that is measured, by size, on rank 0."""
         started = time.perf_counter()
-        result = self.through(self.own_loader)
+        result = self.through(self.own_loader, self.sizes)
         seconds = time.perf_counter() - started
-        ways = paths_to_pixels(self.ranks, self.data, self.chosen.border) if self.config["certificate"] else {}
-        others = {name: self.through(make) for name, make in ways.items()}
+        others = {size: self.other_ways(size) if self.config["certificate"] else {} for size in self.sizes}
         if result is None:
             return None
-        return Found(
-            predictions=result[0],
-            missing=result[1],
-            figures={"images_per_second": len(self.chosen.images.files) / seconds},
-            chosen=self.chosen,
-            other_paths={name: other[0] for name, other in others.items() if other is not None},
-        )
+        rate = len(self.chosen.images.files) / seconds
+        return {
+            size: Found(
+                predictions=result[0][size],
+                missing=result[1],
+                figures={"images_per_second": rate},
+                chosen=self.chosen,
+                other_paths=others[size],
+            )
+            for size in self.sizes
+        }
 
 
 @torch.no_grad()

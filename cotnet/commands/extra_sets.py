@@ -63,6 +63,7 @@ class ExtraSets:
                     model,
                     chosen,
                     loader,
+                    sizes=[self._data.eval_size],
                     missing={},
                     ranks=ranks,
                     classes=self._data.num_classes,
@@ -70,7 +71,7 @@ class ExtraSets:
                     **given,
                 )
                 if result is not None:
-                    table = result[0]
+                    table = result[0][self._data.eval_size]
                     found[name] = {
                         f"{chosen.name}/top1": percent(table.correct),
                         f"{chosen.name}/top5": percent(table.in_best),

@@ -19,7 +19,7 @@ COLUMNS: Final = 3 + 2 * BEST
 
 class Loader(Protocol):
     """Batches of an epoch on this rank, from batch `first` on: uint8 images (B, 3, S, S), targets (B,), and on the CPU
-    sample indices (B,), -1 for padding."""
+    sample indices (B,), -1 for padding. Images of several sizes are a tuple; the i-th model gets the i-th size."""
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Any]: ...
 
@@ -40,7 +40,7 @@ def evaluate(
     ranks: Ranks,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda _images: None,
-    keep_logits: Callable[[Tensor, Tensor], None] = lambda _indices, _logits: None,
+    keep_logits: Callable[[str, Tensor, Tensor], None] = lambda _name, _indices, _logits: None,
 ) -> dict[str, Tensor]:
     """A table (samples, COLUMNS) of float64 on the CPU for each model; collective.
 
@@ -50,7 +50,7 @@ def evaluate(
         flip: average the logits of each image and its mirror image.
         prepare: normalises uint8 images.
         advance: called with the number of images done since its last call.
-        keep_logits: called with the sample indices (b,) and logits (b, classes) of each batch on the device.
+        keep_logits: called with a model's name, sample indices (b,) and logits (b, classes) of each batch.
 
     Raises:
         Interrupted: `stop()` was true on some rank.
@@ -65,14 +65,16 @@ def evaluate(
             break
         count = int((indices >= 0).sum())
         where = indices[:count].to(ranks.device, non_blocking=True)
-        inputs = prepare(images).to(memory_format=precision.layout)
-        for name, model in models.items():
+        sizes = images if isinstance(images, tuple) else (images,)
+        inputs = [prepare(one).to(memory_format=precision.layout) for one in sizes]
+        for number, (name, model) in enumerate(models.items()):
+            given = inputs[number % len(inputs)]
             with precision.autocast():
-                logits = model(inputs)
+                logits = model(given)
                 if flip:
-                    logits = (logits + model(inputs.flip(-1))) / 2
+                    logits = (logits + model(given.flip(-1))) / 2
             tables[name][where] += results(logits[:count], targets[:count])
-            keep_logits(where, logits[:count])
+            keep_logits(name, where, logits[:count])
         advance(count)
     for name, model in models.items():
         model.train(modes[name])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,42 +80,57 @@ def predict(
     chosen: EvaluationSet,
     loader: Loader,
     *,
+    sizes: Sequence[int],
     missing: dict[int, str],
     ranks: Ranks,
     classes: int,
     calibration: bool = True,
     **given: Any,
-) -> tuple[Predictions, dict[str, str]] | None:
-    """The table of a set and its missing files, {name: reason}, on rank 0, None elsewhere; collective.
+) -> tuple[dict[int, Predictions], dict[str, str]] | None:
+    """The table of a set at each of the loader's sizes, and its missing files, {name: reason}, on rank 0, None
+    elsewhere; collective.
 
     missing: filled by the loader. calibration: keep the logits, for its figures. given: as for `evaluate`.
     """
-    images = chosen.images
-    columns = chosen.columns
+    images, columns = chosen.images, chosen.columns
     outputs = classes if columns is None else len(columns)
-    keep = calibration and chosen.label_sets is None and len(images.files) * outputs <= MOST_LOGITS
-    kept: list[tuple[Tensor, Tensor]] = []
+    keep = calibration and chosen.label_sets is None and len(images.files) * outputs * len(sizes) <= MOST_LOGITS
+    kept: dict[str, list[tuple[Tensor, Tensor]]] = {str(size): [] for size in sizes}
+
+    def keep_logits(name: str, rows: Tensor, logits: Tensor) -> None:
+        if keep:
+            kept[name].append((rows, logits.float()))
+
     restricted = model if columns is None else Restricted(model, columns).to(ranks.device).train(model.training)
-    table = evaluate(
-        {"model": restricted},
+    tables = evaluate(
+        {str(size): restricted for size in sizes},
         loader,
         samples=len(images.files),
         ranks=ranks,
-        keep_logits=(lambda rows, logits: kept.append((rows, logits.float()))) if keep else lambda _rows, _logits: None,
+        keep_logits=keep_logits,
         **given,
-    )["model"]
-    gathered = ranks.gather((missing, [(rows.cpu().numpy(), part.cpu().numpy()) for rows, part in kept]))
+    )
+    own = {name: [(rows.cpu().numpy(), part.cpu().numpy()) for rows, part in parts] for name, parts in kept.items()}
+    gathered = ranks.gather((missing, own))
     if not ranks.first:
         return None
-    logits = np.zeros((len(images.files), outputs), dtype=np.float32) if keep else None
-    absent: dict[int, str] = {}
-    for theirs, parts in gathered:
-        absent |= theirs
-        for rows, part in parts:
-            assert logits is not None
-            logits[rows] = part
-    found = from_table(table, images.files, images.labels, columns=columns, label_sets=chosen.label_sets, logits=logits)
-    names = {images.files[row]: absent[row] for row in sorted(absent)}
+    absent = {row: reason for theirs, _ in gathered for row, reason in theirs.items()}
     present = np.ones(len(images.files), dtype=bool)
     present[list(absent)] = False
-    return (found.rows(present) if absent else found), names
+    found = {}
+    for size in sizes:
+        logits = np.zeros((len(images.files), outputs), dtype=np.float32) if keep else None
+        for _, parts in gathered:
+            for rows, part in parts[str(size)]:
+                assert logits is not None
+                logits[rows] = part
+        table = from_table(
+            tables[str(size)],
+            images.files,
+            images.labels,
+            columns=columns,
+            label_sets=chosen.label_sets,
+            logits=logits,
+        )
+        found[size] = table.rows(present) if absent else table
+    return found, {images.files[row]: absent[row] for row in sorted(absent)}

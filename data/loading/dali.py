@@ -24,24 +24,27 @@ from nvidia.dali import fn, pipeline_def, types
 from torch.nn.functional import interpolate
 
 from cotnet.errors import DataError
-from data.loading.plan import Batch, BatchPlan, Geometry, check_loader, to_device
+from data.loading.plan import Batch, BatchPlan, Geometry, check_loader, of_sizes, to_device
 from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 _PER_TASK: Final = 4  # images a thread resizes: few enough to spread over threads, enough to hide a task's cost
-_INPUTS: Final = (  # (type, dimensions) of each array of `_arguments`; the CPU's graph takes the first three
+# (type, dimensions) of each array of `_arguments`. The CPU's graph takes the regions alone.
+_REGION: Final = (
     (types.UINT8, 1),  # path
     (types.INT32, 1),  # box: top, left
     (types.INT32, 1),  # box: height, width
+)
+_MIRROR: Final = ((types.INT32, 0),)
+_OF_SIZE: Final = (  # for each size of the images
     (types.FLOAT, 1),  # size after resizing: height, width
     (types.FLOAT, 0),  # crop: top as a share of the height outside the crop
     (types.FLOAT, 0),  # crop: left, likewise
-    (types.INT32, 0),  # mirror
 )
 
 
-def _inputs(source: Callable[[], list[Any]], count: int) -> Any:
-    dtypes, ndims = zip(*_INPUTS[:count], strict=True)
+def _inputs(source: Callable[[], list[Any]], kinds: Sequence[tuple[Any, int]]) -> Any:
+    count, (dtypes, ndims) = len(kinds), zip(*kinds, strict=True)
     return fn.external_source(source, num_outputs=count, batch=True, dtype=list(dtypes), ndim=list(ndims))
 
 
@@ -56,21 +59,25 @@ _DECODING: Final[dict[str, Any]] = {
 @pipeline_def(exec_dynamic=True)
 def _regions(source: Callable[[], list[Any]]) -> Any:
     """The CPU's graph: decoded regions, (height, width, 3) uint8 each."""
-    path, start, shape = _inputs(source, 3)
+    path, start, shape = _inputs(source, _REGION)
     return fn.decoders.image_slice(fn.io.file.read(path), start=start, shape=shape, axes=(0, 1), **_DECODING)
 
 
 @pipeline_def(exec_dynamic=True)
-def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, side: int) -> Any:
-    """The GPU's graph: finished images (n, 3, side, side) uint8. device: mixed (the GPU), in tests cpu."""
-    path, start, shape, size, top, left, mirror = _inputs(source, len(_INPUTS))
+def _crops(source: Callable[[], list[Any]], device: str, interpolation: str, sides: Sequence[int]) -> Any:
+    """The GPU's graph: finished images (n, 3, side, side) uint8 of each size. device: mixed (the GPU), in tests cpu."""
+    path, start, shape, mirror, *of_size = _inputs(source, (*_REGION, *_MIRROR, *_OF_SIZE * len(sides)))
     # Whole images: nvImageCodec 0.9.0, which DALI 2.4 requires, is reported to crash or fail on regions
     # (github.com/NVIDIA/nvImageCodec/issues/55).
     whole = fn.decoders.image(fn.io.file.read(path), device=device, **_DECODING)
     region, kind = fn.slice(whole, start=start, shape=shape, axes=(0, 1)), _INTERPOLATIONS[interpolation]
-    images = fn.resize(region, size=size, interp_type=kind, antialias=True, subpixel_scale=False)
-    crop = {"crop": (side, side), "crop_pos_y": top, "crop_pos_x": left, "rounding": "round", "mirror": mirror}
-    return fn.crop_mirror_normalize(images, **crop, dtype=types.UINT8, output_layout="CHW")
+    outputs = []
+    for number, side in enumerate(sides):
+        size, top, left = of_size[3 * number : 3 * number + 3]
+        images = fn.resize(region, size=size, interp_type=kind, antialias=True, subpixel_scale=False)
+        crop = {"crop": (side, side), "crop_pos_y": top, "crop_pos_x": left, "rounding": "round", "mirror": mirror}
+        outputs.append(fn.crop_mirror_normalize(images, **crop, dtype=types.UINT8, output_layout="CHW"))
+    return tuple(outputs)
 
 
 @pipeline_def(exec_dynamic=True, batch_size=1, num_threads=1, prefetch_queue_depth=1)
@@ -86,7 +93,7 @@ class _PlannedBatch(NamedTuple):
     """A batch on its way through DALI."""
 
     indices: np.ndarray
-    geometry: Geometry
+    geometries: list[Geometry]  # for each size
     arguments: list[Any]
 
 
@@ -112,14 +119,14 @@ class DaliLoader:
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="loader-draws")
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="loader-batches")
         self._prepared: Iterator[Future[_PlannedBatch]] = iter(())
-        self._finished: Iterator[Future[tuple[torch.Tensor, np.ndarray]]] = iter(())
+        self._finished: Iterator[Future[tuple[list[torch.Tensor], np.ndarray]]] = iter(())
         self._in_flight: deque[_PlannedBatch] = deque()  # the batches DALI works on
         self._failure: Exception | None = None
         self._on_gpu = device.type == "cuda"
         settings = {"batch_size": plan.rank_batch, "num_threads": threads}
         if self._on_gpu:
             settings |= {"device_id": device.index or 0, "prefetch_queue_depth": prefetch}
-            self._pipeline = _crops(self._source, "mixed", interpolation, plan.image_size, **settings)
+            self._pipeline = _crops(self._source, "mixed", interpolation, plan.sides, **settings)
         else:  # depth 2: one batch is decoded while another is resized
             self._pipeline = _regions(self._source, device_id=None, prefetch_queue_depth=2, **settings)
         self._pipeline.build()
@@ -134,7 +141,7 @@ class DaliLoader:
         for _ in numbers:
             images, indices = self._finish() if self._on_gpu else next(self._finished).result()
             targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
-            yield Batch(images, to_device(targets, self._device), torch.from_numpy(indices))
+            yield Batch(of_sizes(images), to_device(targets, self._device), torch.from_numpy(indices))
 
     def close(self) -> None:
         """As BatchLoader."""
@@ -159,17 +166,17 @@ class DaliLoader:
             self._in_flight.clear()
             self._pipeline.reset()
 
-    def _finish(self) -> tuple[torch.Tensor, np.ndarray]:
-        """Images, on the device, and indices of the next batch."""
+    def _finish(self) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Images of each size, on the device, and indices of the next batch."""
         made = self._run()
-        indices, geometry, _ = self._in_flight.popleft()
-        if self._on_gpu:
-            return torch.from_dlpack(made.as_tensor()), indices  # no copy: the dynamic executor gives up the buffer
-        return self._resize([torch.from_dlpack(region) for region in made], geometry), indices
+        indices, geometries, _ = self._in_flight.popleft()
+        if self._on_gpu:  # no copy: the dynamic executor gives up the buffer
+            return [torch.from_dlpack(images.as_tensor()) for images in made], indices
+        regions, sides = [torch.from_dlpack(region) for region in made[0]], self._plan.sides
+        return [self._resize(regions, *of_size) for of_size in zip(geometries, sides, strict=True)], indices
 
-    def _resize(self, regions: Sequence[torch.Tensor], geometry: Geometry) -> torch.Tensor:
+    def _resize(self, regions: Sequence[torch.Tensor], geometry: Geometry, side: int) -> torch.Tensor:
         """(n, 3, side, side) uint8 images from n decoded boxes, (height, width, 3) uint8 each."""
-        side = self._plan.image_size
         pixels = np.empty((len(regions), 3, side, side), dtype=np.uint8)
 
         def finish(first: int) -> None:
@@ -185,11 +192,11 @@ class DaliLoader:
         return torch.from_numpy(pixels)
 
     def _run(self) -> Any:
-        """DALI's output for the next batch."""
+        """DALI's outputs for the next batch."""
         stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         try:
             if self._failure is None:
-                return self._pipeline.run(stream)[0]
+                return self._pipeline.run(stream)
         except RuntimeError as error:
             self._failure = self._culprit() or error.with_traceback(None)  # frames would keep DALI's threads alive
         raise self._failure
@@ -200,8 +207,8 @@ class DaliLoader:
         paths = [os.fspath(self._set.path(file)) for file in files]
         if unknown := [file for file in set(files.tolist()) if not self._sizes[file, 0]]:
             self._sizes[unknown] = list(self._workers.map(lambda file: image_size(self._set.path(file)), unknown))
-        geometry = self._plan.geometry(epoch, indices, self._sizes[files])
-        return _PlannedBatch(indices, geometry, _arguments(paths, geometry, self._plan.image_size))
+        geometries = self._plan.geometries(epoch, indices, self._sizes[files])
+        return _PlannedBatch(indices, geometries, _arguments(paths, geometries, self._plan.sides))
 
     def _source(self) -> list[Any]:
         work = next(self._prepared).result()  # StopIteration ends DALI's epoch
@@ -236,16 +243,16 @@ def _ahead(pool: Executor, count: int, calls: Iterable[Callable[[], _T]]) -> Ite
             future.cancel()
 
 
-def _arguments(paths: list[str], geometry: Geometry, side: int) -> list[Any]:
-    """One array, or list of arrays, per entry of _INPUTS."""
-    outside = np.maximum(geometry.size - side, 1)
-    position = (geometry.offset / outside).astype(np.float32)
-    return [
+def _arguments(paths: list[str], geometries: Sequence[Geometry], sides: Sequence[int]) -> list[Any]:
+    """One array, or list of arrays, per entry of _REGION, _MIRROR and, for each size, _OF_SIZE."""
+    first = geometries[0]  # the box is the same at each size
+    arguments: list[Any] = [
         [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths],
-        np.ascontiguousarray(geometry.box[:, :2], dtype=np.int32),
-        np.ascontiguousarray(geometry.box[:, 2:], dtype=np.int32),
-        geometry.size.astype(np.float32),
-        np.ascontiguousarray(position[:, 0]),
-        np.ascontiguousarray(position[:, 1]),
-        geometry.flip.astype(np.int32),
+        np.ascontiguousarray(first.box[:, :2], dtype=np.int32),
+        np.ascontiguousarray(first.box[:, 2:], dtype=np.int32),
+        first.flip.astype(np.int32),
     ]
+    for geometry, side in zip(geometries, sides, strict=True):
+        position = (geometry.offset / np.maximum(geometry.size - side, 1)).astype(np.float32)
+        arguments += [geometry.size.astype(np.float32), *map(np.ascontiguousarray, position.T)]
+    return arguments

@@ -4,10 +4,10 @@ A loader only executes a plan. So both loaders give the same crops, a run contin
 loader's whole state is (epoch, batch).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +28,19 @@ _MAX_REPEATS: Final = 1000
 class Batch(NamedTuple):
     """n images of size S."""
 
-    images: torch.Tensor  # (n, 3, S, S) uint8 RGB, on the device
+    images: torch.Tensor  # (n, 3, S, S) uint8 RGB, on the device; a tuple of these if the plan has several sizes
     targets: torch.Tensor  # (n,) int64, on the device; 0 for padding
     indices: torch.Tensor  # (n,) int64, on the CPU: plan indices; the file index is `index % len(files)`
+
+
+def all_sizes(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The images at each size."""
+    return (batch.images,) if isinstance(batch.images, torch.Tensor) else tuple(batch.images)
+
+
+def of_sizes(images: Sequence[torch.Tensor]) -> Any:
+    """`images` of a Batch: a tuple for several sizes."""
+    return tuple(images) if len(images) > 1 else images[0]
 
 
 class BatchLoader(Protocol):
@@ -161,12 +171,28 @@ class _Plan:
     rank: int
     world_size: int
     image_size: int
+    more_sizes: tuple[int, ...] = ()  # each image is also made at these
     crop_ratio: float  # of the evaluation's geometry, which crop_scale=None takes in training
 
     def __post_init__(self) -> None:
         least, most = CROP_RATIOS
         if not least <= self.crop_ratio <= most:
             raise DataError(f"crop_ratio={number(self.crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """All sizes, in pixels."""
+        return (self.image_size, *self.more_sizes)
+
+    def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
+        """What happens to the images `indices`, whose stored height, width are `sizes` (n, 2)."""
+        raise NotImplementedError
+
+    def geometries(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> list[Geometry]:
+        """The geometry at each size."""
+        if not self.more_sizes:
+            return [self.geometry(epoch, indices, sizes)]
+        return [replace(self, image_size=side).geometry(epoch, indices, sizes) for side in self.sides]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +253,6 @@ class TrainPlan(_Plan):
         return order[turn] + self.samples * repetition
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
-        """What happens to the images `indices`, whose stored height, width are `sizes` (n, 2)."""
         flip = uniforms(self.seed, epoch, Stream.FLIP, indices, 1)[:, 0] < self.flip
         if self.crop_scale is None:
             return central_geometry(sizes, self.image_size, crop_ratio=self.crop_ratio)._replace(flip=flip)

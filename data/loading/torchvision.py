@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
-from data.loading.plan import Batch, BatchPlan, Geometry, check_loader
+from data.loading.plan import Batch, BatchPlan, Geometry, all_sizes, check_loader, of_sizes
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
@@ -61,8 +61,8 @@ class TorchvisionLoader:
             batch = next(self._iterator)  # no local name holds the iterator, so close() can end the workers
             if isinstance(batch, DataError):
                 raise batch
-            images, targets = (part.to(self._device, non_blocking=True) for part in (batch.images, batch.targets))
-            yield Batch(images, targets, batch.indices)
+            images = [part.to(self._device, non_blocking=True) for part in all_sizes(batch)]
+            yield Batch(of_sizes(images), batch.targets.to(self._device, non_blocking=True), batch.indices)
 
     def close(self) -> None:
         """As BatchLoader."""
@@ -81,22 +81,25 @@ class _BatchDataset(Dataset[Batch | DataError]):
     def __getitem__(self, number: tuple[int, int]) -> Batch | DataError:
         epoch, batch = number
         indices = self._plan.indices(epoch, batch)
-        side = self._plan.image_size
+        sides = self._plan.sides
         # NumPy's memory: the heap grows with torch's, whose freed blocks are too small for the next batch.
-        pixels = torch.from_numpy(np.empty((len(indices), 3, side, side), dtype=np.uint8))
+        pixels = [torch.from_numpy(np.empty((len(indices), 3, side, side), dtype=np.uint8)) for side in sides]
         if get_worker_info():
-            pixels.share_memory_()  # before it is filled, so that sending does not copy it
+            for part in pixels:
+                part.share_memory_()  # before it is filled, so that sending does not copy it
         for row, index in enumerate(indices):
             path = self._root / os.fsdecode(self._files[index % len(self._files)])
             try:
                 with Image.open(path) as image:
                     size = np.array([[image.height, image.width]])
-                    geometry = self._plan.geometry(epoch, indices[row : row + 1], size)
-                    pixels[row] = _crop(image.convert("RGB"), geometry, side=side, interpolation=self._interpolation)
+                    decoded, kind = image.convert("RGB"), self._interpolation
+                    geometries = self._plan.geometries(epoch, indices[row : row + 1], size)
+                    for part, geometry, side in zip(pixels, geometries, sides, strict=True):
+                        part[row] = _crop(decoded, geometry, side=side, interpolation=kind)
             except DECODING_ERRORS as error:
                 return damaged(path, error)
         targets = np.where(indices < 0, 0, self._labels[indices % len(self._files)])
-        return Batch(pixels, torch.from_numpy(targets), torch.from_numpy(indices))
+        return Batch(of_sizes(pixels), torch.from_numpy(targets), torch.from_numpy(indices))
 
 
 def _crop(image: Image.Image, geometry: Geometry, *, side: int, interpolation: InterpolationMode) -> torch.Tensor:

@@ -186,26 +186,33 @@ def test_several_sizes(uncut, tmp_path):
 
 
 def test_a_cut_evaluation_goes_on_with_what_is_left(imagenet):
-    """Two sizes, stopped during the second: the first is not done again, and the figures are those of an uncut one."""
+    """Two sets, stopped during the second: the first is not done again, and the figures are those of an uncut one."""
     folder, _ = imagenet
-    given = [*SUBSET, "data.eval_size=[32,160]", "data.eval_batch_size=1"]
+    fill(folder / "imagenetv2", str, images=4)
+    fill(folder / "sketch", lambda one: synsets()[one], images=60)
+    given = ["checkpoint=weights.pth", *SETTINGS, "suite=robustness", "suite.sets=[v2,sketch]", "suite.root=."]
+    given += ["data.eval_size=160", "data.eval_batch_size=1"]
     run("evaluate.py", *given, "output_dir=uncut", cwd=folder)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "evaluate.py"), *given, "output_dir=cut"],
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    first = folder / "cut" / "32" / "metrics.json"
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = folder / "cut" / "v2" / "metrics.json"
     while not first.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=200)
-    assert process.returncode == 75 and not (folder / "cut" / "160" / "metrics.json").exists()
+    assert process.returncode == 75 and not (folder / "cut" / "sketch" / "metrics.json").exists()
     written = first.stat().st_mtime_ns
     run("evaluate.py", *given, "output_dir=cut", cwd=folder)
     assert first.stat().st_mtime_ns == written
-    for size in ("32", "160"):
-        for name in ("predictions.csv", "per_class.csv"):
-            assert (folder / "cut" / size / name).read_bytes() == (folder / "uncut" / size / name).read_bytes()
+    for name in ("v2", "sketch"):
+        for file in ("predictions.csv", "per_class.csv"):
+            assert (folder / "cut" / name / file).read_bytes() == (folder / "uncut" / name / file).read_bytes()
 
 
 def test_mean_of_checkpoints(uncut, digits, tmp_path):

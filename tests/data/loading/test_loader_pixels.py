@@ -71,10 +71,10 @@ def test_the_gpus_graph_within_its_bounds(interpolation, plan, train_set, open_l
         indices = plan.indices(0, batch)
         paths = [train_set.path(index % 32) for index in indices]
         geometry = plan.geometry(0, indices, np.array([image_size(path) for path in paths]))
-        work.append(_arguments([str(path) for path in paths], geometry, plan.image_size))
+        work.append(_arguments([str(path) for path in paths], [geometry], [plan.image_size]))
     arguments = iter(work)
     settings = {"batch_size": plan.rank_batch, "num_threads": 1, "device_id": None}
-    pipeline = _crops(lambda: next(arguments), "cpu", interpolation, plan.image_size, **settings)
+    pipeline = _crops(lambda: next(arguments), "cpu", interpolation, [plan.image_size], **settings)
     found = torch.cat([torch.from_dlpack(pipeline.run()[0].as_tensor()) for _ in work])
     batches = open_loader(TorchvisionLoader, train_set, plan, interpolation=interpolation).batches(0)
     difference = (found.int() - torch.cat([batch.images for batch in batches]).int()).abs()
@@ -84,11 +84,40 @@ def test_the_gpus_graph_within_its_bounds(interpolation, plan, train_set, open_l
     assert difference.float().mean() < 0.25
 
 
+@pytest.mark.parametrize("loader", [DaliLoader, TorchvisionLoader])
+def test_several_sizes_of_one_pass(loader, train_set, open_loader):
+    """Each image is decoded once and made at each size, as a plan of that size alone makes it."""
+    sizes = (EVALUATION.image_size, 33, 96)
+    several = list(open_loader(loader, train_set, replace(EVALUATION, more_sizes=sizes[1:])).batches(0))
+    for number, size in enumerate(sizes):
+        alone = open_loader(loader, train_set, replace(EVALUATION, image_size=size)).batches(0)
+        for batch, other in zip(several, alone, strict=True):
+            assert torch.equal(batch.images[number], other.images)
+            assert torch.equal(batch.indices, other.indices)
+
+
+def test_several_sizes_in_the_gpus_graph(train_set):
+    plan = replace(EVALUATION, more_sizes=(33,))
+    indices = plan.indices(0, 0)
+    paths = [train_set.path(index % 32) for index in indices]
+    geometries = plan.geometries(0, indices, np.array([image_size(path) for path in paths]))
+    settings = {"batch_size": plan.rank_batch, "num_threads": 1, "device_id": None}
+
+    def made(geometries, sides):
+        work = iter([_arguments([str(path) for path in paths], geometries, sides)])
+        outputs = _crops(lambda: next(work), "cpu", "bicubic", sides, **settings).run()
+        return [torch.from_dlpack(images.as_tensor()) for images in outputs]
+
+    both = made(geometries, plan.sides)
+    for number, side in enumerate(plan.sides):
+        assert torch.equal(both[number], made([geometries[number]], [side])[0])
+
+
 def test_the_gpus_graph_can_be_put_together():
     """DALI checks every operator, argument and device; only the driver is missing here."""
     settings = {"batch_size": 4, "num_threads": 1, "device_id": None}
     for pipeline in (
-        _crops(lambda: None, "mixed", "bicubic", 48, **settings),
+        _crops(lambda: None, "mixed", "bicubic", [48], **settings),
         _whole_image(lambda: None, "mixed", device_id=None),
     ):
         graph = pipeline.serialize()
