@@ -20,8 +20,8 @@ from cotnet.settings import TrainSettings
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it: two runs never write into one.
+def claimed(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
+    """Makes the folder and locks it: two runs never write into one. `otherwise`: the advice if that fails.
 
     Raises:
         InputError: the folder cannot be made or written, or another process holds it.
@@ -34,11 +34,9 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / ".lock"))
         except BlockingIOError:
-            raise InputError(
-                f"{folder} is in use by another process; wait for it or choose another output_dir"
-            ) from None
+            raise InputError(f"{folder} is in use by another process; wait for it or {otherwise}") from None
         except OSError as error:
-            raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+            raise InputError(f"cannot write into {folder}: {error.strerror}; {otherwise}") from None
         yield
 
 
