@@ -14,6 +14,7 @@ from cotnet.engine.signals import end_with_parent
 from cotnet.errors import INTERRUPTED, InputError
 from cotnet.files import in_use
 from cotnet.sweeps.ledger import State
+from cotnet.sweeps.space import Trial
 
 LOG = "log.txt"
 HELD_SECONDS = 120.0  # how long a killed sweep's run may still hold its folder: it finishes a step and saves
@@ -49,8 +50,8 @@ def visible_gpus() -> list[str]:
 class TrialProcess:
     """A running trial; its output is appended to its folder's log. It saves and ends when the sweep's process ends."""
 
-    def __init__(self, command: Sequence[str], folder: Path, share: Share) -> None:
-        self.folder, self.share, self._started = folder, share, time.monotonic()
+    def __init__(self, trial: Trial, command: Sequence[str], folder: Path, share: Share) -> None:
+        self.trial, self.folder, self.share, self._started = trial, folder, share, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         deadline = self._started + HELD_SECONDS
         while in_use(folder / ".lock") and time.monotonic() < deadline:  # after that the run reports it
@@ -64,7 +65,7 @@ class TrialProcess:
 
         with (folder / LOG).open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -78,14 +79,6 @@ class TrialProcess:
     def seconds(self) -> float:
         """Since it started."""
         return time.monotonic() - self._started
-
-    def signal(self, number: int) -> None:
-        """Send it a signal unless it has ended."""
-        self._process.send_signal(number)
-
-    def code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        return self._process.poll()
 
     def last_line(self) -> str:
         """The last error line of this start's log, or its last line."""

@@ -28,7 +28,7 @@ from cotnet.sweeps.space import Trial
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLOT = "sweep.png"
+PLOT, METRICS = "sweep.png", "metrics.jsonl"
 WIDE = 400  # columns of a table in a file
 BAR = 10  # columns
 LONGER = 3  # times the epochs, in the command that is shown
@@ -38,16 +38,16 @@ class TrialResult(NamedTuple):
     """The best value of the target that a trial logged, and its epoch; None if it logged none."""
 
     entry: TrialRecord
-    value: float | None
-    epoch: float | None
+    value: float | None = None
+    epoch: float | None = None
 
 
-def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | None:
-    """The best value of the target in a trial's metrics.jsonl, and its epoch."""
+def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | tuple[()]:
+    """The best value of the target in a trial's metrics.jsonl, and its epoch; empty if it logged none."""
     target, choose = ledger.start["target"], max if ledger.start["direction"] == "maximize" else min
-    rows = _metrics(ledger.folder / trial.name)
+    rows = records.read_existing(ledger.folder / trial.name / METRICS)
     found = [(row[target], row["epoch"]) for row in rows if row.get(target) is not None]
-    return choose(found, key=lambda pair: pair[0]) if found else None
+    return choose(found, key=lambda pair: pair[0], default=())
 
 
 def rank_trials(ledger: Ledger) -> list[TrialResult]:
@@ -56,11 +56,10 @@ def rank_trials(ledger: Ledger) -> list[TrialResult]:
     Raises InputError if trials have finished and none of them logs the target.
     """
     target, sign = ledger.start["target"], -1 if ledger.start["direction"] == "maximize" else 1
-    entries = ledger.entries.values()
-    rows = [TrialResult(entry, *(best_figure(ledger, entry.trial) or (None, None))) for entry in entries]
-    finished = ledger.trials("finished")
+    rows = [TrialResult(entry, *best_figure(ledger, entry.trial)) for entry in ledger.entries.values()]
+    finished = [ledger.folder / trial.name / METRICS for trial in ledger.trials("finished")]
     if finished and all(row.value is None for row in rows):
-        names = {key for trial in finished for row in _metrics(ledger.folder / trial.name) for key in row}
+        names = {key for path in finished for row in records.read_existing(path) for key in row}
         if target not in names:
             near = nearest(target, names - {"step", "epoch"})
             raise InputError(f"sweep.target={target} is logged by no trial; {near}")
@@ -96,15 +95,13 @@ def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -
     """
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
     short = [key.rpartition(".")[2] for key in keys]
-    terminal = sys.stdout.isatty()
-    lines = []
-    for row in rows:
-        trial, state = row.entry.trial, row.entry.state
-        state_now = ("running" if alive else "killed") if state == "started" else state
-        status = f"{state_now}: {row.entry.line}" if row.entry.line else state_now
-        settings = [trial.settings.get(key, "-") for key in keys]
-        numbers = [_number(row.value, ".6g"), _number(row.epoch, ".4g"), *settings, clock(row.entry.seconds)]
-        lines.append([*numbers, status, *([] if terminal else [trial.name])])
+    terminal, lines = sys.stdout.isatty(), []
+    for entry, value, epoch in rows:
+        state = ("running" if alive else "killed") if entry.state == "started" else entry.state
+        settings = [entry.trial.settings.get(key, "-") for key in keys]
+        numbers = [_number(value, ".6g"), _number(epoch, ".4g"), *settings, clock(entry.seconds)]
+        status = f"{state}: {entry.line}" if entry.line else state
+        lines.append([*numbers, status, *([] if terminal else [entry.trial.name])])
     named = short if terminal and len(set(short)) == len(keys) else keys
     headings = [ledger.start["target"], "epoch", *named, "time"]
     print_table(headings, ["status"] if terminal else ["status", "trial"], lines)
@@ -144,10 +141,9 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
         for axes in panels[len(keys) :]:
             axes.remove()
         for index, (key, axes) in enumerate(zip(keys, panels, strict=False)):
-            texts = [given.get(key, "-") for given in settings]
-            x: list[Any] = [*texts]
+            x: list[Any] = [given.get(key, "-") for given in settings]
             with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
-                x = [float(text) for text in texts]
+                x = [float(text) for text in x]
                 axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
             axes.scatter(x, values, color=[BLUE] * (len(rows) - 1) + [RED])
             axes.set_xlabel(key, color=GREY)
@@ -180,18 +176,14 @@ def bars(running: Iterable[tuple[Trial, Path]], target: str, *, width: int) -> T
 
 def progress(folder: Path, target: str) -> tuple[float, str]:
     """How far a run is, from 0 to 1, and its last figures."""
-    last = {key: value for row in _metrics(folder) for key, value in row.items() if value is not None}
+    rows = records.read_existing(folder / METRICS)
+    last = {key: value for row in rows for key, value in row.items() if value is not None}
     if not last or not (folder / "config.yaml").exists():
         return 0.0, "starting"
     train = read_yaml(folder / "config.yaml")["train"]
     share = max(last["epoch"] / train["epochs"], last["step"] / (train["max_steps"] or float("inf")))
     figures = [f"{key.rpartition('/')[2]} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
     return share, "  ".join([f"epoch {last['epoch']:.3g}/{train['epochs']}", *figures])
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return records.read(path) if path.exists() else []
 
 
 def _number(value: float | None, form: str) -> str:

@@ -43,11 +43,11 @@ def run_sweep(plan: SweepPlan, program: Path, *, flags: Sequence[str], batch: Ba
         ledger.begin(ledger.start)
         finished, failed = len(ledger.trials("finished")), len(ledger.trials("failed"))
         again = " (sweep.retry=true runs those again)" if failed and not settings.retry else ""
-        cut = len(ledger.trials("started", "interrupted"))
-        counts = f"{finished} finished, {failed} failed{again}, {cut} cut short"
+        counts = f"{finished} finished, {failed} failed{again}, {len(ledger.entries) - finished - failed} cut short"
         say(f"{plan.folder}: of {plan.total} trials {counts}; {settings.parallel} at a time")
         if batch:
-            stopped = run_batches(plan, ledger, batch)
+            run_batches(plan, ledger, batch)
+            stopped = False  # the launcher handles signals
         else:
             stopped = run_local(plan, ledger, free, command=[sys.executable, str(program), *flags])
         asked = {trial.name for trial in known_trials(plan, ledger)}  # a grid's ledger may hold other values' trials
@@ -90,39 +90,38 @@ def run_local(plan: SweepPlan, ledger: Ledger, free: list[Share], *, command: Se
     After an error their state stays "started": they save and end with this process, and continue next time.
     """
     trials = trials_left(plan, ledger)
-    running: list[tuple[Trial, TrialProcess]] = []
+    running: list[TrialProcess] = []
     handled, drawn = 0, 0.0
     with stop_signals() as received, results.live_bars() as live:
         while True:
             while free and not received and (trial := next(trials, None)):
                 words = [*command, *overrides(plan, trial)]
-                running.append((trial, TrialProcess(words, plan.folder / trial.name, free.pop(0))))
+                running.append(TrialProcess(trial, words, plan.folder / trial.name, free.pop(0)))
             if not running:
                 return bool(received)
             if len(received) > handled:
                 handled = len(received)
-                _stop([process for _, process in running], received)
-            ended = [(trial, process, code) for trial, process in running if (code := process.code()) is not None]
-            for trial, process, code in ended:
-                running.remove((trial, process))
-                free.insert(0, process.share)
-                last = process.last_line()
-                end_trial(plan, ledger, trial, code=code, seconds=process.seconds, last_line=last)
+                _stop(running, received)
+            for ended in [one for one in running if one.process.poll() is not None]:
+                running.remove(ended)
+                free.insert(0, ended.share)
+                code, last = ended.process.returncode, ended.last_line()
+                end_trial(plan, ledger, ended.trial, code=code, seconds=ended.seconds, last_line=last)
             if live and time.monotonic() - drawn > DRAW_SECONDS:
                 drawn = time.monotonic()
-                folders = [(trial, process.folder) for trial, process in running]
+                folders = [(one.trial, one.folder) for one in running]
                 live.update(results.bars(folders, plan.settings.target, width=live.console.width), refresh=True)
             time.sleep(POLL_SECONDS)
 
 
 def _stop(running: Sequence[TrialProcess], received: Sequence[int]) -> None:
     say("stopping: each trial finishes its step and saves; Ctrl-C again ends them at once")
-    for process in running:
-        process.signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+    for one in running:
+        one.process.send_signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
 
 
-def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> bool:
-    """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time; it handles signals."""
+def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> None:
+    """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time."""
     trials = trials_left(plan, ledger)
     while jobs := list(islice(trials, plan.settings.parallel if plan.settings.search else None)):
         began = time.monotonic()
@@ -131,7 +130,6 @@ def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> bool:
         for trial, code in zip(jobs, codes, strict=True):
             last = f"exit code {code}; the launcher has its log"
             end_trial(plan, ledger, trial, code=code, seconds=seconds, last_line=last)
-    return False
 
 
 def overrides(plan: SweepPlan, trial: Trial) -> list[str]:
@@ -148,7 +146,7 @@ def end_trial(plan: SweepPlan, ledger: Ledger, trial: Trial, *, code: int, secon
     line = last_line if state == "failed" else killed_by(code)
     ledger.record(trial, state, seconds=seconds, code=code, line=line)
     figure = results.best_figure(ledger, trial)
-    if state == "finished" and figure is None:
+    if state == "finished" and not figure:
         results.rank_trials(ledger)  # raises when no trial logs the target
     reason = f" ({line})" if line else ""
     value = f", {plan.settings.target} {figure[0]:.6g} at epoch {figure[1]:.4g}" if figure else ""

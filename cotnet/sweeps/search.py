@@ -31,7 +31,7 @@ def propose(plan: SweepPlan, ledger: Ledger) -> Trial | None:
     distributions = {parameter.key: distribution(parameter) for parameter in plan.parameters}
     study = optuna.create_study(direction=plan.settings.direction)
     for entry in ledger.entries.values():
-        figure = best_figure(ledger, entry.trial) if entry.state == "finished" else None
+        figure = best_figure(ledger, entry.trial) if entry.state == "finished" else ()
         if figure or entry.state in ("started", "interrupted"):  # samplers ignore a trial that ended without a value
             state = optuna.trial.TrialState.COMPLETE if figure else optuna.trial.TrialState.RUNNING
             params = {p.key: p.parsed(entry.trial.settings[p.key]) for p in plan.parameters}

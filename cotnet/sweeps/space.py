@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
@@ -42,11 +42,13 @@ class SweepSettings:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.search and self.trials is None:
-            end = f"sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
-            raise ValueError(f"trials=null, but {end}")
+            raise ValueError(
+                f"trials=null, but sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
+            )
         if not self.search and self.trials is not None:
-            grid = "a grid runs every combination (sweep=tpe searches)"
-            raise ValueError(f"trials={self.trials} is for a search; {grid}")
+            raise ValueError(
+                f"trials={self.trials} is for a search; a grid runs every combination (sweep=tpe searches)"
+            )
 
     @property
     def search(self) -> bool:
@@ -56,9 +58,7 @@ class SweepSettings:
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """A setting that varies: over `values`, or from `low` to `high`, both included; a range of numbers has both.
-
-    `text` is what was given.
-    """
+    `text` is what was given."""
 
     key: str
     text: str
@@ -152,9 +152,7 @@ def _parameter(key: str, override: Override) -> Parameter:
     value, text = override.value(), str(override.input_line).partition("=")[2]
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        assert low is not None
-        assert high is not None
+        low, high = cast(tuple[float, float], (value.start, value.end))
         if low >= high:
             raise InputError(f"{key}: the range from {low:g} to {high:g} is empty; {GRAMMAR}")
         if log and low <= 0:
@@ -168,11 +166,10 @@ def _parameter(key: str, override: Override) -> Parameter:
         raise InputError(f"{override.input_line}: the range is empty; {GRAMMAR}")
     if not isinstance(value, RangeSweep):
         return Parameter(key=key, text=text, values=values)
-    assert value.step is not None
-    numbers = [float(number) for number in values]
-    integer = isinstance(value.start, int) and isinstance(value.step, int)
-    low, high, step = min(numbers), max(numbers), abs(value.step)
-    return Parameter(key=key, text=text, values=values, low=low, high=high, step=step, integer=integer)
+    numbers, step = [float(number) for number in values], cast(float, value.step)
+    bounds = {"low": min(numbers), "high": max(numbers), "step": abs(step)}
+    integer = isinstance(value.start, int) and isinstance(step, int)
+    return Parameter(key=key, text=text, values=values, integer=integer, **bounds)
 
 
 def grid(parameters: Sequence[Parameter]) -> list[tuple[str, ...]]:
@@ -190,13 +187,14 @@ def name_trials(combinations: Iterable[Sequence[str]], known: Iterable[Trial]) -
     """A trial for each combination of overrides: the `known` one, or a new one with a name of its own."""
     trials = {frozenset(trial.overrides): trial for trial in known}
     names = {trial.name for trial in trials.values()}
-    asked = [tuple(overrides) for overrides in combinations]
-    for overrides in asked:
+    asked = []
+    for overrides in combinations:
         name = folder_name(overrides)
         if name in names:  # the overrides differ in characters that a folder's name cannot hold
             name += "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
-        names.add(trials.setdefault(frozenset(overrides), Trial(name=name, overrides=overrides)).name)
-    return [trials[frozenset(overrides)] for overrides in asked]
+        asked.append(trials.setdefault(frozenset(overrides), Trial(name=name, overrides=tuple(overrides))))
+        names.add(asked[-1].name)
+    return asked
 
 
 def quoted(key: str, value: object) -> str:
