@@ -9,15 +9,15 @@ its cores, so give loader.threads as cores / ranks.
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from cotnet import parts
 from cotnet.benchmarks import meters, report
@@ -25,7 +25,7 @@ from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state
 from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import precision_of
 from cotnet.errors import InputError
 from data.sets.image_set import ImageSet
 
@@ -55,19 +55,17 @@ class PartBench:
     def __init__(self, config: Config, seconds: float) -> None:
         self.config, self.seconds, self.device = config, seconds, meters.first_device()
         self.settings = parts.settings_of(config)
-        name = choose_precision(self.settings.train.precision, self.device)
-        channels_last = self.settings.train.channels_last
-        self.precision = Precision(name=name, device=self.device, channels_last=channels_last)
+        self.precision = precision_of(self.settings.train, self.device)
         self.images, _ = parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
-    def rate(self, steps: Iterator[int]) -> float:
-        """Images per second of steps that yield their number of images; the first two steps are not timed."""
-        next(steps)
-        next(steps)
+    def rate(self, step: Callable[[], int]) -> float:
+        """Images per second of a step that returns its number of images; the first two calls are not timed."""
+        step()
+        step()
         images, started = 0, meters.now(self.device)
         while (elapsed := meters.now(self.device) - started) < self.seconds or not images:
-            images += next(steps)
+            images += step()
         return images / elapsed
 
     def loader(self, *, augmented: bool = True, **change: Any) -> float:
@@ -76,16 +74,16 @@ class PartBench:
         ranks = Ranks(rank=0, world_size=1, device=self.device)
         loader, _ = parts.train_loader(config, self.settings, self.images, ranks)
         transform = parts.train_transform(self.config, self.settings, self.precision)
+        batches = ((*batch, epoch) for epoch in count() for batch in loader.batches(epoch))
 
-        def steps() -> Iterator[int]:
-            for epoch in range(sys.maxsize):
-                for images, targets, indices in loader.batches(epoch):
-                    if augmented:
-                        transform(images, targets, indices, epoch)
-                    yield len(images)
+        def step() -> int:
+            images, *more = next(batches)
+            if augmented:
+                transform(images, *more)
+            return len(images)
 
         with closing(loader):
-            return self.rate(steps())
+            return self.rate(step)
 
     def model(self, batch: int) -> float:
         """The rate of forward, backward and optimizer step on noise that is on the device."""
@@ -93,18 +91,13 @@ class PartBench:
         images = torch.randn(batch, 3, data.image_size, data.image_size, device=self.device)
         images = images.to(self.precision.parameters, memory_format=self.precision.layout)
         targets = torch.randint(data.num_classes, (batch,), device=self.device)
+        model = state.model.train()
 
-        def steps() -> Iterator[int]:
-            state.model.train()
-            while True:
-                with self.precision.autocast():
-                    logits = state.model(images)
-                F.cross_entropy(logits.to(images.dtype), targets).backward()
-                state.optimizer.step()
-                state.optimizer.zero_grad(set_to_none=True)
-                yield batch
+        def step() -> int:
+            meters.bare_step(model, state.optimizer, images, targets, precision=self.precision, scaler=state.scaler)
+            return batch
 
-        return self.rate(steps())
+        return self.rate(step)
 
     def measure(self) -> Rates:
         """Everything, in turn."""
@@ -115,7 +108,7 @@ class PartBench:
         reading = reading_rate(self.images, threads or 1, self.seconds)
         decoding, loader = self.loader(augmented=False), self.loader()
         loaders = {(own, threads): loader}
-        for name, number in [(name, number) for name in LOADERS for number in thread_counts(cores)]:
+        for name, number in product(LOADERS, sorted({max(cores // 2, 1), cores})):
             if (name, number) not in loaders:
                 meters.progress(f"{name} with {number} threads")
                 loaders[name, number] = self.loader(_target_=targets[name], threads=number)
@@ -126,9 +119,15 @@ class PartBench:
             if 2 <= batch <= len(self.images.files):
                 with suppress(torch.cuda.OutOfMemoryError):
                     batches[batch] = self.model(batch)
-        overlap = self.device.type == "cuda"
-        rates = {"reading": reading, "decoding": decoding, "loader": loader, "model": batches[given]}
-        return Rates(**rates, loaders=loaders, batches=batches, overlap=overlap)
+        return Rates(
+            reading=reading,
+            decoding=decoding,
+            loader=loader,
+            model=batches[given],
+            loaders=loaders,
+            batches=batches,
+            overlap=self.device.type == "cuda",
+        )
 
 
 def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
@@ -141,11 +140,6 @@ def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
             if time.perf_counter() - started > seconds:
                 break
         return done / (time.perf_counter() - started)
-
-
-def thread_counts(cores: int) -> list[int]:
-    """The numbers of threads to try."""
-    return sorted({max(cores // 2, 1), cores})
 
 
 def verdict(rates: Rates) -> list[str]:

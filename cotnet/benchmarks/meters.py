@@ -1,4 +1,4 @@
-"""The time and the memory that something takes, on either device; several things in turn."""
+"""The time and the memory that something takes, on either device; several things in turn; a bare training step."""
 
 import json
 import sys
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cotnet.engine.precision import Precision
 
 T = TypeVar("T")
 
@@ -56,9 +60,23 @@ def progress(line: str) -> None:
         sys.stderr.flush()
 
 
-def size(*tensors: torch.Tensor) -> int:
-    """Their bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def bare_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> None:
+    """Forward, loss, backward and the optimizer's step, and nothing else."""
+    with precision.autocast():
+        logits = model(images)
+    scaler.scale(criterion(logits.to(images.dtype), targets)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def peak_bytes(device: torch.device, task: Callable[[], object]) -> int:

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+from matplotlib.ticker import LogLocator
 from torch import nn
-from torch.nn import functional as F
 
 from cotnet import models
 from cotnet.benchmarks import meters, report
@@ -64,26 +64,27 @@ class BenchedNet:
     def __init__(self, case: NetCase, device: torch.device) -> None:
         torch.manual_seed(0)
         self.training = case.mode == "train"
-        self.precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
-        self.precision.set_up_process()
+        precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
+        precision.set_up_process()
         model = build_net(case.name, case.size)
         if case.checkpointing:
             checkpoint_stages(model, tuple(case.checkpointing))
-        self.model = self.precision.to_device(fuse(model) if case.fused else model).train(self.training)
+        self.model = precision.to_device(fuse(model) if case.fused else model).train(self.training)
         self.run = compiled(self.model) if case.compiled else self.model
-        images = torch.randn(case.batch, 3, case.size, case.size, device=device, dtype=self.precision.parameters)
-        self.images = images.to(memory_format=self.precision.layout)
+        images = torch.randn(case.batch, 3, case.size, case.size, device=device, dtype=precision.parameters)
+        self.images = images.to(memory_format=precision.layout)
         self.targets = torch.randint(1000, (case.batch,), device=device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self.precision, self.scaler = precision, precision.scaler()
 
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""
-        with torch.inference_mode(not self.training), self.precision.autocast():
-            logits = self.run(self.images)
         if self.training:
-            F.cross_entropy(logits.float(), self.targets).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            how = {"precision": self.precision, "scaler": self.scaler}
+            meters.bare_step(self.run, self.optimizer, self.images, self.targets, **how)
+        else:
+            with torch.inference_mode(), self.precision.autocast():
+                self.run(self.images)
 
 
 def build_net(name: str, size: int) -> nn.Module:
@@ -94,18 +95,17 @@ def build_net(name: str, size: int) -> nn.Module:
     if source or name not in models.__all__ or name.endswith("_model"):
         raise InputError(f"{name} is no model; give one of cotnet.models, torchvision:NAME or timm:NAME")
     settings = {"image_size": size} if name.startswith(("botnet", "pvt")) else {}
-    model: nn.Module = getattr(models, name)(**settings)
-    return model
+    return cast(nn.Module, getattr(models, name)(**settings))
 
 
 def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
     """Milliseconds and images per second of each."""
     steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
     times = meters.in_turns({name: partial(meters.seconds, step, device) for name, step in steps.items()}, rounds)
-    records = []
-    for case, seconds in zip(cases, map(median, times.values()), strict=True):
-        records.append({**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds})
-    return records
+    return [
+        {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
+        for case, seconds in zip(cases, map(median, times.values()), strict=True)
+    ]
 
 
 def measure_memory(case: NetCase, device: torch.device) -> Record:
@@ -142,10 +142,10 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
     layouts = LAYOUTS if given.format == "both" else (given.format,)
     nets = [(given.models, size) for size in given.size]
     if given.zoo:
-        nets = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
+        nets = [([zoo], 224) for zoo, known in table.TABLE.items() if known and known.top1]
     for (names, size), batch in itertools.product(nets, given.batch):
         cases = []
-        sized = dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
+        sized = dict.fromkeys((name, own or size) for name, own in [*names, given.peer])
         for layout, (name, own) in itertools.product(layouts, sized):
             ours = {"fused": given.fuse, "checkpointing": given.checkpointing}
             how = shared | (ours if ":" not in name else {"fused": False, "checkpointing": []})
@@ -153,12 +153,10 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
         yield cases
 
 
-def _sized(name: str, size: int) -> tuple[str, int]:
-    """NAME@PIXELS has a size of its own."""
-    name, _, own = name.partition("@")
-    if own and not own.isdigit():
-        raise InputError(f"{name}@{own}: {own} is no number of pixels")
-    return name, int(own or size)
+def net(text: str) -> tuple[str, int | None]:
+    """NAME or NAME@PIXELS of the command line."""
+    name, _, pixels = text.partition("@")
+    return name, int(pixels) if pixels else None
 
 
 def earlier(path: Path | None, rows: list[Record]) -> list[Record]:
@@ -227,10 +225,9 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
             axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
         axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
         axes.margins(x=0.15)
-        low, high = axes.get_xlim()
-        ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 3, 5) if low < step * 10**power < high]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=7, loc="lower right")
         page.draw_without_rendering()  # the axes have their place now
@@ -238,13 +235,11 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    options = report.options(
-        "nets", "Speed or memory of whole nets; --json keeps the file's records of other settings."
-    )
+    options = report.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
     options.add_argument("--measure", choices=MEASURES, default="speed")
     names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
-    options.add_argument("--models", nargs="+", default=["cotnet50"], help=names)
-    options.add_argument("--peer", default="torchvision:resnet50", help="compare with this one (%(default)s)")
+    options.add_argument("--models", nargs="+", type=net, default=[("cotnet50", None)], help=names)
+    options.add_argument("--peer", type=net, default="torchvision:resnet50", help="compare with it (%(default)s)")
     options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
     options.add_argument("--batch", nargs="+", type=int, default=[16])
     options.add_argument("--size", nargs="+", type=int, default=[224])
@@ -264,16 +259,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _arguments().parse_args(arguments)
     device, (value, unit) = meters.first_device(), MEASURES[given.measure]
     rows: list[Record] = []
+    speed = given.measure == "speed"
     with one_line(keep=False):
         for cases in groups(given, device):
             meters.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
-            speed = given.measure == "speed"
-            found = (
-                measure_speed(cases, given.rounds, device)
-                if speed
-                else [measure_memory(case, device) for case in cases]
-            )
-            rows += compared(found, given.peer.partition("@")[0], value)
+            found = measure_speed(cases, given.rounds, device) if speed else [measure_memory(c, device) for c in cases]
+            rows += compared(found, given.peer[0], value)
     before = earlier(given.json, rows)
     report.finish(rows, given.json, kept=before)
     if given.plot and given.zoo:

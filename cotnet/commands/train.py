@@ -23,7 +23,7 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.outside import first_process
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import Precision, choose_precision, precision_of
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
@@ -110,9 +110,7 @@ def new_state(config: Config, settings: Settings, precision: Precision) -> State
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = parts.settings_of(config), Path(config["output_dir"])
-    precision = Precision(
-        name=settings.train.precision, device=ranks.device, channels_last=settings.train.channels_last
-    )
+    precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)

@@ -7,6 +7,7 @@ from torch import nn
 
 from cotnet.engine.allocator import keep_freed_memory
 from cotnet.errors import InputError
+from cotnet.settings import TrainSettings
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -60,6 +61,12 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def precision_of(settings: TrainSettings, device: torch.device) -> Precision:
+    """The formats of a run on this device; errors as in `choose_precision`."""
+    name = choose_precision(settings.precision, device)
+    return Precision(name=name, device=device, channels_last=settings.channels_last)
 
 
 def choose_precision(name: str, device: torch.device, *, key: str = "train.precision") -> str:
