@@ -9,6 +9,7 @@ share of what a copy in the same run moves.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any, Final, NamedTuple
 
@@ -69,20 +70,13 @@ def timed(form: Form, tensors: Tensors) -> tuple[float, float]:
 
 def extra_bytes(form: Form, tensors: Tensors) -> int:
     """The most that forward and backward hold at a time beyond inputs, result and gradients."""
-    value, weight, upstream = tensors
-    outputs = 2 * meters.size(value) + meters.size(weight)
-
-    def once() -> None:
-        result = form(value, weight)
-        gradients = torch.autograd.grad(result, (value, weight), upstream)
-        del result, gradients
-
-    return max(0, meters.peak_bytes(value.device, once) - outputs)
+    peak = meters.peak_bytes(tensors.value.device, partial(timed, form, tensors))
+    return max(0, peak - 2 * tensors.value.nbytes - tensors.weight.nbytes)
 
 
 def moved_bytes(tensors: Tensors) -> tuple[int, int]:
     """The least that forward and backward read and write."""
-    maps, weights = meters.size(tensors.value), meters.size(tensors.weight)
+    maps, weights = tensors.value.nbytes, tensors.weight.nbytes
     return 2 * maps + weights, 3 * maps + 2 * weights
 
 
@@ -105,10 +99,10 @@ def measure_forms(
         record = {"name": name, "form": form, "peer": PEER, "milliseconds": totals[form]}
         record |= {"ratio": totals[PEER] / totals[form], "peak_bytes": peak}
         record |= {"forward_ms": forward, "backward_ms": backward, "device": str(value.device)}
-        record |= {"dtype": str(value.dtype).removeprefix("torch."), "peak_maps": peak / meters.size(value)}
+        record |= {"dtype": str(value.dtype).removeprefix("torch."), "peak_maps": peak / value.nbytes}
         if bandwidth is not None and form != PEER:
-            rates = [1000 * size / ms for size, ms in zip(moved_bytes(tensors), (forward, backward), strict=True)]
-            record |= {"forward_bandwidth": rates[0] / bandwidth, "backward_bandwidth": rates[1] / bandwidth}
+            for part, moved in zip(("forward", "backward"), moved_bytes(tensors), strict=True):
+                record[f"{part}_bandwidth"] = 1000 * moved / record[f"{part}_ms"] / bandwidth
         records.append(record)
     return records
 
@@ -132,11 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
     rows: list[dict[str, Any]] = []
-    for stage, layout in ((stage, layout) for stage in given.stages for layout in given.formats):
+    for stage, layout in product(given.stages, given.formats):
         torch.compiler.reset()  # each case is compiled anew and does not count as a recompilation
         compiled = torch.compile(local_aggregation, fullgraph=True, dynamic=False)
-        ours = {form: {"eager": local_aggregation, "compiled": compiled}[form] for form in given.forms}
-        forms: dict[str, Form] = {**ours, PEER: unfold_form}
+        known: dict[str, Form] = {"eager": local_aggregation, "compiled": compiled, PEER: unfold_form}
+        forms = {form: known[form] for form in (*given.forms, PEER)}
         tensors = make_tensors(stage, given.batch, layout, getattr(torch, given.dtype), device)
         name = f"{given.batch}x{stage}x{stage.partition('x')[2]} {layout}"
         rows += measure_forms(forms, tensors, name, rounds=given.rounds, bandwidth=bandwidth)

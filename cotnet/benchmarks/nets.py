@@ -113,8 +113,8 @@ def measure_memory(case: NetCase, device: torch.device) -> Record:
     net = BenchedNet(case, device)
     net.step()
     state = [value for values in net.optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    held = meters.size(*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
-    peak = held + meters.peak_bytes(device, net.step)
+    held = (*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
+    peak = sum(tensor.nbytes for tensor in held) + meters.peak_bytes(device, net.step)
     return {**asdict(case), "peak_bytes": peak, "peak_mib": peak / 2**20}
 
 

@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, JustifyMethod
-from rich.table import Table
-
 from cotnet.benchmarks.meters import progress
 from cotnet.figures import figure
 from cotnet.files import write_text
 from cotnet.reporting.environment import machine
+from cotnet.reporting.terminal import print_table
 
 Row = Mapping[str, Any]
 
@@ -41,14 +38,10 @@ def finish(rows: Sequence[Row], path: Path | None, *, kept: Sequence[Row] = ()) 
     versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
     memory = f"{here['memory_gib']:.0f} GiB"
     sys.stdout.write(f"{here['processor']}, {here['cores']} cores, {memory}{gpus}; {versions}\n")
-    table = Table(box=box.SIMPLE_HEAD)
     cells = {key: value for row in rows for key, value in row.items() if isinstance(value, str | int | float)}
-    for column, value in cells.items():
-        justify: JustifyMethod = "left" if isinstance(value, str) else "right"
-        table.add_column(column.replace("_", " "), justify=justify, no_wrap=isinstance(value, str))
-    for row in rows:
-        table.add_row(*(shown(row.get(column)) for column in cells))
-    Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False).print(table)
+    headings = {key.replace("_", " "): value for key, value in cells.items()}
+    texts = [heading for heading, value in headings.items() if isinstance(value, str)]
+    print_table([*headings], [[shown(row.get(key)) for key in cells] for row in rows], texts=texts)
     if path:
         write_text(path, json.dumps({"machine": here, "records": [*kept, *rows]}, indent=1) + "\n")
 
@@ -63,16 +56,16 @@ def shown(value: Any) -> str:
 def output_file(name: str) -> Path:
     """A file to write, as an option's type: refused before the measurement if it cannot be written."""
     path = Path(name)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is a folder; give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{name} cannot be written ({error.strerror}); give another file") from error
-    if path.is_file() and not os.access(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise argparse.ArgumentTypeError(f"{name} is write-protected; give another file")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{name} is a folder; give a file")
     return path
 
 

@@ -2,17 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 from rich.text import Text
 
 Record = dict[str, Any]
 
+WIDE = 400  # columns of a table in a file
 # Of the table of a run, 77 characters wide: heading, width, figure and its format.
 COLUMNS = (
     ("epoch", 9, "", ""),
@@ -32,6 +35,18 @@ def say(line: str) -> None:
     """One line on the standard output; above the bar while there is one."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def print_table(headings: Sequence[str], lines: Iterable[Sequence[str]], *, texts: Collection[str]) -> None:
+    """A table. The columns headed by `texts` are folded on a narrow terminal; the others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
+    for heading in headings:
+        text = heading in texts
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not text, min_width=6, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, highlight=False, markup=False).print("", table, "", sep="\n")
 
 
 class _Live(Bar):

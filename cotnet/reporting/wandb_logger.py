@@ -52,16 +52,8 @@ WANDB_SETTINGS: dict[str, Any] = {
 class NoLogger:
     """No logger. Any class with these four methods is one: a mirror of metrics.jsonl, which may fail."""
 
-    def start(
-        self,
-        output_dir: Path,
-        config: Record,
-        run_id: str | None,
-        name: str,
-        *,
-        kept: Sequence[Record] = (),  # noqa: ARG002
-    ) -> str:
-        """Opens or continues a run; returns its id. `kept`: the records of metrics.jsonl so far."""
+    def start(self, *arguments: Any, **more: Any) -> str:  # noqa: ARG002
+        """Opens or continues a run: (output_dir, config, run_id, name, kept=its records so far); returns its id."""
         return ""
 
     def log(self, record: Record) -> None:

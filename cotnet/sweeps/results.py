@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,7 +20,7 @@ from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
 from cotnet.figures import BLUE, GREY, GRID, RED, figure
 from cotnet.files import in_use
-from cotnet.reporting.terminal import clock, say
+from cotnet.reporting.terminal import clock, print_table, say
 from cotnet.sweeps.ledger import Ledger, TrialRecord
 from cotnet.sweeps.space import Trial
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOT, METRICS = "sweep.png", "metrics.jsonl"
-WIDE = 400  # columns of a table in a file
 BAR = 10  # columns
 LONGER = 3  # times the epochs, in the command that is shown
 
@@ -103,8 +101,8 @@ def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -
         status = f"{state}: {entry.line}" if entry.line else state
         lines.append([*numbers, status, *([] if terminal else [entry.trial.name])])
     named = short if terminal and len(set(short)) == len(keys) else keys
-    headings = [ledger.start["target"], "epoch", *named, "time"]
-    print_table(headings, ["status"] if terminal else ["status", "trial"], lines)
+    headings = [ledger.start["target"], "epoch", *named, "time", "status", *([] if terminal else ["trial"])]
+    print_table(headings, lines, texts=("status", "trial"))
 
 
 def print_evaluations(codes: Mapping[Path, int]) -> None:
@@ -115,19 +113,8 @@ def print_evaluations(codes: Mapping[Path, int]) -> None:
         forms = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f"))
         cells = [_number(found.get(key), form) for key, form in forms]
         lines.append((-found.get("top1", -1.0), [*cells, "failed" if code else "finished", str(folder)]))
-    print_table(["top-1 %", "top-5 %", "images/s"], ["status", "folder"], [cells for _, cells in sorted(lines)])
-
-
-def print_table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print lines below the headings `numbers`, aligned to the right, and `texts`, which a narrow terminal folds."""
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
-    for heading in (*numbers, *texts):
-        number = heading in numbers
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number, min_width=6, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    width = None if sys.stdout.isatty() else WIDE
-    Console(width=width, highlight=False, markup=False).print("", table, "", sep="\n")
+    headings = ("top-1 %", "top-5 %", "images/s", "status", "folder")
+    print_table(headings, [cells for _, cells in sorted(lines)], texts=headings[3:])
 
 
 def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
