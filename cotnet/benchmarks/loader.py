@@ -103,7 +103,6 @@ def peer_loader(make: Callable[[Path, LoaderTask], Any], train: Path, task: Load
     """A data loader that gives (images, targets)."""
     loader = make(train, task)
     yield lambda _epoch: (images.to(task.device, non_blocking=True) for images, _ in loader)
-    del loader  # ends the workers
 
 
 def torchvision_loader(train: Path, task: LoaderTask, *, tensors: bool) -> DataLoader[Any]:
