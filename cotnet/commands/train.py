@@ -22,8 +22,8 @@ from cotnet.engine.evaluation import Interrupted, evaluate
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
-from cotnet.engine.outside import first_process
 from cotnet.engine.precision import Precision, choose_precision, precision_of
+from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap

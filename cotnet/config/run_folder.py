@@ -11,7 +11,7 @@ from cotnet.config.compose import Config, flatten, to_yaml
 from cotnet.config.continuing import compare
 from cotnet.config.moves import stored_config
 from cotnet.engine import state as checkpoints
-from cotnet.engine.outside import first_process
+from cotnet.engine.rank_environment import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER, locked, write_text

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from cotnet.engine.outside import adopt_slurm, started_outside
+from cotnet.engine.rank_environment import adopt_slurm, started_outside
 from cotnet.engine.signals import end_with_parent, forward_signal, stop_signals
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
@@ -47,11 +47,10 @@ def count_ranks(wanted: int | None) -> int:
 
 
 def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) -> int:
-    """Runs `worker(given, store)` on every rank; returns the largest exit code.
+    """Runs `worker(given, store)`, a function of a module, on every rank; returns the largest exit code.
 
-    Ranks are spawned: `worker` must be a function of a module, `given` plain containers. The first rank that fails
-    ends the others within seconds. Its InputError or RunError is raised here again; any other error becomes a
-    RuntimeError with its traceback as text.
+    The first rank that fails ends the others within seconds. Its InputError or RunError is raised here again; any other
+    error becomes a RuntimeError with its traceback as text.
     """
     if started_outside() or ranks == 1:
         return worker(given, None)
@@ -98,18 +97,14 @@ def _rank(
 
 def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
     """Raises the error of the rank that failed first, not the errors it caused on other ranks."""
-    told = []
     while not outcomes.empty():
-        told.append(outcomes.get())
-    for index, code, text in told:
+        index, code, text = outcomes.get()
         if re.search(f"{LOST}|{PEER_GONE}", text):
             continue
         if code == WRONG_INPUT:
             raise InputError(text)
-        if code == FAILED and "\n" in text:
-            raise RuntimeError(f"rank {index} failed:\n{text}")
         if code == FAILED:
-            raise RunError(text)
+            raise RuntimeError(f"rank {index} failed:\n{text}") if "\n" in text else RunError(text)
     if stopped:
         return INTERRUPTED
     killed = "; a rank that is killed often ran out of memory: lower train.batch_size"

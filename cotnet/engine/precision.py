@@ -70,12 +70,8 @@ def precision_of(settings: TrainSettings, device: torch.device) -> Precision:
 
 
 def choose_precision(name: str, device: torch.device, *, key: str = "train.precision") -> str:
-    """Resolves `auto`: bf16 if the device has it, else fp16 on a GPU and fp32 on a CPU. `key`: the setting that errors
-    name.
-
-    Raises:
-        InputError: an unknown name, bf16 on a GPU that does not compute in it, or tf32 without such a GPU.
-    """
+    """Resolves `auto`: bf16 if the device has it, else fp16 on a GPU and fp32 on a CPU. Raises InputError, which names
+    the setting `key`, for an unknown name, bf16 on a GPU that does not compute in it, and tf32 without such a GPU."""
     gpu = device.type == "cuda"
     ampere = gpu and torch.cuda.get_device_capability(device) >= (8, 0)
     bf16 = ampere if gpu else _cpu_has_bf16()

@@ -1,6 +1,5 @@
 """Writes checkpoints in a background thread, and decides which epochs' checkpoints are kept."""
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,11 +50,6 @@ def snapshot(tree: Any) -> Any:
     return tree
 
 
-def epoch_file(epoch: int) -> str:
-    """The name under which the checkpoint after `epoch` epochs is kept."""
-    return f"epoch_{epoch:04d}.pt"
-
-
 def kept_epochs(saving: CheckpointSettings, history: list[list[float]]) -> set[int]:
     """The epochs whose checkpoints stay beside last.pt and best.pt, from [epochs done, top-1] of each evaluation:
     every n-th, and the best k (the earlier of two equal ones)."""
@@ -77,20 +71,3 @@ def write(
     for path in folder.glob("epoch_*.pt"):
         if path.name not in keep:
             path.unlink()
-
-
-def job(
-    folder: Path,
-    checkpoint: checkpoints.Checkpoint,
-    saving: CheckpointSettings,
-    state: checkpoints.State,
-    *,
-    best: bool,
-    before: Callable[[], None],
-) -> Callable[[], None]:
-    """A job for `Background` that writes this state. Copies everything that training changes."""
-    kept = kept_epochs(saving, state.history)
-    epoch_kept = state.batch_in_epoch == 0 and state.epoch in kept
-    also = ({"best.pt"} if best else set()) | ({epoch_file(state.epoch)} if epoch_kept else set())
-    keep = {epoch_file(epoch) for epoch in kept}
-    return functools.partial(write, folder, snapshot(checkpoint), also=also, keep=keep, before=before)

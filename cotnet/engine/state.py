@@ -83,24 +83,21 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
-    """The checkpoint on rank 0, an empty dictionary elsewhere; collective. `config`: the run's configuration as JSON.
+    """The checkpoint on rank 0, an empty dictionary elsewhere; collective. It shares its containers and tensors with
+    the state. `config`: the run's configuration as JSON.
 
     Within an epoch BatchNorm statistics and the open window differ between ranks: the checkpoint holds every rank's.
     """
-    own = {
-        "model": _buffers(state.model),
-        "ema": _buffers(state.ema.module),
-        "window": {name: total.cpu() for name, total in state.window.items()},
-    }
+    window = {name: total.cpu() for name, total in state.window.items()}
+    per_rank = ranks.gather({"model": _buffers(state.model), "ema": _buffers(state.ema.module), "window": window})
     state.tick()
-    per_rank = ranks.gather(own)
     if not ranks.first:
         return {}
     return {
         "format": FORMAT,
         "config": config,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
-        "progress": copy.deepcopy(progress(state)),
+        "progress": progress(state),
         "image_set": state.image_set,
         "model": state.model.state_dict(),
         "ema": state.ema.module.state_dict(),
@@ -113,15 +110,9 @@ def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
 
 def restore(state: State, checkpoint: Checkpoint, ranks: Ranks, path: Path) -> None:
     """Continues from a checkpoint: exactly on the same number of ranks; on another number with averaged BatchNorm
-    statistics.
-
-    Raises:
-        InputError: the checkpoint is of another model, or has other parameter groups.
-    """
-    theirs, ours = (
-        [len(group["params"]) for group in groups]
-        for groups in (checkpoint["optimizer"]["param_groups"], state.optimizer.param_groups)
-    )
+    statistics. Raises InputError if it is of another model, or has other parameter groups."""
+    both = (checkpoint["optimizer"]["param_groups"], state.optimizer.param_groups)
+    theirs, ours = ([len(group["params"]) for group in groups] for groups in both)
     if theirs != ours:
         raise InputError(
             f"{path} has weight decay on other parameters (groups of {theirs} tensors, here {ours}): another version "
@@ -154,21 +145,14 @@ def require_image_set(checkpoint: Checkpoint, image_set: str, path: Path) -> Non
 
 
 def _mean(items: list[dict[str, Any]]) -> dict[str, Any]:
-    def mean(tensors: list[Tensor]) -> Tensor:
-        return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
-
-    return {
-        part: {name: mean([item[part][name] for item in items]) for name in items[0][part]}
-        for part in ("model", "ema", "window")
-    }
+    """Of the tensors of several ranks, two dictionaries deep."""
+    if isinstance(items[0], dict):
+        return {name: _mean([item[name] for item in items]) for name in items[0]}
+    return torch.stack([item.double() for item in items]).mean(0).to(items[0].dtype)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Loads a state dict of exactly this model.
-
-    Raises:
-        InputError: keys or shapes differ.
-    """
+    """Loads a state dict of exactly this model. Raises InputError if keys or shapes differ."""
     own = model.state_dict()
     missing, unexpected = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
     shapes = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
@@ -179,18 +163,14 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     if shapes:
         key = shapes[-1]
         theirs, ours = list(tensors[key].shape), list(own[key].shape)
-        raise InputError(f"{path} does not fit the model: {key} is {theirs} there and {ours} here; "
-                         "another num_classes or backbone?")  # fmt: skip
+        sizes = f"{key} is {theirs} there and {ours} here"
+        raise InputError(f"{path} does not fit the model: {sizes}; another num_classes or backbone?")
     model.load_state_dict(tensors)
 
 
 def save(path: Path, checkpoint: Checkpoint, *, also: Iterable[Path] = ()) -> None:
     """Writes the file whole or not at all: a crash leaves the old or the new checkpoint. The files in `also` become the
-    same checkpoint before `path` does. `load` compares its `checksum`.
-
-    Raises:
-        RunError: the disk is full or read-only; the old file stays.
-    """
+    same checkpoint before `path` does. Raises RunError if the disk is full or read-only; the old file stays."""
     try:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
@@ -215,11 +195,8 @@ def duplicate(path: Path, target: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint of this application onto the CPU; runs no code from the file.
-
-    Raises:
-        InputError: the file is missing, truncated, holds more than data, or is no checkpoint of this application.
-    """
+    """Reads a checkpoint of this application onto the CPU; runs no code from the file. Raises InputError if the file is
+    missing, truncated, holds more than data, or is no checkpoint of this application."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file, or a run's folder for its checkpoints/best.pt")
     if not path.is_file():
@@ -249,14 +226,14 @@ def _read(path: Path) -> Checkpoint:
         if isinstance(error, pickle.UnpicklingError):
             raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
         raise Damaged(re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]) from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        if reason := damage(path):
-            raise Damaged(reason)
-        raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
-    written = checkpoint.get("checksum")  # files of version 0.1 have none
-    reason = damage(path) if written is None else "its checksum differs" * (written != checksum(_content(checkpoint)))
-    if reason:
+    ours = isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT
+    if ours and "checksum" in checkpoint:  # files of version 0.1 have none
+        if checkpoint["checksum"] != checksum(_content(checkpoint)):
+            raise Damaged("its checksum differs")
+    elif reason := damage(path):
         raise Damaged(reason)
+    if not ours:
+        raise InputError(f"{path} is not a checkpoint of this application (format {FORMAT})")
     return checkpoint
 
 
@@ -266,14 +243,12 @@ def _content(checkpoint: Checkpoint) -> Checkpoint:
 
 def _instead(path: Path) -> str:
     """The advice for a damaged checkpoint: the newest whole checkpoint beside it."""
-    found: tuple[int, Path] | None = None
+    found: list[tuple[int, Path]] = []
     for other in (path.with_name("best.pt"), *sorted(path.parent.glob("epoch_*.pt"), reverse=True)):
-        if other == path or not other.is_file():
-            continue
         with contextlib.suppress(Damaged, InputError):
-            step = _read(other)["progress"]["step"]
-            if found is None or step > found[0]:
-                found = step, other
-    if found is None:
+            if other != path:
+                found.append((_read(other)["progress"]["step"], other))
+    if not found:
         return "no whole checkpoint is beside it; use another one in its place"
-    return f"{found[1]} is whole: use that one, or copy it over the damaged file to continue from step {found[0]}"
+    step, whole = max(found, key=lambda pair: pair[0])
+    return f"{whole} is whole: use that one, or copy it over the damaged file to continue from step {step}"

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class Reports:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """The process ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +117,17 @@ def settle_buckets(context: TrainContext, state: State, image_size: int) -> None
         return
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
     count = context.settings.batch_size // context.ranks.world_size // context.settings.accumulation
-    zeros = torch.zeros(
-        count, 3, image_size, image_size, device=context.ranks.device, dtype=context.precision.parameters
-    )
+    how = {"device": context.ranks.device, "dtype": context.precision.parameters}
     state.model.train()
-    forward(context, zeros).sum().backward()
+    forward(context, torch.zeros(count, 3, image_size, image_size, **how)).sum().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, kept in buffers.items():
         buffer.copy_(kept)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds dropout and drop path from (seed, step, rank), so that a resumed run needs no generator state.
-
-    Modulo 2^64, torch's largest seed. The factors are odd, so different seeds stay different.
-    """
+    """Seeds dropout and drop path from (seed, step, rank), so that a resumed run needs no generator state. Modulo 2^64,
+    torch's largest seed; the factors are odd, so different seeds stay different."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
 
 
@@ -142,17 +139,16 @@ def forward(context: TrainContext, images: Tensor) -> Tensor:
 
 
 def train_step(context: TrainContext, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> StepRecord:
-    """One optimizer step on this rank's share of the batch: uint8 images (B, 3, S, S), targets (B,), indices (B,).
-
-    Adds loss, accuracy and gradient norm (before clipping) to the state's open window, on the device.
-    """
+    """One optimizer step on this rank's share of the batch: uint8 images (B, 3, S, S), targets (B,), indices (B,). Adds
+    loss, accuracy and gradient norm (before clipping) to the state's open window, on the device."""
     seed_step(context.seed, state.step, context.ranks.rank)
     parts = context.settings.accumulation
     total, hits = torch.zeros(2, dtype=torch.float64, device=context.ranks.device)
     micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = context.data.transform(*micro_batch, state.epoch)
-        with _no_reduction(context.ddp_model, enabled=part < parts - 1):
+        reduced = part == parts - 1 or not isinstance(context.ddp_model, DistributedDataParallel)
+        with contextlib.nullcontext() if reduced else context.ddp_model.no_sync():
             logits = forward(context, inputs)
             loss = context.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
@@ -183,10 +179,8 @@ def _one_image_named(images: int) -> Iterator[None]:
     except ValueError as error:
         if images > 1 or "value per channel" not in str(error):
             raise
-        raise InputError(
-            "train.batch_size leaves one image to a rank and micro-batch, of which a batch norm here cannot "
-            "take statistics; give each at least 2"
-        ) from error
+        reason = "of which a batch norm here cannot take statistics; give each at least 2"
+        raise InputError(f"train.batch_size leaves one image to a rank and micro-batch, {reason}") from error
 
 
 def learning_rate(context: TrainContext, state: State) -> float:
@@ -203,16 +197,9 @@ def _hits(logits: Tensor, targets: Tensor) -> Tensor:
 def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
     """Clips the gradients in place; returns their norm over all parameters before clipping."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
     if settings.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
     if settings.clip_value is not None:
         nn.utils.clip_grad_value_(parameters, settings.clip_value)
     return norm.double()
-
-
-def _no_reduction(ddp_model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are reduced over ranks in the last micro-batch only."""
-    if enabled and isinstance(ddp_model, DistributedDataParallel):
-        return ddp_model.no_sync()
-    return contextlib.nullcontext()

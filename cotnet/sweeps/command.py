@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cotnet.config.build import typed
 from cotnet.config.compose import CONF, Config, resolve
 from cotnet.config.continuing import run_name
-from cotnet.engine.outside import first_process, started_outside
+from cotnet.engine.rank_environment import first_process, started_outside
 from cotnet.errors import INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.results import print_evaluations
 from cotnet.sweeps.space import Parameter, SweepPlan, SweepSettings, grid, name_trials, quoted, read, read_space

@@ -1,4 +1,4 @@
-"""Ranks started by torchrun or as the tasks of one srun. Imports no torch, because `--help` imports this."""
+"""RANK, WORLD_SIZE and LOCAL_RANK of ranks that torchrun or one srun started. Imports no torch: `--help` imports this."""
 
 import os
 import re
