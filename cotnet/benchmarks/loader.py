@@ -91,8 +91,8 @@ def our_loader(train: Path, task: LoaderTask) -> Iterator[Epoch]:
         loader, _ = parts.train_loader(config, settings, images, ranks)
 
     def epoch(number: int) -> Iterator[Tensor]:
-        for batch in loader.batches(number):
-            yield prepare(batch.images) if task.name == "val" else transform(*batch, number)[0]
+        for images, targets, indices in loader.batches(number):
+            yield prepare(images) if task.name == "val" else transform(images, targets, indices, number)[0]
 
     with closing(loader):
         yield epoch

@@ -96,7 +96,7 @@ def measure_forms(
     value, records = tensors.value, []
     for form, turns in found.items():
         peak, (forward, backward) = extra_bytes(forms[form], tensors), map(median, zip(*turns, strict=True))
-        record = {"name": name, "form": form, "peer": PEER, "milliseconds": totals[form]}
+        record: dict[str, Any] = {"name": name, "form": form, "peer": PEER, "milliseconds": totals[form]}
         record |= {"ratio": totals[PEER] / totals[form], "peak_bytes": peak}
         record |= {"forward_ms": forward, "backward_ms": backward, "device": str(value.device)}
         record |= {"dtype": str(value.dtype).removeprefix("torch."), "peak_maps": peak / value.nbytes}

@@ -120,8 +120,8 @@ def measure_loop(config: Config, steps: int, rounds: int) -> list[dict[str, Any]
         run: dict[str, Any] = {"epochs": 1, "max_steps": None, "steps_per_epoch": steps, "classes": 1000}
         run |= {"config": config, "environment": start_of(0, 1), "terminal": False}
         reports = RunReports(Path(config["output_dir"]), logger, bench.state, **run)
-        ways = {"bare": bench.bare, "ours": partial(bench.ours, Reports()), "logging": partial(bench.ours, reports)}
-        seconds = meters.in_turns(ways, rounds)
+        ours, logging = partial(bench.ours, Reports()), partial(bench.ours, reports)
+        seconds = meters.in_turns({"bare": partial(bench.bare), "ours": ours, "logging": logging}, rounds)
         extras = bench.extras()
         logger.finish(0)
     times = {name: 1000 * median(found) / steps for name, found in seconds.items()}

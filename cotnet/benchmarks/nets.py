@@ -80,7 +80,7 @@ class BenchedNet:
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""
         if self.training:
-            how = {"precision": self.precision, "scaler": self.scaler}
+            how: dict[str, Any] = {"precision": self.precision, "scaler": self.scaler}
             meters.bare_step(self.run, self.optimizer, self.images, self.targets, **how)
         else:
             with torch.inference_mode(), self.precision.autocast():

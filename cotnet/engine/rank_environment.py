@@ -1,4 +1,4 @@
-"""RANK, WORLD_SIZE and LOCAL_RANK of ranks that torchrun or one srun started. Imports no torch: `--help` imports this."""
+"""RANK and WORLD_SIZE of ranks that torchrun or one srun started. Imports no torch, because `--help` imports this."""
 
 import os
 import re

@@ -26,8 +26,8 @@ def warmup_of(given: float | None, *, epochs: float) -> float:
 
 
 def phased(decay: Schedule) -> Schedule:
-    """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`. The schedule raises ValueError if they are
-    negative or leave no epoch in between."""
+    """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`. The schedule raises ValueError if they
+    are negative or leave no epoch in between."""
 
     def schedule(
         epoch: float,

@@ -117,9 +117,9 @@ def settle_buckets(context: TrainContext, state: State, image_size: int) -> None
         return
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
     count = context.settings.batch_size // context.ranks.world_size // context.settings.accumulation
-    how = {"device": context.ranks.device, "dtype": context.precision.parameters}
+    zeros = torch.zeros(count, 3, image_size, image_size, device=context.ranks.device)
     state.model.train()
-    forward(context, torch.zeros(count, 3, image_size, image_size, **how)).sum().backward()
+    forward(context, zeros.to(context.precision.parameters)).sum().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, kept in buffers.items():
         buffer.copy_(kept)
@@ -143,12 +143,12 @@ def train_step(context: TrainContext, state: State, images: Tensor, targets: Ten
     loss, accuracy and gradient norm (before clipping) to the state's open window, on the device."""
     seed_step(context.seed, state.step, context.ranks.rank)
     parts = context.settings.accumulation
+    ddp = context.ddp_model if isinstance(context.ddp_model, DistributedDataParallel) else None
     total, hits = torch.zeros(2, dtype=torch.float64, device=context.ranks.device)
     micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = context.data.transform(*micro_batch, state.epoch)
-        reduced = part == parts - 1 or not isinstance(context.ddp_model, DistributedDataParallel)
-        with contextlib.nullcontext() if reduced else context.ddp_model.no_sync():
+        with ddp.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
             logits = forward(context, inputs)
             loss = context.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()

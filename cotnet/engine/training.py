@@ -36,8 +36,8 @@ def train_one_epoch(context: TrainContext, state: State) -> None:
         context.output.reports.step()
         after = decider.after_step(state)
         if after.check:
-            where = {"files": context.data.files, "seed": context.seed, "folder": context.output.folder}
-            nonfinite.check(context.ranks, state, **where)
+            files, folder = context.data.files, context.output.folder
+            nonfinite.check(context.ranks, state, files=files, seed=context.seed, folder=folder)
         if after.log and state.window_steps:
             log(context, state, timer, lr)
         if after.save:

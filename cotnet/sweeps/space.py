@@ -167,9 +167,8 @@ def _parameter(key: str, override: Override) -> Parameter:
     if not isinstance(value, RangeSweep):
         return Parameter(key=key, text=text, values=values)
     numbers, step = [float(number) for number in values], cast(float, value.step)
-    bounds = {"low": min(numbers), "high": max(numbers), "step": abs(step)}
-    integer = isinstance(value.start, int) and isinstance(step, int)
-    return Parameter(key=key, text=text, values=values, integer=integer, **bounds)
+    integer, low, high = isinstance(value.start, int) and isinstance(step, int), min(numbers), max(numbers)
+    return Parameter(key=key, text=text, values=values, low=low, high=high, step=abs(step), integer=integer)
 
 
 def grid(parameters: Sequence[Parameter]) -> list[tuple[str, ...]]:
