@@ -49,10 +49,8 @@ def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | tuple[()]
 
 
 def rank_trials(ledger: Ledger) -> list[TrialResult]:
-    """Every trial, the best first, those without a value last.
-
-    Raises InputError if trials have finished and none of them logs the target.
-    """
+    """Every trial, the best first, those without a value last. Raises InputError if trials have finished and none of
+    them logs the target."""
     target, sign = ledger.start["target"], -1 if ledger.start["direction"] == "maximize" else 1
     rows = [TrialResult(entry, *best_figure(ledger, entry.trial)) for entry in ledger.entries.values()]
     finished = [ledger.folder / trial.name / METRICS for trial in ledger.trials("finished")]
@@ -65,10 +63,7 @@ def rank_trials(ledger: Ledger) -> list[TrialResult]:
 
 
 def show(folder: Path) -> None:
-    """Print the table and the best trial's command, and draw the plot.
-
-    Raises InputError as `Ledger.read` and `rank_trials` do.
-    """
+    """Print the table and the best trial's command, and draw the plot. Errors as in `Ledger.read` and `rank_trials`."""
     ledger = Ledger.read(folder)
     rows = rank_trials(ledger)
     print_results(ledger, rows, alive=in_use(folder / ".lock"))
@@ -87,10 +82,8 @@ def show(folder: Path) -> None:
 
 
 def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -> None:
-    """Print a line per trial. A trial that started and did not end runs if the folder is `alive`, or was killed.
-
-    On a terminal the settings are named without their groups, where that is clear, and the folders are left out.
-    """
+    """Print a line per trial. A trial that started and did not end runs if the folder is `alive`, or was killed. On a
+    terminal settings are named without their groups, where that is clear, and the folders are left out."""
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
     short = [key.rpartition(".")[2] for key in keys]
     terminal, lines = sys.stdout.isatty(), []
@@ -107,10 +100,9 @@ def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -
 
 def print_evaluations(codes: Mapping[Path, int]) -> None:
     """Print a line per evaluation, the best top-1 first, from the folders and their exit codes."""
-    lines = []
+    forms, lines = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f")), []
     for folder, code in codes.items():
         found = {} if code else json.loads((folder / "metrics.json").read_text())
-        forms = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f"))
         cells = [_number(found.get(key), form) for key, form in forms]
         lines.append((-found.get("top1", -1.0), [*cells, "failed" if code else "finished", str(folder)]))
     headings = ("top-1 %", "top-5 %", "images/s", "status", "folder")
@@ -122,8 +114,7 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
     rows = rows[::-1]  # the best one on top of the others
     settings, values = [row.entry.trial.settings for row in rows], [row.value for row in rows if row.value is not None]
     keys = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1] or list(settings[0])
-    columns = min(len(keys), 3)
-    lines = -(-len(keys) // columns)
+    columns, lines = min(len(keys), 3), -(-len(keys) // 3)
     with figure(png, (1 + 3.8 * columns, 0.6 + 3.2 * lines), rows=lines, columns=columns) as (drawn, panels):
         for axes in panels[len(keys) :]:
             axes.remove()

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from cotnet.config.continuing import folder_name
 from cotnet.errors import InputError
 
-GRAMMAR = (
-    "write 1,2 or choice(a,b) or range(1,9,2) or interval(0.1,1) or int(interval(1,8)) or tag(log,interval(0.01,1))"
+GRAMMAR = "write " + " or ".join(
+    ("1,2", "choice(a,b)", "range(1,9,2)", "interval(0.1,1)", "int(interval(1,8))", "tag(log,interval(0.01,1))")
 )
 
 
@@ -116,10 +116,8 @@ class SweepPlan:
 
 
 def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
-    """Split overrides into those with one value and those that vary. The last one for a key counts.
-
-    Raises InputError for an empty range, OverrideParseException for what Hydra cannot read.
-    """
+    """Split overrides into those with one value and those that vary. The last one for a key counts. Raises InputError
+    for an empty range, OverrideParseException for what Hydra cannot read."""
     single: dict[str, str] = {}
     varied: dict[str, Parameter] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -134,10 +132,7 @@ def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
 
 
 def read_space(space: Mapping[str, Any]) -> list[str]:
-    """`sweep.space` as overrides.
-
-    Raises InputError for a value that cannot be read or does not vary.
-    """
+    """`sweep.space` as overrides. Raises InputError for a value that cannot be read or does not vary."""
     overrides = [f"{key}={value}" for key, value in space.items()]
     for override in overrides:
         varied: list[Parameter] = []
@@ -172,10 +167,7 @@ def _parameter(key: str, override: Override) -> Parameter:
 
 
 def grid(parameters: Sequence[Parameter]) -> list[tuple[str, ...]]:
-    """The overrides of every combination; the last setting varies fastest.
-
-    Raises InputError for an interval.
-    """
+    """The overrides of every combination; the last setting varies fastest. Raises InputError for an interval."""
     for p in parameters:
         if not p.values:
             raise InputError(f"{p.key}: a grid cannot visit every number of an interval; list values or add sweep=tpe")
