@@ -23,7 +23,7 @@ RUN_FOLDER = "${oc.env:WANDB_RUN_ID}"
 
 
 def export(path: Path, plan: SweepPlan) -> None:
-    """Write the file that `wandb sweep` reads; its agents run train.py as it is. Raises InputError for what W&B lacks."""
+    """Write the file that `wandb sweep` reads. Raises InputError for what W&B cannot do."""
     settings = plan.settings
     if "logger=none" in plan.shared:
         raise InputError("logger=none in a W&B sweep: its server would see no figures; leave it out")

@@ -40,7 +40,7 @@ CODES = (
 
 
 def main() -> None:
-    """The command line; see `CODES`."""
+    """The command line; exit codes as in `CODES`."""
     parser = argparse.ArgumentParser(prog="python -m cotnet.sync", description=HELP, epilog=CODES)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default="outputs", help="default: outputs")
     parser.add_argument("--rebuild", action="store_true", help=REBUILD_HELP)
@@ -53,12 +53,8 @@ def main() -> None:
 
 
 def sync(folder: Path, *, keep: bool = False) -> None:
-    """Sends every offline run below the folder. `keep`: without a login only print that they wait.
-
-    Raises:
-        InputError: nobody is logged in.
-        RunError: as `upload`.
-    """
+    """Sends every offline run below the folder. Without a login raises InputError, or if `keep` prints that they wait.
+    Other errors as in `upload`."""
     files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if DRAFT not in file.parts]
     files = [file for file in files if not sent_mark(file).exists()]
     ready = sorted(file for file in files if not in_use(file.parents[2] / ".lock"))
@@ -79,10 +75,7 @@ def sync(folder: Path, *, keep: bool = False) -> None:
 
 def upload(files: Sequence[Path], server: str) -> None:
     """Sends offline runs, given by their .wandb files, to the server. Files of one run id become one run, in order.
-
-    Raises:
-        RunError: the server does not answer, or refused some runs; those can be sent again.
-    """
+    Raises RunError if the server does not answer, or refused some runs; those can be sent again."""
     _require_answer(server)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
     complaints = ""
@@ -124,10 +117,7 @@ def _require_answer(server: str) -> None:
 
 def rebuild_all(folder: Path) -> int:
     """Rebuilds the run in this folder, or every run below it whose W&B record differs from metrics.jsonl; how many.
-
-    Raises:
-        InputError: there is no run, or this one is in use or has no W&B record.
-    """
+    Raises InputError if there is no run, or this one is in use or has no W&B record."""
     runs = sorted({file.parents[2] for file in folder.rglob("wandb/*run-*/*.wandb") if DRAFT not in file.parts})
     runs = [run for run in runs if (run / "metrics.jsonl").exists()]
     if not runs:
@@ -144,12 +134,8 @@ def rebuild_all(folder: Path) -> int:
 
 
 def rebuild(folder: Path, *, only_different: bool = False) -> bool:
-    """Writes a run's metrics.jsonl as a new offline W&B run that replaces its offline files; whether it did.
-
-    Raises:
-        InputError: the run is in use, or no W&B record of it can be read.
-        RunError: wandb did not write what metrics.jsonl says.
-    """
+    """Writes a run's metrics.jsonl as a new offline W&B run that replaces its offline files; whether it did. Raises
+    InputError if the run is in use or no W&B record of it can be read, RunError if wandb writes something else."""
     with claimed(folder, otherwise="rebuild its record later"):
         draft = folder / "wandb" / DRAFT
         shutil.rmtree(draft, ignore_errors=True)

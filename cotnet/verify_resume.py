@@ -27,6 +27,7 @@ from cotnet.engine import state as checkpoints
 from cotnet.errors import InputError, RunError
 from cotnet.integrity import checksum, leaves
 from cotnet.reporting.terminal import say
+from data.prepare.commands import positive
 from data.prepare.subset import subset
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
@@ -46,9 +47,6 @@ RUN = (
 SHARE: Final = 0.25  # of the digits, so that an epoch has seven steps
 GONE_SECONDS: Final = 10.0  # in which every process of a run that was cut must have ended
 STUCK_SECONDS: Final = 300.0  # a run that gets no further in this time is a failure
-
-
-# --- comparing ----------------------------------------------------------------------------------------------------
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -78,9 +76,6 @@ def _checksums(path: Path) -> dict[str, str]:
     return {name: value for name, value in named.items() if name not in OWN}
 
 
-# --- cutting ------------------------------------------------------------------------------------------------------
-
-
 class Seen(NamedTuple):
     """A run as seen from its folder."""
 
@@ -93,6 +88,11 @@ class Seen(NamedTuple):
     def step(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
+    @property
+    def evaluating(self) -> bool:
+        """Whether the last record is of the last steps of an epoch, whose evaluation then runs."""
+        return bool(self.rows) and "train/loss" in self.rows[-1] and self.rows[-1]["epoch"] % 1 == 0
+
 
 def look(folder: Path) -> Seen:
     """The run in this folder, now."""
@@ -102,17 +102,12 @@ def look(folder: Path) -> Seen:
     return Seen(len(starts), rows, saved, last.with_name(".last.pt.tmp").exists())
 
 
-def _evaluating(run: Seen) -> bool:
-    """Whether the last record is of the last steps of an epoch, whose evaluation then runs."""
-    return bool(run.rows) and "train/loss" in run.rows[-1] and run.rows[-1]["epoch"] == int(run.rows[-1]["epoch"])
-
-
 # Whether a moment has come once a process has taken the run up, from the run before it and now.
 MOMENTS: Final[dict[str, Callable[[Seen, Seen], bool]]] = {
     "first line": lambda before, now: now.saved != before.saved or now.rows != before.rows,
     "step": lambda before, now: len(now.rows) > len(before.rows),
     "saving": lambda _, now: now.saving,
-    "evaluation": lambda _, now: _evaluating(now),
+    "evaluation": lambda _, now: now.evaluating,
 }
 CUTS: Final[dict[str, tuple[signal.Signals, bool]]] = {  # the signal, and whether the whole group gets it
     "SIGTERM": (signal.SIGTERM, False),
@@ -125,11 +120,7 @@ ENDED: Final = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # exit
 
 def cut(command: Sequence[str], folder: Path, moment: str, how: str, chance: random.Random) -> tuple[int, float]:
     """Starts the run and cuts it at the moment. Returns its exit code (0: it had finished) and the seconds until all
-    its processes were gone.
-
-    Raises:
-        RunError: it failed by itself, got stuck, or left a process behind.
-    """
+    its processes were gone. Raises RunError if it failed by itself, got stuck, or left a process behind."""
     errors, before, began, wait = folder.with_suffix(".err"), look(folder), time.monotonic(), chance.uniform(0.5, 7)
 
     def has_come() -> bool:
@@ -174,11 +165,8 @@ def members(group: int) -> list[int]:
 
 
 def verify(folder: Path, overrides: Sequence[str], cuts: int, chance: random.Random) -> list[str]:
-    """Runs once uncut and once cut `cuts` times, with moments and signals in turn; returns the differences.
-
-    Raises:
-        RunError: a run failed, or was too short to be cut so often.
-    """
+    """Runs once uncut and once cut `cuts` times, with moments and signals in turn; returns the differences. Raises
+    RunError if a run failed, or was too short to be cut so often."""
     folder.mkdir(parents=True, exist_ok=True)
     whole, in_parts = folder / "uncut", folder / "cut"
     for path in (whole, in_parts):
@@ -219,10 +207,7 @@ def verify_all(given: argparse.Namespace) -> int:
 
 
 def _ranks(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 1:
-        raise ValueError(text)
-    return numbers
+    return [positive(part) for part in text.split(",")]
 
 
 def main() -> int:

@@ -196,14 +196,12 @@ def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, .
     """
     lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
     for row in rows:
-        digits = re.search(r"\d{2,}", row["name"]) if axis == "depth" else None
-        x = int(digits[0]) if digits else row.get(axis)
-        if x:
-            flags = [flag for flag in ("compiled", "fused", "recompute") if row.get(flag)]
-            flags += [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
-            sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
-            name = row["name"].replace(digits[0], "") if digits else row["name"]
-            lines[name, row["mode"], row["dtype"], row["memory_format"], *flags, *sizes][x] = row[value]
+        fixed = {key: text for key, text in _settings(row).items() if key != "device"}
+        if axis == "depth" and (digits := re.search(r"\d{2,}", row["name"])):
+            fixed |= {"name": row["name"].replace(digits[0], ""), "depth": int(digits[0])}
+        if x := fixed.pop(axis, None):
+            same = (text if isinstance(text, str) else f"{key} {text}" for key, text in fixed.items())
+            lines[tuple(same)][x] = row[value]
     lines = {fixed: points for fixed, points in lines.items() if len(points) > 1}
     if axis == "depth" and lines:
         common = Counter(fixed[1:] for fixed, points in lines.items() for _ in points).most_common(1)[0][0]

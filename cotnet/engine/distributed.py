@@ -60,11 +60,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> Iterator[Ranks]:
-    """Joins the other ranks as torchrun's variables say (RANK, WORLD_SIZE, LOCAL_RANK).
-
-    Collectives that exceed the timeout raise. A single process makes no process group. On a CPU each rank uses its
-    share of the cores, unless OMP_NUM_THREADS is set.
-    """
+    """Joins the other ranks as torchrun's variables say (RANK, WORLD_SIZE, LOCAL_RANK). Collectives that exceed the
+    timeout raise. On a CPU each rank uses its share of the cores, unless OMP_NUM_THREADS is set."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")

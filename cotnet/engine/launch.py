@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
 from cotnet.engine.rank_environment import adopt_slurm, started_outside
-from cotnet.engine.signals import end_with_parent, forward_signal, stop_signals
+from cotnet.engine.signals import end_with_parent, stop_request
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
@@ -60,15 +60,14 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
     context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
-    with stop_signals(functools.partial(_end_ranks, context)) as stopped:
+    with stop_request(functools.partial(_end_ranks, context)) as stop:
         try:
             while not context.join(grace_period=3):
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
-            return _failure(error, outcomes, stopped)
-    code = max(outcomes.get()[1] for _ in range(ranks))
-    if code == INTERRUPTED:
-        forward_signal(stopped)
+            return _failure(error, outcomes, stopped=stop.received)
+        code = max(outcomes.get()[1] for _ in range(ranks))
+        stop.forward = code == INTERRUPTED
     return code
 
 
@@ -95,7 +94,7 @@ def _rank(
         sys.exit(FAILED)
 
 
-def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
+def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, *, stopped: bool) -> int:
     """Raises the error of the rank that failed first, not the errors it caused on other ranks."""
     while not outcomes.empty():
         index, code, text = outcomes.get()

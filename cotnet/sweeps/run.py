@@ -17,7 +17,7 @@ import torch
 
 from cotnet.config import run_folder
 from cotnet.config.continuing import names_run
-from cotnet.engine.signals import end_with_parent, stop_signals
+from cotnet.engine.signals import end_with_parent, stop_request
 from cotnet.errors import INTERRUPTED, InputError
 from cotnet.files import in_use
 from cotnet.reporting.terminal import clock, say
@@ -163,16 +163,16 @@ def run_local(plan: SweepPlan, ledger: Ledger, free: list[Share], *, command: Se
     trials = trials_left(plan, ledger)
     running: list[TrialProcess] = []
     handled, drawn = 0, 0.0
-    with stop_signals() as received, results.live_bars() as live:
+    with stop_request(lambda _received: None) as stop, results.live_bars() as live:
         while True:
-            while free and not received and (trial := next(trials, None)):
+            while free and not stop.received and (trial := next(trials, None)):
                 words = [*command, *overrides(plan, trial)]
                 running.append(TrialProcess(trial, words, plan.folder / trial.name, free.pop(0)))
             if not running:
-                return bool(received)
-            if len(received) > handled:
-                handled = len(received)
-                _stop(running, received)
+                return stop.received
+            if len(stop.signals) > handled:
+                handled = len(stop.signals)
+                _stop(running, stop.signals)
             for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
                 free.insert(0, ended.share)
