@@ -26,32 +26,18 @@ from cotnet.settings import CheckpointSettings, TrainSettings
 class Reports:
     """What the loop reports. This class does nothing, for ranks above 0; rank 0 uses RunReports."""
 
-    def epoch(self, state: State) -> None:
-        """An epoch begins or continues."""
-
-    def train(self, record: dict[str, float]) -> None:
-        """Averages over the steps since the last log line."""
-
-    def validation(self, record: dict[str, float], state: State) -> None:
-        """Results of an evaluation."""
-
-    def step(self) -> None:
-        """A step has ended."""
-
-    def before_save(self) -> None:
-        """A checkpoint is about to be written; records up to now must be on the disk."""
-
-    def rolled_back(self, state: State, line: str) -> None:
-        """The run went back to an earlier step; the line says why."""
-
-    def status(self, status: str, state: State) -> None:
-        """The run is now running, interrupted, failed or finished."""
+    def epoch(self, state: State) -> None: ...  # begins or continues
+    def step(self) -> None: ...  # has ended
+    def train(self, record: dict[str, float]) -> None: ...  # averages over the steps since the last log line
+    def validation(self, record: dict[str, float], state: State) -> None: ...  # results of an evaluation
+    def before_save(self) -> None: ...  # records up to now must reach the disk before a checkpoint
+    def rolled_back(self, state: State, line: str) -> None: ...  # to an earlier step; the line says why
+    def status(self, status: str, state: State) -> None: ...  # running, interrupted, failed or finished
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """The process ends."""
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,11 +56,8 @@ class NoLogger:
         """Opens or continues a run: (output_dir, config, run_id, name, kept=its records so far); returns its id."""
         return ""
 
-    def log(self, record: Record) -> None:
-        """Adds a record."""
-
-    def summary(self, values: Record) -> None:
-        """Sets values of the run's summary."""
+    def log(self, record: Record) -> None: ...  # adds a record
+    def summary(self, values: Record) -> None: ...  # sets values of the run's summary
 
     def finish(self, exit_code: int) -> dict[str, int]:  # noqa: ARG002
         """Ends the process's part; returns counts of `missing` and `extra` rows, if any."""
