@@ -8,7 +8,6 @@ A ratio is ours to the peer's: of images per second (more is better), for loader
 loader/start of seconds.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -240,7 +239,16 @@ def measure_start(folder: Path, entries: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; exits with 2 and one line for wrong images."""
-    given = _arguments().parse_args(arguments)
+    parser, kinds = report.options("loader", "Compare loaders."), (*TASKS, "start")
+    parser.add_argument("--root", type=Path, help="an image set with train/; photographs of 500 x 375 where not given")
+    parser.add_argument("--images", type=int, default=1024, help="photographs to make (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loader (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of the batches (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="workers or threads, and cores (%(default)s)")
+    parser.add_argument("--entries", type=int, default=1_281_167, help="of the manifest for loader/start (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="what to compare")
+    given = parser.parse_args(arguments)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.workers])
     torch.set_num_threads(1)
     sizes = {"batch_size": given.batch, "image_size": given.size, "workers": given.workers}
@@ -259,19 +267,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(measure_start(Path(folder) / "many", given.entries))
     report.finish(rows, given.json)
     report.draw_bars(given.plot, bars, title="CPU time per image, all processes", unit="ms")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser, kinds = report.options("loader", "Compare loaders."), (*TASKS, "start")
-    parser.add_argument("--root", type=Path, help="an image set with train/; photographs of 500 x 375 where not given")
-    parser.add_argument("--images", type=int, default=1024, help="photographs to make (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loader (%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="images in a batch (%(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="pixels of the batches (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="workers or threads, and cores (%(default)s)")
-    parser.add_argument("--entries", type=int, default=1_281_167, help="of the manifest for loader/start (%(default)s)")
-    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="what to compare")
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ and gradients; `peak_maps` is the same in feature maps. On a GPU also the bytes 
 share of what a copy in the same run moves.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -107,7 +106,8 @@ def measure_forms(
     return records
 
 
-def _arguments() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
     parser, cuda = report.options("local_aggregation", "Our operator and its unfold form."), torch.cuda.is_available()
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--stages", nargs="+", default=STAGES, help="CHANNELSxPIXELS, channels a multiple of 8")
@@ -117,12 +117,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each form (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=dtypes)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (%(default)s)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    given, device = _arguments().parse_args(arguments), meters.first_device()
+    given, device = parser.parse_args(arguments), meters.first_device()
     torch.set_num_threads(given.threads)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
     rows: list[dict[str, Any]] = []

@@ -232,29 +232,25 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
         write_labels(axes, [point for points in families.values() for point in points])
 
 
-def _arguments() -> argparse.ArgumentParser:
-    options = report.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
-    options.add_argument("--measure", choices=MEASURES, default="speed")
-    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
-    options.add_argument("--models", nargs="+", type=net, default=[("cotnet50", None)], help=names)
-    options.add_argument("--peer", type=net, default="torchvision:resnet50", help="compare with it (%(default)s)")
-    options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
-    options.add_argument("--batch", nargs="+", type=int, default=[16])
-    options.add_argument("--size", nargs="+", type=int, default=[224])
-    options.add_argument("--mode", choices=("train", "inference"), default="train")
-    options.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
-    options.add_argument("--format", choices=(*LAYOUTS, "both"), default="contiguous", help="memory format")
-    options.add_argument("--compile", action="store_true")
-    options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
-    stages = "training: recompute the activations of these stages (ours only)"
-    options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
-    options.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write; exits with 2 and one line for wrong settings."""
-    given = _arguments().parse_args(arguments)
+    parser = report.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
+    parser.add_argument("--measure", choices=MEASURES, default="speed")
+    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
+    parser.add_argument("--models", nargs="+", type=net, default=[("cotnet50", None)], help=names)
+    parser.add_argument("--peer", type=net, default="torchvision:resnet50", help="compare with it (%(default)s)")
+    parser.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
+    parser.add_argument("--batch", nargs="+", type=int, default=[16])
+    parser.add_argument("--size", nargs="+", type=int, default=[224])
+    parser.add_argument("--mode", choices=("train", "inference"), default="train")
+    parser.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
+    parser.add_argument("--format", choices=(*LAYOUTS, "both"), default="contiguous", help="memory format")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
+    stages = "training: recompute the activations of these stages (ours only)"
+    parser.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
+    given = parser.parse_args(arguments)
     device, (value, unit) = meters.first_device(), MEASURES[given.measure]
     rows: list[Record] = []
     speed = given.measure == "speed"
