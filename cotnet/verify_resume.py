@@ -206,17 +206,16 @@ def verify_all(given: argparse.Namespace) -> int:
     return int(bool(found))
 
 
-def _ranks(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
-
-
 def main() -> int:
     """The command line; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m cotnet.verify_resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cuts", type=int, default=20, help="in all, over the rank counts (%(default)s)")
-    parser.add_argument("--ranks", type=_ranks, default=[1, 2, 3, 4], help="rank counts in turn (1,2,3,4)")
+    ranks = "rank counts in turn (1,2,3,4)"
+    parser.add_argument(
+        "--ranks", type=lambda text: [*map(positive, text.split(","))], default=[1, 2, 3, 4], help=ranks
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the cuts (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/verify_resume"))
     parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}")

@@ -165,14 +165,6 @@ def verdict(rates: Rates) -> list[str]:
     return lines if len(lines) > 1 else [*lines, "loader, threads and batch are as good as anything that was tried"]
 
 
-def rows_of(rates: Rates) -> list[dict[str, Any]]:
-    """The records of the table and of the JSON file."""
-    found = [(name, "as configured", getattr(rates, name)) for name in ("reading", "decoding", "loader", "model")]
-    found += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
-    found += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
-    return [{"name": name, "setting": setting, "images_per_second": rate} for name, setting, rate in found]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and advise; exits with 2 and one line for wrong settings or images."""
     parser = report.options("bottleneck", "What limits training.", plot=False)
@@ -184,7 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--seconds {given.seconds:g} must be positive")
         bench = PartBench(compose("train", given.overrides), given.seconds)
         rates = bench.measure()
-    report.finish(rows_of(rates), given.json)
+    rows = [(name, "as configured", getattr(rates, name)) for name in ("reading", "decoding", "loader", "model")]
+    rows += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
+    rows += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
+    keys = ("name", "setting", "images_per_second")
+    report.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
     where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
 

@@ -12,8 +12,8 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Two groups: with weight decay, and without: one-dimensional parameters (biases, norms), and those that the model's
-    `no_weight_decay()` names.
+    """Two groups: with weight decay, and without, which are one-dimensional parameters (biases, norms) and those that
+    the model's `no_weight_decay()` names.
 
     `layer_decay`: two groups for each of the model's `layers`, with `lr_scale` 1 for the head and `layer_decay` times
     the next layer's for each layer before it (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254).

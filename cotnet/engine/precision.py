@@ -88,7 +88,8 @@ def choose_precision(name: str, device: torch.device, *, key: str = "train.preci
     the setting `key`, for an unknown name, bf16 on a GPU that does not compute in it, and tf32 without such a GPU."""
     gpu = device.type == "cuda"
     ampere = gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-    bf16 = ampere if gpu else _cpu_has_bf16()
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    bf16 = ampere if gpu else cpu.get("avx512_bf16") or cpu.get("amx_bf16")
     if name == "auto":
         return "bf16" if bf16 else "fp16" if gpu else "fp32"
     if not isinstance(name, str) or name not in DTYPES:
@@ -98,8 +99,3 @@ def choose_precision(name: str, device: torch.device, *, key: str = "train.preci
     if name == "tf32" and not ampere:
         raise InputError(f"{key}=tf32 needs a GPU of compute capability 8.0 or newer; use {key}=fp32")
     return name
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
