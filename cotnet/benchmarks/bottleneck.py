@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cotnet import parts
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state
 from cotnet.config.compose import Config, compose
@@ -53,7 +53,7 @@ class PartBench:
     """The parts of one configuration, each measured for `seconds`."""
 
     def __init__(self, config: Config, seconds: float) -> None:
-        self.config, self.seconds, self.device = config, seconds, meters.first_device()
+        self.config, self.seconds, self.device = config, seconds, common.first_device()
         self.settings = parts.settings_of(config)
         self.precision = precision_of(self.settings.train, self.device)
         self.images, _ = parts.read_data(self.settings.data)
@@ -63,8 +63,8 @@ class PartBench:
         """Images per second of a step that returns its number of images; the first two calls are not timed."""
         step()
         step()
-        images, started = 0, meters.now(self.device)
-        while (elapsed := meters.now(self.device) - started) < self.seconds or not images:
+        images, started = 0, common.now(self.device)
+        while (elapsed := common.now(self.device) - started) < self.seconds or not images:
             images += step()
         return images / elapsed
 
@@ -94,7 +94,7 @@ class PartBench:
         model = state.model.train()
 
         def step() -> int:
-            meters.bare_step(model, state.optimizer, images, targets, precision=self.precision, scaler=state.scaler)
+            common.bare_step(model, state.optimizer, images, targets, precision=self.precision, scaler=state.scaler)
             return batch
 
         return self.rate(step)
@@ -104,18 +104,18 @@ class PartBench:
         threads, cores = self.config["loader"]["threads"], len(os.sched_getaffinity(0))
         targets = {name: compose("train", [f"loader={name}", "data.root=."])["loader"]["_target_"] for name in LOADERS}
         own = next(name for name, target in targets.items() if target == self.config["loader"]["_target_"])
-        meters.progress("reading, decoding")
+        common.progress("reading, decoding")
         reading = reading_rate(self.images, threads or 1, self.seconds)
         decoding, loader = self.loader(augmented=False), self.loader()
         loaders = {(own, threads): loader}
         for name, number in product(LOADERS, sorted({max(cores // 2, 1), cores})):
             if (name, number) not in loaders:
-                meters.progress(f"{name} with {number} threads")
+                common.progress(f"{name} with {number} threads")
                 loaders[name, number] = self.loader(_target_=targets[name], threads=number)
         given = self.settings.train.batch_size // self.settings.train.accumulation
         batches = {given: self.model(given)}
         for batch in (given // 2, 2 * given):
-            meters.progress(f"model with batch {batch}")
+            common.progress(f"model with batch {batch}")
             if 2 <= batch <= len(self.images.files):
                 with suppress(torch.cuda.OutOfMemoryError):
                     batches[batch] = self.model(batch)
@@ -167,7 +167,7 @@ def verdict(rates: Rates) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and advise; exits with 2 and one line for wrong settings or images."""
-    parser = report.options("bottleneck", "What limits training.", plot=False)
+    parser = common.options("bottleneck", "What limits training.", plot=False)
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=NAME, data.root=DIR, ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
     rows += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
     keys = ("name", "setting", "images_per_second")
-    report.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
+    common.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
     where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
 

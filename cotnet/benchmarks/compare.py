@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from cotnet import records
-from cotnet.benchmarks import report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.errors import InputError
 from cotnet.figures import figure
@@ -123,7 +123,7 @@ def read_groups(given: argparse.Namespace) -> list[RunGroup]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and draw the curves; exits with 2 and one line for wrong runs."""
-    parser = report.options("compare", "Which model is ahead.")
+    parser = common.options("compare", "Which model is ahead.")
     parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("NAME", "RUN"))
     parser.add_argument("--speed", nargs=2, action="append", default=[], metavar=("NAME", "IMAGES_PER_SECOND"))
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of these runs (%(default)s)")
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line(keep=False):
         groups = read_groups(given)
         rows = comparison(groups)
-    report.finish(rows, given.json)
+    common.finish(rows, given.json)
     if given.plot:
         draw(given.plot, groups)
 

@@ -31,7 +31,7 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from cotnet import parts
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
@@ -191,7 +191,7 @@ def timed_epoch(epoch: Epoch, numbers: Iterator[int], device: torch.device) -> E
     """Images per second and CPU time of the next epoch, its start included."""
     cpu, started = cpu_seconds(), time.perf_counter()
     images = sum(map(len, epoch(next(numbers))))
-    seconds = meters.now(device) - started
+    seconds = common.now(device) - started
     return EpochFigures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
 
 
@@ -200,7 +200,7 @@ def measure_loaders(root: Path, task: LoaderTask, rounds: int) -> list[dict[str,
     with ExitStack() as stack:
         epochs = {name: stack.enter_context(make(root / "train", task)) for name, make in LOADERS.items()}
         turns = {name: partial(timed_epoch, epoch, count(), task.device) for name, epoch in epochs.items()}
-        found = meters.in_turns(turns, rounds)
+        found = common.in_turns(turns, rounds)
     return [peer_record(f"loader/{task.name}", peer, found[OURS], found[peer]) for peer in PEERS]
 
 
@@ -227,19 +227,19 @@ def measure_start(folder: Path, entries: int) -> dict[str, Any]:
         for number in range(walked):
             (folder / "train" / name / f"{name}_{number}.JPEG").touch()
     cpu = torch.device("cpu")
-    walk = meters.seconds(partial(ImageFolder, folder / "train"), cpu) * per_class / walked
+    walk = common.seconds(partial(ImageFolder, folder / "train"), cpu) * per_class / walked
     files = [f"{name}/{name}_{number}.JPEG" for name in names for number in range(per_class)]
     columns = {"files": files, "labels": np.repeat(np.arange(1000), per_class).tolist(), "excluded": {}}
     columns |= {"heights": [375] * len(files), "widths": [500] * len(files), "digests": [f"{0:016x}"] * len(files)}
     write_manifest(folder, names, splits={"train": columns})
-    seconds = meters.seconds(partial(read_split, folder, "train"), cpu)
+    seconds = common.seconds(partial(read_split, folder, "train"), cpu)
     ours = {"images_per_second": None, "cpu_ms_per_image": None, "seconds": seconds, "peer_seconds": walk}
     return {"name": "loader/start", "peer": "directory walk", **ours, "ratio": seconds / walk, "ratio_of": "seconds"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; exits with 2 and one line for wrong images."""
-    parser, kinds = report.options("loader", "Compare loaders."), (*TASKS, "start")
+    parser, kinds = common.options("loader", "Compare loaders."), (*TASKS, "start")
     parser.add_argument("--root", type=Path, help="an image set with train/; photographs of 500 x 375 where not given")
     parser.add_argument("--images", type=int, default=1024, help="photographs to make (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each loader (%(default)s)")
@@ -259,14 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.root is None and chosen:
             make_photographs(root, given.images)
         for name in chosen:
-            found = measure_loaders(root, LoaderTask(name=name, device=meters.first_device(), **sizes), given.rounds)
+            found = measure_loaders(root, LoaderTask(name=name, device=common.first_device(), **sizes), given.rounds)
             bars[f"loader/{name}"] = {OURS: found[0]["cpu_ms_per_image"]}
             bars[f"loader/{name}"] |= {row["peer"]: row["peer_cpu_ms_per_image"] for row in found}
             rows += found
         if "start" in given.only:
             rows.append(measure_start(Path(folder) / "many", given.entries))
-    report.finish(rows, given.json)
-    report.draw_bars(given.plot, bars, title="CPU time per image, all processes", unit="ms")
+    common.finish(rows, given.json)
+    common.draw_bars(given.plot, bars, title="CPU time per image, all processes", unit="ms")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cotnet import parts
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state
 from cotnet.config.build import build
@@ -87,7 +87,7 @@ class LoopBench:
         self.state.model.train()
         output = dataclasses.replace(self.context.output, reports=reports)
         context, self.state.batch_in_epoch = dataclasses.replace(self.context, output=output), 0
-        return meters.seconds(lambda: train_one_epoch(context, self.state), self.context.ranks.device)
+        return common.seconds(lambda: train_one_epoch(context, self.state), self.context.ranks.device)
 
     def bare(self) -> float:
         """Seconds of a turn of forward, loss, backward and step, and nothing else."""
@@ -97,9 +97,9 @@ class LoopBench:
 
         def train() -> None:
             for images, targets, _ in context.data.loader.batches(0):
-                meters.bare_step(context.ddp_model, state.optimizer, images, targets, **how)
+                common.bare_step(context.ddp_model, state.optimizer, images, targets, **how)
 
-        return meters.seconds(train, context.ranks.device)
+        return common.seconds(train, context.ranks.device)
 
     def extras(self) -> dict[str, float]:
         """Milliseconds of one update of the averaged weights, and of one norm of the gradient."""
@@ -108,7 +108,7 @@ class LoopBench:
         norm = partial(clip_gradients, self.state.model, self.context.settings)
         times = {}
         for name, task in (("averaged weights", self.state.ema.update), ("gradient norm", norm)):
-            times[name] = 1000 * median(meters.seconds(task, self.context.ranks.device) for _ in range(10))
+            times[name] = 1000 * median(common.seconds(task, self.context.ranks.device) for _ in range(10))
         self.state.optimizer.zero_grad(set_to_none=True)
         return times
 
@@ -121,7 +121,7 @@ def measure_loop(config: Config, steps: int, rounds: int) -> list[dict[str, Any]
         run |= {"config": config, "environment": start_of(0, 1), "terminal": False}
         reports = RunReports(Path(config["output_dir"]), logger, bench.state, **run)
         ours, logging = partial(bench.ours, Reports()), partial(bench.ours, reports)
-        seconds = meters.in_turns({"bare": partial(bench.bare), "ours": ours, "logging": logging}, rounds)
+        seconds = common.in_turns({"bare": partial(bench.bare), "ours": ours, "logging": logging}, rounds)
         extras = bench.extras()
         logger.finish(0)
     times = {name: 1000 * median(found) / steps for name, found in seconds.items()}
@@ -139,7 +139,7 @@ def measure_ranks(config: Config, steps: int, rounds: int) -> list[dict[str, Any
     """Two gloo ranks on two cores against one process with two threads, at the same batch."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn, ranks in itertools.product(range(max(rounds // 3, 1)), rates):
-        meters.progress(f"{ranks} ranks, round {turn + 1}")
+        common.progress(f"{ranks} ranks, round {turn + 1}")
         launch(_rate_of_ranks, {"config": config, "steps": steps}, ranks)
         rates[ranks].append(json.loads((Path(config["output_dir"]) / "rate.json").read_text()))
     one, two = map(median, rates.values())
@@ -163,7 +163,7 @@ def _rate_of_ranks(given: dict[str, Any], store: dist.Store | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; exits with 2 and one line for wrong settings."""
-    parser = report.options("loop", "What the loop costs.", plot=False)
+    parser = common.options("loop", "What the loop costs.", plot=False)
     parser.add_argument("overrides", nargs="*", help=f"as for train.py; unless given: {' '.join(SIZES)}")
     parser.add_argument("--rounds", type=positive, default=6, help="turns of each kind (%(default)s)")
     parser.add_argument("--steps", type=positive, default=3, help="optimizer steps in a turn (%(default)s)")
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = measure_loop(config, given.steps, given.rounds)
         if not torch.cuda.is_available():
             rows += measure_ranks(config, given.steps, given.rounds)
-    report.finish(rows, given.json)
+    common.finish(rows, given.json)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator
 from torch import nn
 
 from cotnet import models
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
@@ -81,7 +81,7 @@ class BenchedNet:
         """Forward; in training also loss, backward and the optimizer's step."""
         if self.training:
             how: dict[str, Any] = {"precision": self.precision, "scaler": self.scaler}
-            meters.bare_step(self.run, self.optimizer, self.images, self.targets, **how)
+            common.bare_step(self.run, self.optimizer, self.images, self.targets, **how)
         else:
             with torch.inference_mode(), self.precision.autocast():
                 self.run(self.images)
@@ -101,7 +101,7 @@ def build_net(name: str, size: int) -> nn.Module:
 def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
     """Milliseconds and images per second of each."""
     steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
-    times = meters.in_turns({name: partial(meters.seconds, step, device) for name, step in steps.items()}, rounds)
+    times = common.in_turns({name: partial(common.seconds, step, device) for name, step in steps.items()}, rounds)
     return [
         {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
         for case, seconds in zip(cases, map(median, times.values()), strict=True)
@@ -114,7 +114,7 @@ def measure_memory(case: NetCase, device: torch.device) -> Record:
     net.step()
     state = [value for values in net.optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
     held = (*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
-    peak = sum(tensor.nbytes for tensor in held) + meters.peak_bytes(device, net.step)
+    peak = sum(tensor.nbytes for tensor in held) + common.peak_bytes(device, net.step)
     return {**asdict(case), "peak_bytes": peak, "peak_mib": peak / 2**20}
 
 
@@ -234,7 +234,7 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write; exits with 2 and one line for wrong settings."""
-    parser = report.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
+    parser = common.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
     parser.add_argument("--measure", choices=MEASURES, default="speed")
     names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
     parser.add_argument("--models", nargs="+", type=net, default=[("cotnet50", None)], help=names)
@@ -251,16 +251,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
     given = parser.parse_args(arguments)
-    device, (value, unit) = meters.first_device(), MEASURES[given.measure]
+    device, (value, unit) = common.first_device(), MEASURES[given.measure]
     rows: list[Record] = []
     speed = given.measure == "speed"
     with one_line(keep=False):
         for cases in groups(given, device):
-            meters.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
+            common.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
             found = measure_speed(cases, given.rounds, device) if speed else [measure_memory(c, device) for c in cases]
             rows += compared(found, given.peer[0], value)
     before = earlier(given.json, rows)
-    report.finish(rows, given.json, kept=before)
+    common.finish(rows, given.json, kept=before)
     if given.plot and given.zoo:
         draw_accuracy(given.plot, before + rows)
     elif given.plot:
