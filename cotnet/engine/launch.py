@@ -1,6 +1,5 @@
 """Starts one process per device, or joins the ranks that torchrun or SLURM started."""
 
-import functools
 import logging
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from cotnet.engine.rank_environment import adopt_slurm, started_outside
 from cotnet.engine.signals import end_with_parent, stop_request
@@ -60,7 +59,13 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
     context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
-    with stop_request(functools.partial(_end_ranks, context)) as stop:
+
+    def end_ranks(received: list[int]) -> None:
+        """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
+        for process in (process for process in context.processes if process.is_alive()):
+            os.kill(process.pid, signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+
+    with stop_request(end_ranks) as stop:
         try:
             while not context.join(grace_period=3):
                 pass
@@ -110,11 +115,3 @@ def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: O
     hung = f"; a rank that aborts often timed out waiting for another: {HANGING}"
     hints = {-signal.SIGKILL: killed, -signal.SIGABRT: hung}
     raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
-
-
-def _end_ranks(context: ProcessContext, received: list[int]) -> None:
-    """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
-    again = received.count(signal.SIGINT) > 1
-    for process in context.processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, cast
@@ -118,10 +118,16 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def forward(context: TrainContext, images: Tensor) -> Tensor:
-    """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format."""
-    with context.precision.autocast(), _one_image_named(len(images)):
-        logits: Tensor = context.ddp_model(images.to(memory_format=context.precision.layout))
-    return logits
+    """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format. Raises
+    InputError about the batch size where BatchNorm, over a pooled map, gets one image."""
+    try:
+        with context.precision.autocast():
+            return cast(Tensor, context.ddp_model(images.to(memory_format=context.precision.layout)))
+    except ValueError as error:
+        if len(images) > 1 or "value per channel" not in str(error):
+            raise
+        reason = "of which a batch norm here cannot take statistics; give each at least 2"
+        raise InputError(f"train.batch_size leaves one image to a rank and micro-batch, {reason}") from error
 
 
 def train_step(context: TrainContext, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> StepRecord:
@@ -155,18 +161,6 @@ def train_step(context: TrainContext, state: State, images: Tensor, targets: Ten
     state.step += 1
     state.batch_in_epoch += 1
     return StepRecord(state.step, state.epoch, state.batch_in_epoch - 1, lr, indices, total, norm)
-
-
-@contextlib.contextmanager
-def _one_image_named(images: int) -> Iterator[None]:
-    """BatchNorm over a pooled map needs two images: an InputError about the batch size."""
-    try:
-        yield
-    except ValueError as error:
-        if images > 1 or "value per channel" not in str(error):
-            raise
-        reason = "of which a batch norm here cannot take statistics; give each at least 2"
-        raise InputError(f"train.batch_size leaves one image to a rank and micro-batch, {reason}") from error
 
 
 def learning_rate(context: TrainContext, state: State) -> float:
