@@ -214,17 +214,13 @@ class WandbLogger:
         run = wandb.init(**self._chosen | {"mode": mode, "id": self._id}, settings=wandb.Settings(silent=True))
         run.define_metric("*", step_metric="step")
         self._id = run.id  # a sweep's agent sets its own
-        if mode == "online":
-            say(f"W&B: online at {run.url}")
-        else:
-            say(f"W&B: {mode} ({reason})" + ("; to upload it later: " + self._sync() if mode == "offline" else ""))
+        later = f"; to upload it later: wandb sync {self._folder / 'wandb'}" if mode == "offline" else ""
+        say(f"W&B: online at {run.url}" if mode == "online" else f"W&B: {mode} ({reason}){later}")
         return run
 
     def _say_stopped(self, reason: str) -> None:
-        say(f"W&B stopped ({reason}), training did not; to upload what it kept: {self._sync()} --include-online")
-
-    def _sync(self) -> str:
-        return f"wandb sync {self._folder / 'wandb'}"
+        kept = f"wandb sync {self._folder / 'wandb'} --include-online"
+        say(f"W&B stopped ({reason}), training did not; to upload what it kept: {kept}")
 
 
 def _set_up() -> "wandb.Settings":

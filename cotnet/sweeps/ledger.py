@@ -13,7 +13,7 @@ from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER, write_atomic
 from cotnet.sweeps.space import Trial
 
-State = Literal["started", "finished", "failed", "interrupted"]
+TrialState = Literal["started", "finished", "failed", "interrupted"]
 
 
 @dataclass(kw_only=True)
@@ -21,7 +21,7 @@ class TrialRecord:
     """A trial's last state, the last line of its log if it failed, and the seconds of all its starts."""
 
     trial: Trial
-    state: State
+    state: TrialState
     line: str = ""
     seconds: float = 0.0
 
@@ -73,7 +73,7 @@ class Ledger:
         self.start = dict(start)
         records.append(self.path, {"start": self.start})
 
-    def record(self, trial: Trial, state: State, *, seconds: float = 0.0, code: int = 0, line: str = "") -> None:
+    def record(self, trial: Trial, state: TrialState, *, seconds: float = 0.0, code: int = 0, line: str = "") -> None:
         """Append a state. The operating system has the line before this returns, so a kill does not lose it."""
         time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         about: dict[str, Any] = {"overrides": list(trial.overrides)}
@@ -83,7 +83,7 @@ class Ledger:
         records.append(self.path, record)
         self._apply(record)
 
-    def trials(self, *states: State) -> list[Trial]:
+    def trials(self, *states: TrialState) -> list[Trial]:
         """The trials in these states, or all, in the order of their first start."""
         return [entry.trial for entry in self.entries.values() if not states or entry.state in states]
 

@@ -22,7 +22,7 @@ from cotnet.errors import INTERRUPTED, InputError
 from cotnet.files import in_use
 from cotnet.reporting.terminal import clock, say
 from cotnet.sweeps import results
-from cotnet.sweeps.ledger import Ledger, State
+from cotnet.sweeps.ledger import Ledger, TrialState
 from cotnet.sweeps.search import propose
 from cotnet.sweeps.space import SweepPlan, Trial, grid, name_trials, quoted
 
@@ -91,7 +91,7 @@ class TrialProcess:
         return (errors or lines or ["(no output)"])[-1][:400]
 
 
-def outcome(code: int) -> tuple[State, str]:
+def outcome(code: int) -> tuple[TrialState, str]:
     """The state that an exit code means, and the signal. A killed run continues from its checkpoint next time."""
     if code >= 0:
         return ("finished" if code == 0 else "interrupted" if code == INTERRUPTED else "failed"), ""
