@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cotnet import records
-from cotnet.engine import state as checkpoints
+from cotnet.engine import checkpoints
 from cotnet.errors import InputError, RunError
 from cotnet.integrity import checksum, leaves
 from cotnet.reporting.terminal import say

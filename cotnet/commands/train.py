@@ -15,7 +15,6 @@ from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
 from cotnet.config.compose import Config
-from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate
@@ -25,7 +24,7 @@ from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision, precision_of
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import StopRequest
-from cotnet.engine.state import State
+from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED, InputError
@@ -117,7 +116,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     state.image_set = train_set.full_fingerprint
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
-        checkpoints.restore(state, checkpoints.load(last), ranks, last)
+        restore(state, last, ranks)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
     with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:

@@ -10,7 +10,7 @@ from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten, to_yaml
 from cotnet.config.continuing import compare
 from cotnet.config.moves import stored_config
-from cotnet.engine import state as checkpoints
+from cotnet.engine import checkpoints
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cotnet.engine.checkpoints import Background
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Loader
 from cotnet.engine.losses import Criterion
 from cotnet.engine.nonfinite import StepRecord
 from cotnet.engine.precision import Precision
-from cotnet.engine.saving import Background
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.state import State
 from cotnet.errors import InputError

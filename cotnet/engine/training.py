@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cotnet.engine import state as checkpoints
+from cotnet.engine.checkpoints import kept_epochs, snapshot, write
 from cotnet.engine.distributed import Agreement, average_buffers
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.nonfinite import NonFiniteCheck, NotFinite
-from cotnet.engine.saving import kept_epochs, snapshot, write
-from cotnet.engine.state import State, progress
+from cotnet.engine.state import State, pack, progress, restore
 from cotnet.engine.step import TrainContext, learning_rate, train_step
 from cotnet.engine.step_timer import StepTimer
 from cotnet.errors import RunError
@@ -121,7 +120,7 @@ def log(context: TrainContext, state: State, timer: StepTimer, lr: float) -> Non
 def save(context: TrainContext, state: State, *, best: bool = False) -> None:
     """Writes last.pt, and best.pt and epoch_NNNN.pt if due, in the background; collective."""
     output = context.output
-    checkpoint = checkpoints.pack(state, context.ranks, output.config)
+    checkpoint = pack(state, context.ranks, output.config)
     if not context.ranks.first:
         return
     files = {epoch: f"epoch_{epoch:04d}.pt" for epoch in kept_epochs(output.saving, state.history)}
@@ -177,7 +176,7 @@ def roll_back(context: TrainContext, state: State, bad: NotFinite) -> None:
         "seconds": state.tick(),
     }
     context.ranks.any(False)  # the file is whole: rank 0 has waited for its writer  # noqa: FBT003
-    checkpoints.restore(state, checkpoints.load(last), context.ranks, last)
+    restore(state, last, context.ranks)
     vars(state).update(decided)
     without = "" if bad.batch is None else ", without that batch"
     line = f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}"
