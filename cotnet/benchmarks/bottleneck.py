@@ -36,9 +36,7 @@ ENOUGH = 1.2  # a loader alone must be this much faster than the model, for what
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """Images per second of each part alone, as configured, and of alternatives by (loader, threads) and by batch.
-
-    overlap: whether the model has a device of its own; on the CPU it shares the cores with the loader.
-    """
+    `overlap`: whether the model has a device of its own; on the CPU it shares the cores with the loader."""
 
     reading: float
     decoding: float

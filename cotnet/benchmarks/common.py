@@ -45,10 +45,8 @@ def seconds(task: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turns(tasks: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each task returns in `rounds` rounds after one to warm up.
-
-    Tasks take turns, in another order each round, so that all meet the same state of the machine.
-    """
+    """What each task returns in `rounds` rounds after one to warm up. Tasks take turns, in another order each round, so
+    that all meet the same state of the machine."""
     found: dict[str, list[T]] = {name: [] for name in tasks}
     names = list(tasks)
     for turn in range(rounds + 1):
@@ -119,10 +117,8 @@ def options(program: str, about: str, *, plot: bool = True) -> argparse.Argument
 
 
 def finish(rows: Sequence[Row], path: Path | None, *, kept: Sequence[Row] = ()) -> None:
-    """Print the machine and a table of the rows; None and what a row lacks is a dash, lists are left out.
-
-    Where a JSON file is given, write the machine and the rows behind those that are `kept` to it.
-    """
+    """Print the machine and a table of the rows; None and what a row lacks is a dash, lists are left out. Where a JSON
+    file is given, write the machine and the rows behind those that are `kept` to it."""
     progress("")
     here = machine()
     gpus = f", {len(here['gpus'])} x {here['gpus'][0]}" if here["gpus"] else ""

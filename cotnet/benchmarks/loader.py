@@ -50,10 +50,8 @@ Epoch = Callable[[int], Iterator[Tensor]]  # the batches of an epoch
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderTask:
-    """What every loader does; all bilinear, antialiased, normalised.
-
-    `name`: plain (random crop, flip), randaug (plain and timm's RandAugment m9 n2 mstd0.5), val (resize, central crop).
-    """
+    """What every loader does; all bilinear, antialiased, normalised. `name`: plain (random crop, flip), randaug (plain
+    and timm's RandAugment m9 n2 mstd0.5), val (resize, central crop)."""
 
     name: str
     batch_size: int
@@ -216,10 +214,8 @@ def peer_record(name: str, peer: str, ours: list[EpochFigures], theirs: list[Epo
 
 
 def measure_start(folder: Path, entries: int) -> dict[str, Any]:
-    """Seconds to a usable set from a manifest of `entries`, and from walking as many files with ImageFolder.
-
-    At most 128,000 empty files are made; the time of a longer walk is in proportion.
-    """
+    """Seconds to a usable set from a manifest of `entries`, and from walking as many files with ImageFolder. At most
+    128,000 empty files are made; the time of a longer walk is in proportion."""
     names = tuple(f"n{label:08d}" for label in range(1000))
     per_class, walked = -(-entries // 1000), min(-(-entries // 1000), 128)
     for name in names:

@@ -190,10 +190,8 @@ def draw_growth(png: Path, rows: list[Record], value: str, unit: str) -> None:
 
 
 def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
-    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings.
-
-    The depth of cotnet50 is 50, its family cotnet.
-    """
+    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings. The
+    depth of cotnet50 is 50, its family cotnet."""
     lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
     for row in rows:
         fixed = {key: text for key, text in _settings(row).items() if key != "device"}

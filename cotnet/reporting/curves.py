@@ -18,10 +18,8 @@ TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "fontweight": "bold"}
 
 
 def draw_curves(metrics: Path, png: Path) -> None:
-    """Draw loss, accuracy, learning rate, norm of the gradient and speed against the epoch; replaces `png` whole.
-
-    May be called from any thread. Errors as in `records.read` and `files.write_atomic`.
-    """
+    """Draw loss, accuracy, learning rate, norm of the gradient and speed against the epoch; replaces `png` whole. Works
+    in any thread. Errors as in `records.read` and `files.write_atomic`."""
     rows = records.read(metrics)
     last = rows[-1]["epoch"] if rows else 0
     with figure(png, (11, 7), rows=2, columns=2, margins=MARGINS) as (page, panels):

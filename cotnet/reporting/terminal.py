@@ -61,11 +61,8 @@ class _Live(Bar):
 
 class Progress:
     """On a terminal, if `enabled`, a table: a row per epoch, the current one live above a bar over its steps; elsewhere
-    a line per epoch.
-
-    The time left for the whole run assumes the pace since this process's first step, evaluations and checkpoints
-    included.
-    """
+    a line per epoch. The time left for the whole run assumes the pace since this process's first step, evaluations and
+    checkpoints included."""
 
     def __init__(self, total_steps: int, *, enabled: bool) -> None:
         self._total, self._step, self._end, self._epoch, self._epochs = total_steps, 0, 0, 0, 0

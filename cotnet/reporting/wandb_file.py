@@ -126,10 +126,8 @@ def latest_id(folder: Path, run_id: str) -> str:
 
 
 class LocalRecord:
-    """The rows in all files of a W&B run, without rows of an online start that never reached the server.
-
-    `received`: how many rows the server has, if known.
-    """
+    """The rows in all files of a W&B run, without rows of an online start that never reached the server. `received`:
+    how many rows the server has, if known."""
 
     def __init__(self, files: Iterable[Path] = (), *, received: float = math.inf) -> None:
         starts = [read_start(file) for file in files]
@@ -146,10 +144,8 @@ class LocalRecord:
         self.held[row_key(row)] += 1
 
     def compare(self, rows: Sequence[Row], *, all_rows: bool = False) -> tuple[list[Row], int]:
-        """The missing rows of metrics.jsonl, and the number of extra rows (logged twice or rolled back).
-
-        Rows before the first existing file count as missing only with `all_rows`.
-        """
+        """The missing rows of metrics.jsonl, and the number of extra rows (logged twice or rolled back). Rows before
+        the first existing file count as missing only with `all_rows`."""
         left, missing = self.held.copy(), []
         for row in rows:
             if left[row_key(row)]:
