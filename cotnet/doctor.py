@@ -5,7 +5,6 @@ The overrides are train.py's. Nothing is changed, no server is asked. Exit code 
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +18,7 @@ from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
-from cotnet.reporting.environment import machine, versions
+from cotnet.reporting.environment import driver, machine, versions
 from cotnet.reporting.wandb_logger import login_state
 from data.sets.read import class_words
 
@@ -35,18 +34,9 @@ def hardware() -> Lines:
         yield f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
     if not torch.cuda.is_available():
         yield "GPU", f"none usable ({'torch is a CUDA build' if torch.version.cuda else 'torch is a CPU build'})"
-    yield "driver", _driver()
+    yield "driver", driver() or "none"
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     yield "C compiler", compiler or "none: torch.compile does not work on the CPU, Triton kernels do not build"
-
-
-def _driver() -> str:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return "none (no nvidia-smi)"
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
-    return done.stdout.split("\n")[0].strip() if done.returncode == 0 else "nvidia-smi fails; see what it prints"
 
 
 def software() -> Lines:

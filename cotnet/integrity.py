@@ -22,7 +22,7 @@ def checksum(tree: Any) -> str:
     """
     digest = xxhash.xxh3_128()
     told: list[str] = []
-    for name, leaf in _leaves(tree, ""):
+    for name, leaf in leaves(tree):
         told.append(name)
         if not isinstance(leaf, torch.Tensor):
             told.append(repr(leaf))
@@ -34,14 +34,14 @@ def checksum(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that is no container, and the size of each container, by name."""
     if not isinstance(tree, dict | list | tuple):
         yield name, tree
         return
     yield name, len(tree)
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from _leaves(value, f"{name}.{key!r}")
+        yield from leaves(value, f"{name}.{key!r}")
 
 
 def damage(path: Path) -> str | None:

@@ -34,6 +34,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)]
 
 
+def read_existing(path: Path) -> list[dict[str, Any]]:
+    """As `read`, with no records where there is no file."""
+    return read(path) if path.exists() else []
+
+
 def cut_back(path: Path, step: int, *, evaluated: bool) -> None:
     """Drops the records after `step` and an unfinished last line, so that a run continues where its checkpoint stands;
     and the validation at `step` unless the checkpoint was `evaluated` there: a kill before it could be saved, after a

@@ -1,14 +1,62 @@
-"""`python -m cotnet.sweep FOLDER`: the results of a sweep so far, whether it runs or not."""
+"""`python -m cotnet.sweep FOLDER`: the results of a sweep so far, whether it runs or not, or a sweep for W&B."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cotnet.commands.program import one_line
+from cotnet.errors import InputError
+from cotnet.files import write_text
+from cotnet.reporting.terminal import say
 from cotnet.sweeps.command import compose_plan
-from cotnet.sweeps.export import export
 from cotnet.sweeps.results import show
+from cotnet.sweeps.space import Parameter, SweepPlan
+
+METHODS = {"grid": "grid", "random": "random", "tpe": "bayes"}
+# Hydra reads the run's id: an agent resolves its own ${envvar:...} before it sets this variable.
+RUN_FOLDER = "${oc.env:WANDB_RUN_ID}"
+
+
+def export(path: Path, plan: SweepPlan) -> None:
+    """Write the file that `wandb sweep` reads. Raises InputError for what W&B cannot do."""
+    settings = plan.settings
+    if "logger=none" in plan.shared:
+        raise InputError("logger=none in a W&B sweep: its server would see no figures; leave it out")
+    command = ["${env}", "python", "${program}", *plan.shared, f"output_dir={plan.folder}/{RUN_FOLDER}"]
+    sweep: dict[str, Any] = {
+        "name": plan.folder.name,
+        "program": "train.py",
+        "method": METHODS[settings.sampler],
+        "metric": {"name": settings.target, "goal": settings.direction},
+        "parameters": {parameter.key: _parameter(parameter) for parameter in plan.parameters},
+        "command": [*command, "${args_no_hyphens}"],
+    }
+    sweep |= {"run_cap": settings.trials} if settings.trials else {}
+    write_text(path, yaml.safe_dump(sweep, sort_keys=False, width=120))
+    say(f"{path}: wandb sweep {path}, then the wandb agent line that it prints, as often as there are machines")
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    p = parameter
+    if p.values:
+        return {"values": [_number(value) for value in p.values]}
+    if p.integer and p.log:  # W&B draws 3.0 there, which is no integer
+        raise InputError(f"{p.key}: W&B has no logarithmic range of integers; list them: choice(1,2,4,8)")
+    kind = "int_uniform" if p.integer else "log_uniform_values" if p.log else "uniform"
+    return {"distribution": kind, "min": p.low, "max": p.high}
+
+
+def _number(text: str) -> int | float | str:
+    """A number, or else the text, which the agent passes on unchanged."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def main() -> None:

@@ -11,27 +11,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from cotnet import records
 from cotnet.commands.program import one_line
+from cotnet.config.run_folder import claimed
 from cotnet.errors import InputError, RunError
-from cotnet.files import in_use, locked
+from cotnet.files import in_use
+from cotnet.reporting import wandb_file
 from cotnet.reporting.terminal import say
-from cotnet.reporting.wandb_file import (
-    LocalRecord,
-    Start,
-    difference,
-    id_of,
-    is_online,
-    read_metrics,
-    read_start,
-    rebuilt_number,
-    run_files,
-    write_run,
-)
+from cotnet.reporting.wandb_file import LocalRecord, id_of, is_online
 from cotnet.reporting.wandb_logger import account, wandb_settings
 
 ANSWER_SECONDS = 10.0  # how long the server's first answer may take
@@ -50,11 +40,9 @@ CODES = (
 
 
 def main() -> None:
-    """The command line; see `CODES`."""
+    """The command line; exit codes as in `CODES`."""
     parser = argparse.ArgumentParser(prog="python -m cotnet.sync", description=HELP, epilog=CODES)
-    parser.add_argument(
-        "folder", metavar="FOLDER", nargs="?", type=Path, default=Path("outputs"), help="default: outputs"
-    )
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default="outputs", help="default: outputs")
     parser.add_argument("--rebuild", action="store_true", help=REBUILD_HELP)
     given = parser.parse_args()
     with one_line(keep=False):
@@ -65,12 +53,8 @@ def main() -> None:
 
 
 def sync(folder: Path, *, keep: bool = False) -> None:
-    """Sends every offline run below the folder. `keep`: without a login only print that they wait.
-
-    Raises:
-        InputError: nobody is logged in.
-        RunError: as `upload`.
-    """
+    """Sends every offline run below the folder. Without a login raises InputError, or if `keep` prints that they wait.
+    Other errors as in `upload`."""
     files = [file for file in folder.rglob("wandb/offline-run-*/*.wandb") if DRAFT not in file.parts]
     files = [file for file in files if not sent_mark(file).exists()]
     ready = sorted(file for file in files if not in_use(file.parents[2] / ".lock"))
@@ -80,21 +64,18 @@ def sync(folder: Path, *, keep: bool = False) -> None:
         say(f"nothing to sync below {folder}")
         return
     known, server = account()
+    line = f"not logged in to W&B, {len(ready)} offline runs wait; run wandb login, then "
     if known:
         upload(ready, server)
-        return
-    line = f"not logged in to W&B, {len(ready)} offline runs wait; run wandb login, then "
-    if not keep:
+    elif keep:
+        say(f"{line}python -m cotnet.sync {folder}")
+    else:
         raise InputError(f"{line}this again")
-    say(f"{line}python -m cotnet.sync {folder}")
 
 
 def upload(files: Sequence[Path], server: str) -> None:
     """Sends offline runs, given by their .wandb files, to the server. Files of one run id become one run, in order.
-
-    Raises:
-        RunError: the server does not answer, or refused some runs; those can be sent again.
-    """
+    Raises RunError if the server does not answer, or refused some runs; those can be sent again."""
     _require_answer(server)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *(str(file.parent) for file in files)]
     complaints = ""
@@ -106,8 +87,7 @@ def upload(files: Sequence[Path], server: str) -> None:
     refused = [file for file in files if id_of(file) in complaints]
     for file in refused or (files if complaints else ()):
         sent_mark(file).unlink(missing_ok=True)
-    left = sum(not sent_mark(file).exists() for file in files)
-    if left:
+    if left := sum(not sent_mark(file).exists() for file in files):
         raise RunError(
             f"{left} of {len(files)} offline runs were not sent, for the reasons above; they stay to be sent"
         )
@@ -137,17 +117,13 @@ def _require_answer(server: str) -> None:
 
 def rebuild_all(folder: Path) -> int:
     """Rebuilds the run in this folder, or every run below it whose W&B record differs from metrics.jsonl; how many.
-
-    Raises:
-        InputError: there is no run, or this one is in use or has no W&B record.
-    """
+    Raises InputError if there is no run, or this one is in use or has no W&B record."""
     runs = sorted({file.parents[2] for file in folder.rglob("wandb/*run-*/*.wandb") if DRAFT not in file.parts})
     runs = [run for run in runs if (run / "metrics.jsonl").exists()]
     if not runs:
         raise InputError(f"no run below {folder} has metrics.jsonl and a W&B record; give a run's folder")
     if runs == [folder]:
-        rebuild(folder)
-        return 1
+        return rebuild(folder)
     rebuilt = 0
     for run in runs:
         try:
@@ -158,18 +134,14 @@ def rebuild_all(folder: Path) -> int:
 
 
 def rebuild(folder: Path, *, only_different: bool = False) -> bool:
-    """Writes a run's metrics.jsonl as a new offline W&B run that replaces its offline files; whether it did.
-
-    Raises:
-        InputError: the run is in use, or no W&B record of it can be read.
-        RunError: wandb did not write what metrics.jsonl says.
-    """
-    with _held(folder):
+    """Writes a run's metrics.jsonl as a new offline W&B run that replaces its offline files; whether it did. Raises
+    InputError if the run is in use or no W&B record of it can be read, RunError if wandb writes something else."""
+    with claimed(folder, otherwise="rebuild its record later"):
         draft = folder / "wandb" / DRAFT
         shutil.rmtree(draft, ignore_errors=True)
-        files = run_files(folder)
+        files = wandb_file.run_files(folder)
         last = id_of(files[-1])
-        wanted = not only_different or any(difference(folder, last).values())
+        wanted = not only_different or any(wandb_file.difference(folder, last).values())
         if wanted:
             draft.mkdir()
             try:
@@ -178,9 +150,10 @@ def rebuild(folder: Path, *, only_different: bool = False) -> bool:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
             last = id_of(new)
-            _forget_difference(folder)
+            if (summary := _summary(folder)).pop("wandb", None):  # about the replaced record
+                records.write_json(folder / "summary.json", summary)
             say(f"{folder}: rebuilt from metrics.jsonl as W&B run {last}{_left_on_server(files)}")
-        replaced = [file for file in files if id_of(file) != last] if rebuilt_number(last)[1] else []
+        replaced = [file for file in files if id_of(file) != last] if wandb_file.rebuilt_number(last)[1] else []
         for file in replaced:  # also finishes an earlier call that was killed here
             if not is_online(file) and not sent_mark(file).exists():
                 sent_mark(file).write_text(f"replaced by {last}\n")  # wandb's own mark is empty
@@ -189,18 +162,20 @@ def rebuild(folder: Path, *, only_different: bool = False) -> bool:
 
 def _write_draft(folder: Path, draft: Path, files: Sequence[Path]) -> Path:
     """The .wandb file of the new run, with project and name of the last file that can be read."""
-    starts = [read_start(file) for file in files]
+    starts = [wandb_file.read_start(file) for file in files]
     readable = [start for start in starts if start.run]
     if not readable:
         raise InputError(f"{folder}: no file of its W&B record can be read, so its project and name are unknown")
-    ids = list(dict.fromkeys(map(id_of, files)))
-    rows = read_metrics(folder)
-    chosen = _identity(readable[-1]) | {"id": _next_id(ids)}
-    chosen |= {"notes": f"Rebuilt from metrics.jsonl; replaces W&B run {', '.join(ids)}."}
+    ids, rows = list(dict.fromkeys(map(id_of, files))), records.read(folder / "metrics.jsonl")
+    first, _ = wandb_file.rebuilt_number(ids[-1])
+    number = 1 + max(number for name, number in map(wandb_file.rebuilt_number, ids) if name == first)
+    notes = f"Rebuilt from metrics.jsonl; replaces W&B run {', '.join(ids)}."
+    best = {key: value for key, value in _summary(folder).items() if key.startswith("best_") and value is not None}
     code = 1 if starts[-1].exit_code is None else starts[-1].exit_code  # None: killed
     try:
         with wandb_settings():
-            new = write_run(draft, rows, summary=_best(folder), exit_code=code, **chosen)
+            chosen = readable[-1].identity | {"id": f"{first}-r{number}", "notes": notes}
+            new = wandb_file.write_run(draft, rows, summary=best, exit_code=code, **chosen)
         missing, extra = LocalRecord([new]).compare(rows, all_rows=True)
     except Exception as error:  # wandb's errors have no common base, see WandbLogger
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -217,45 +192,10 @@ def _left_on_server(files: Sequence[Path]) -> str:
     return f"; what was sent of {ids} stays on the server: delete it there" if ids else ""
 
 
-def _forget_difference(folder: Path) -> None:
-    """Removes the note about the replaced record from summary.json."""
+def _summary(folder: Path) -> dict[str, object]:
+    """summary.json; empty before the first evaluation."""
     path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    if summary.pop("wandb", None):
-        records.write_json(path, summary)
-
-
-def _next_id(ids: Sequence[str]) -> str:
-    first = rebuilt_number(ids[-1])[0]
-    return f"{first}-r{1 + max(number for name, number in map(rebuilt_number, ids) if name == first)}"
-
-
-def _identity(start: Start) -> dict[str, object]:
-    """Project, name and tags of a W&B run, as arguments of wandb.init."""
-    run = start.run
-    named = {"project": run.project, "entity": run.entity, "group": run.run_group, "job_type": run.job_type}
-    named |= {"name": run.display_name}
-    return {key: value or None for key, value in named.items()} | {"tags": list(run.tags), "config": start.config}
-
-
-def _best(folder: Path) -> dict[str, object]:
-    """The best accuracy, from summary.json; empty before the first evaluation."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    return {key: value for key, value in summary.items() if key.startswith("best_") and value is not None}
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Locks this run folder; InputError if a process trains in it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / ".lock"))
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use by another process; rebuild its record when that has ended") from None
-        except OSError as error:
-            raise InputError(f"cannot write into {folder}: {error.strerror}") from None
-        yield
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from programs import SMALL, run
 
 from cotnet.config.run_folder import require_same_batches
-from cotnet.engine import state as checkpoints
+from cotnet.engine import checkpoints
 from cotnet.errors import InputError
 from cotnet.integrity import checksum
 from cotnet.models import cotnet_small

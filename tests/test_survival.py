@@ -11,7 +11,7 @@ import time
 import pytest
 from programs import SMALL, STEPS, assert_same_run, checkpoint, metrics, run, run_process, start
 
-from cotnet.engine import state as checkpoints
+from cotnet.engine import checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from programs import ROOT, SMALL, run_process, start
-from wandb_file import summary
+from wandb_file import history, summary
 from wandb_process import files
 from wandb_server import wandb_server
 
 from cotnet import records
-from cotnet.reporting.wandb_file import history, latest_id, read_start
+from cotnet.reporting.wandb_file import latest_id, read_start
 from cotnet.sync import main
 
 WRITE = """

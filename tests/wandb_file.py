@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
-from cotnet.reporting.wandb_file import history, values_of, wandb_records
+from cotnet.reporting.wandb_file import read_start, values_of, wandb_records
 
 __all__ = ["history", "summary", "wandb_records"]
+
+
+def history(path: Path) -> list[dict[str, object]]:
+    """The rows that one start logged."""
+    return [row for _, row in read_start(path).rows]
 
 
 def summary(path: Path) -> dict[str, object]:

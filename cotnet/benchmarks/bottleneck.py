@@ -9,23 +9,23 @@ its cores, so give loader.threads as cores / ranks.
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from cotnet import parts
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state
 from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import precision_of
 from cotnet.errors import InputError
 from data.sets.image_set import ImageSet
 
@@ -36,9 +36,7 @@ ENOUGH = 1.2  # a loader alone must be this much faster than the model, for what
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """Images per second of each part alone, as configured, and of alternatives by (loader, threads) and by batch.
-
-    overlap: whether the model has a device of its own; on the CPU it shares the cores with the loader.
-    """
+    `overlap`: whether the model has a device of its own; on the CPU it shares the cores with the loader."""
 
     reading: float
     decoding: float
@@ -53,21 +51,19 @@ class PartBench:
     """The parts of one configuration, each measured for `seconds`."""
 
     def __init__(self, config: Config, seconds: float) -> None:
-        self.config, self.seconds, self.device = config, seconds, meters.first_device()
+        self.config, self.seconds, self.device = config, seconds, common.first_device()
         self.settings = parts.settings_of(config)
-        name = choose_precision(self.settings.train.precision, self.device)
-        channels_last = self.settings.train.channels_last
-        self.precision = Precision(name=name, device=self.device, channels_last=channels_last)
+        self.precision = precision_of(self.settings.train, self.device)
         self.images, _ = parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
-    def rate(self, steps: Iterator[int]) -> float:
-        """Images per second of steps that yield their number of images; the first two steps are not timed."""
-        next(steps)
-        next(steps)
-        images, started = 0, meters.now(self.device)
-        while (elapsed := meters.now(self.device) - started) < self.seconds or not images:
-            images += next(steps)
+    def rate(self, step: Callable[[], int]) -> float:
+        """Images per second of a step that returns its number of images; the first two calls are not timed."""
+        step()
+        step()
+        images, started = 0, common.now(self.device)
+        while (elapsed := common.now(self.device) - started) < self.seconds or not images:
+            images += step()
         return images / elapsed
 
     def loader(self, *, augmented: bool = True, **change: Any) -> float:
@@ -76,16 +72,16 @@ class PartBench:
         ranks = Ranks(rank=0, world_size=1, device=self.device)
         loader, _ = parts.train_loader(config, self.settings, self.images, ranks)
         transform = parts.train_transform(self.config, self.settings, self.precision)
+        batches = ((*batch, epoch) for epoch in count() for batch in loader.batches(epoch))
 
-        def steps() -> Iterator[int]:
-            for epoch in range(sys.maxsize):
-                for images, targets, indices in loader.batches(epoch):
-                    if augmented:
-                        transform(images, targets, indices, epoch)
-                    yield len(images)
+        def step() -> int:
+            images, *more = next(batches)
+            if augmented:
+                transform(images, *more)
+            return len(images)
 
         with closing(loader):
-            return self.rate(steps())
+            return self.rate(step)
 
     def model(self, batch: int) -> float:
         """The rate of forward, backward and optimizer step on noise that is on the device."""
@@ -93,42 +89,43 @@ class PartBench:
         images = torch.randn(batch, 3, data.image_size, data.image_size, device=self.device)
         images = images.to(self.precision.parameters, memory_format=self.precision.layout)
         targets = torch.randint(data.num_classes, (batch,), device=self.device)
+        model = state.model.train()
 
-        def steps() -> Iterator[int]:
-            state.model.train()
-            while True:
-                with self.precision.autocast():
-                    logits = state.model(images)
-                F.cross_entropy(logits.to(images.dtype), targets).backward()
-                state.optimizer.step()
-                state.optimizer.zero_grad(set_to_none=True)
-                yield batch
+        def step() -> int:
+            common.bare_step(model, state.optimizer, images, targets, precision=self.precision, scaler=state.scaler)
+            return batch
 
-        return self.rate(steps())
+        return self.rate(step)
 
     def measure(self) -> Rates:
         """Everything, in turn."""
         threads, cores = self.config["loader"]["threads"], len(os.sched_getaffinity(0))
         targets = {name: compose("train", [f"loader={name}", "data.root=."])["loader"]["_target_"] for name in LOADERS}
         own = next(name for name, target in targets.items() if target == self.config["loader"]["_target_"])
-        meters.progress("reading, decoding")
+        common.progress("reading, decoding")
         reading = reading_rate(self.images, threads or 1, self.seconds)
         decoding, loader = self.loader(augmented=False), self.loader()
         loaders = {(own, threads): loader}
-        for name, number in [(name, number) for name in LOADERS for number in thread_counts(cores)]:
+        for name, number in product(LOADERS, sorted({max(cores // 2, 1), cores})):
             if (name, number) not in loaders:
-                meters.progress(f"{name} with {number} threads")
+                common.progress(f"{name} with {number} threads")
                 loaders[name, number] = self.loader(_target_=targets[name], threads=number)
         given = self.settings.train.batch_size // self.settings.train.accumulation
         batches = {given: self.model(given)}
         for batch in (given // 2, 2 * given):
-            meters.progress(f"model with batch {batch}")
+            common.progress(f"model with batch {batch}")
             if 2 <= batch <= len(self.images.files):
                 with suppress(torch.cuda.OutOfMemoryError):
                     batches[batch] = self.model(batch)
-        overlap = self.device.type == "cuda"
-        rates = {"reading": reading, "decoding": decoding, "loader": loader, "model": batches[given]}
-        return Rates(**rates, loaders=loaders, batches=batches, overlap=overlap)
+        return Rates(
+            reading=reading,
+            decoding=decoding,
+            loader=loader,
+            model=batches[given],
+            loaders=loaders,
+            batches=batches,
+            overlap=self.device.type == "cuda",
+        )
 
 
 def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
@@ -141,11 +138,6 @@ def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
             if time.perf_counter() - started > seconds:
                 break
         return done / (time.perf_counter() - started)
-
-
-def thread_counts(cores: int) -> list[int]:
-    """The numbers of threads to try."""
-    return sorted({max(cores // 2, 1), cores})
 
 
 def verdict(rates: Rates) -> list[str]:
@@ -171,17 +163,9 @@ def verdict(rates: Rates) -> list[str]:
     return lines if len(lines) > 1 else [*lines, "loader, threads and batch are as good as anything that was tried"]
 
 
-def rows_of(rates: Rates) -> list[dict[str, Any]]:
-    """The records of the table and of the JSON file."""
-    found = [(name, "as configured", getattr(rates, name)) for name in ("reading", "decoding", "loader", "model")]
-    found += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
-    found += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
-    return [{"name": name, "setting": setting, "images_per_second": rate} for name, setting, rate in found]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and advise; exits with 2 and one line for wrong settings or images."""
-    parser = report.options("bottleneck", "What limits training.", plot=False)
+    parser = common.options("bottleneck", "What limits training.", plot=False)
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=NAME, data.root=DIR, ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
@@ -190,7 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--seconds {given.seconds:g} must be positive")
         bench = PartBench(compose("train", given.overrides), given.seconds)
         rates = bench.measure()
-    report.finish(rows_of(rates), given.json)
+    rows = [(name, "as configured", getattr(rates, name)) for name in ("reading", "decoding", "loader", "model")]
+    rows += [("loader", f"{name}, {threads} threads", rate) for (name, threads), rate in rates.loaders.items()]
+    rows += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
+    keys = ("name", "setting", "images_per_second")
+    common.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
     where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
 

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from cotnet import records
-from cotnet.benchmarks import report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.errors import InputError
 from cotnet.figures import figure
@@ -47,13 +47,13 @@ def half_interval(groups: Sequence[RunGroup], images: int) -> tuple[float, str]:
     """
     if all(len(group.runs) > 1 for group in groups):
         try:
-            from scipy.stats import t
+            from scipy.stats import ttest_1samp, ttest_ind
         except ModuleNotFoundError as error:
             raise InputError("an interval over seeds needs scipy, which is missing; pip install scipy") from error
-        freedom = sum(len(group.runs) - 1 for group in groups)
-        squares = sum((value - fmean(group.last)) ** 2 for group in groups for value in group.last)
-        spread = math.sqrt(squares / freedom * sum(1 / len(group.runs) for group in groups))
-        return float(t.ppf(0.975, freedom)) * spread, "seeds"
+        samples = [group.last for group in groups]
+        test = ttest_ind(*samples) if len(samples) == 2 else ttest_1samp(*samples, popmean=0)
+        low, high = test.confidence_interval(0.95)
+        return float(high - low) / 2, "seeds"
     shares = [fmean(group.last) / 100 for group in groups]
     return 196 * math.sqrt(sum(share * (1 - share) / images for share in shares)), "images"
 
@@ -63,10 +63,9 @@ def comparison(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
     first, rows = groups[0], []
     for group in groups:
         end, mean = group.runs[0][-1], fmean(group.last)
-        half, over = half_interval([group], end["val/images"])
-        minutes = end["images"] / group.speed / 60 if group.speed else None
-        row = {"name": group.name, "runs": len(group.runs), "epochs": end["epoch"], "top1": mean, "±": half}
-        row |= {"over": over, "minutes": minutes}
+        row = {"name": group.name, "runs": len(group.runs), "epochs": end["epoch"], "top1": mean}
+        row["±"], row["over"] = half_interval([group], end["val/images"])
+        row["minutes"] = end["images"] / group.speed / 60 if group.speed else None
         if group is not first:
             row["difference"] = mean - fmean(first.last)
             row["± of it"], row["over"] = half_interval([group, first], end["val/images"])
@@ -77,18 +76,17 @@ def comparison(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
 def draw(png: Path, groups: Sequence[RunGroup]) -> None:
     """Top-1 against the epoch, a line per run, and against minutes of training where all speeds are known."""
     timed = all(group.speed for group in groups)
-    with figure(png, (10 if timed else 6, 4), columns=2 if timed else 1, sharey=True) as (_, panels):
+    with figure(png, (10 if timed else 6, 4), columns=1 + timed, sharey=True) as (_, panels):
         for number, group in enumerate(groups):
             for index, run in enumerate(group.runs):
-                top1 = [row[TOP1] for row in run]
-                look: dict[str, Any] = {"color": f"C{number}", "linewidth": 1.2, "marker": ".", "markersize": 4}
-                panels[0].plot([row["epoch"] for row in run], top1, label=None if index else group.name, **look)
-                if timed:
-                    panels[1].plot([row["images"] / (group.speed or 1) / 60 for row in run], top1, **look)
+                label, top1 = None if index else group.name, [row[TOP1] for row in run]
+                ways = [[row["epoch"] for row in run], [row["images"] / (group.speed or 1) / 60 for row in run]]
+                for axes, x in zip(panels, ways, strict=False):
+                    axes.plot(x, top1, f"C{number}.-", label=label, linewidth=1.2, markersize=4)
         lowest = min(value for group in groups for value in group.last)
+        panels[-1].set_xlabel("minutes of training on an idle machine")
         panels[0].set(xlabel="epoch", ylabel="top-1 of the averaged weights, %", ylim=(lowest - 5, None))
         panels[0].legend(frameon=False, fontsize=9)
-        panels[-1].set_xlabel("minutes of training on an idle machine" if timed else "epoch")
         for axes in panels:
             axes.grid(color="0.9")
 
@@ -125,7 +123,7 @@ def read_groups(given: argparse.Namespace) -> list[RunGroup]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and draw the curves; exits with 2 and one line for wrong runs."""
-    parser = report.options("compare", "Which model is ahead.")
+    parser = common.options("compare", "Which model is ahead.")
     parser.add_argument("--runs", nargs="+", action="append", required=True, metavar=("NAME", "RUN"))
     parser.add_argument("--speed", nargs=2, action="append", default=[], metavar=("NAME", "IMAGES_PER_SECOND"))
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of these runs (%(default)s)")
@@ -133,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line(keep=False):
         groups = read_groups(given)
         rows = comparison(groups)
-    report.finish(rows, given.json)
+    common.finish(rows, given.json)
     if given.plot:
         draw(given.plot, groups)
 

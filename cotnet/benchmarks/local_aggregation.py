@@ -6,16 +6,16 @@ and gradients; `peak_maps` is the same in feature maps. On a GPU also the bytes 
 share of what a copy in the same run moves.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.models.contextual import CHANNELS_PER_KERNEL
 from cotnet.ops import local_aggregation
 
@@ -60,29 +60,22 @@ def make_tensors(stage: str, batch: int, memory_format: str, dtype: torch.dtype,
 def timed(form: Form, tensors: Tensors) -> tuple[float, float]:
     """Milliseconds of forward and of backward."""
     value, weight, upstream = tensors
-    started = meters.now(value.device)
+    started = common.now(value.device)
     result = form(value, weight)
-    between = meters.now(value.device)
+    between = common.now(value.device)
     torch.autograd.grad(result, (value, weight), upstream)
-    return 1000 * (between - started), 1000 * (meters.now(value.device) - between)
+    return 1000 * (between - started), 1000 * (common.now(value.device) - between)
 
 
 def extra_bytes(form: Form, tensors: Tensors) -> int:
     """The most that forward and backward hold at a time beyond inputs, result and gradients."""
-    value, weight, upstream = tensors
-    outputs = 2 * meters.size(value) + meters.size(weight)
-
-    def once() -> None:
-        result = form(value, weight)
-        gradients = torch.autograd.grad(result, (value, weight), upstream)
-        del result, gradients
-
-    return max(0, meters.peak_bytes(value.device, once) - outputs)
+    peak = common.peak_bytes(tensors.value.device, partial(timed, form, tensors))
+    return max(0, peak - 2 * tensors.value.nbytes - tensors.weight.nbytes)
 
 
 def moved_bytes(tensors: Tensors) -> tuple[int, int]:
     """The least that forward and backward read and write."""
-    maps, weights = meters.size(tensors.value), meters.size(tensors.weight)
+    maps, weights = tensors.value.nbytes, tensors.weight.nbytes
     return 2 * maps + weights, 3 * maps + 2 * weights
 
 
@@ -90,31 +83,32 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by a copy of 512 MiB."""
     source = torch.empty(2**29, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / median(meters.seconds(lambda: target.copy_(source), device) for _ in range(10))
+    return 2 * source.numel() / median(common.seconds(lambda: target.copy_(source), device) for _ in range(10))
 
 
 def measure_forms(
     forms: Mapping[str, Form], tensors: Tensors, name: str, *, rounds: int, bandwidth: float | None
 ) -> list[dict[str, Any]]:
     """One record for each form, after `rounds` in turn and one to warm up (and compile)."""
-    found = meters.in_turns({form: partial(timed, run, tensors) for form, run in forms.items()}, rounds)
+    found = common.in_turns({form: partial(timed, run, tensors) for form, run in forms.items()}, rounds)
     totals = {form: median(map(sum, turns)) for form, turns in found.items()}
     value, records = tensors.value, []
     for form, turns in found.items():
         peak, (forward, backward) = extra_bytes(forms[form], tensors), map(median, zip(*turns, strict=True))
-        record = {"name": name, "form": form, "peer": PEER, "milliseconds": totals[form]}
+        record: dict[str, Any] = {"name": name, "form": form, "peer": PEER, "milliseconds": totals[form]}
         record |= {"ratio": totals[PEER] / totals[form], "peak_bytes": peak}
         record |= {"forward_ms": forward, "backward_ms": backward, "device": str(value.device)}
-        record |= {"dtype": str(value.dtype).removeprefix("torch."), "peak_maps": peak / meters.size(value)}
+        record |= {"dtype": str(value.dtype).removeprefix("torch."), "peak_maps": peak / value.nbytes}
         if bandwidth is not None and form != PEER:
-            rates = [1000 * size / ms for size, ms in zip(moved_bytes(tensors), (forward, backward), strict=True)]
-            record |= {"forward_bandwidth": rates[0] / bandwidth, "backward_bandwidth": rates[1] / bandwidth}
+            for part, moved in zip(("forward", "backward"), moved_bytes(tensors), strict=True):
+                record[f"{part}_bandwidth"] = 1000 * moved / record[f"{part}_ms"] / bandwidth
         records.append(record)
     return records
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser, cuda = report.options("local_aggregation", "Our operator and its unfold form."), torch.cuda.is_available()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser, cuda = common.options("local_aggregation", "Our operator and its unfold form."), torch.cuda.is_available()
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--stages", nargs="+", default=STAGES, help="CHANNELSxPIXELS, channels a multiple of 8")
     parser.add_argument("--formats", nargs="+", default=tuple(FORMATS), choices=FORMATS, help="memory formats")
@@ -123,31 +117,26 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each form (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=dtypes)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (%(default)s)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    given, device = _arguments().parse_args(arguments), meters.first_device()
+    given, device = parser.parse_args(arguments), common.first_device()
     torch.set_num_threads(given.threads)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
     rows: list[dict[str, Any]] = []
-    for stage, layout in ((stage, layout) for stage in given.stages for layout in given.formats):
+    for stage, layout in product(given.stages, given.formats):
         torch.compiler.reset()  # each case is compiled anew and does not count as a recompilation
         compiled = torch.compile(local_aggregation, fullgraph=True, dynamic=False)
-        ours = {form: {"eager": local_aggregation, "compiled": compiled}[form] for form in given.forms}
-        forms: dict[str, Form] = {**ours, PEER: unfold_form}
+        known: dict[str, Form] = {"eager": local_aggregation, "compiled": compiled, PEER: unfold_form}
+        forms = {form: known[form] for form in (*given.forms, PEER)}
         tensors = make_tensors(stage, given.batch, layout, getattr(torch, given.dtype), device)
         name = f"{given.batch}x{stage}x{stage.partition('x')[2]} {layout}"
         rows += measure_forms(forms, tensors, name, rounds=given.rounds, bandwidth=bandwidth)
-    report.finish(rows, given.json)
+    common.finish(rows, given.json)
     bars: dict[str, dict[str, float]] = {}
     for row in rows:
         shape, _, layout = row["name"].partition(" ")
         if row["form"] != PEER:
             bars.setdefault(f"{row['form']}, {layout}", {})[shape] = row["ratio"]
     title = "Local aggregation, forward and backward: times as fast as the unfold form"
-    report.draw_bars(given.plot, bars, title=title, unit="ratio")
+    common.draw_bars(given.plot, bars, title=title, unit="ratio")
 
 
 if __name__ == "__main__":

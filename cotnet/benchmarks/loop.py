@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cotnet import parts
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state
 from cotnet.config.build import build
@@ -29,12 +30,12 @@ from cotnet.config.compose import Config, compose
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import precision_of
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, clip_gradients, wrap
 from cotnet.engine.training import train_one_epoch
-from cotnet.errors import InputError
 from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
+from data.prepare.commands import positive
 
 SIZES = ("backbone=resnet50", "data.root=memory", "data.image_size=128", "train.batch_size=32")
 WAIT = 10  # minutes
@@ -56,11 +57,7 @@ class LoopBench:
 
     def __init__(self, config: Config, ranks: Ranks, steps: int) -> None:
         settings = parts.settings_of(config)
-        precision = Precision(
-            name=choose_precision(settings.train.precision, ranks.device),
-            device=ranks.device,
-            channels_last=settings.train.channels_last,
-        )
+        precision = precision_of(settings.train, ranks.device)
         precision.set_up_process()
         self.state, self.steps = new_state(config, settings, precision), steps
         count, side = settings.train.batch_size // ranks.world_size, settings.data.image_size
@@ -86,42 +83,33 @@ class LoopBench:
             stop_requested=lambda: False,
         )
 
-    def seconds(self, task: Callable[[], object]) -> float:
-        return meters.seconds(task, self.context.ranks.device)
-
     def ours(self, reports: Reports) -> float:
         """Seconds of a turn of `train_one_epoch`."""
         self.state.model.train()
         output = dataclasses.replace(self.context.output, reports=reports)
         context, self.state.batch_in_epoch = dataclasses.replace(self.context, output=output), 0
-        return self.seconds(lambda: train_one_epoch(context, self.state))
+        return common.seconds(lambda: train_one_epoch(context, self.state), self.context.ranks.device)
 
     def bare(self) -> float:
         """Seconds of a turn of forward, loss, backward and step, and nothing else."""
-        context, optimizer, scaler = self.context, self.state.optimizer, self.state.scaler
-        self.state.model.train()
+        context, state = self.context, self.state
+        state.model.train()
+        how: dict[str, Any] = {"precision": context.precision, "criterion": context.criterion, "scaler": state.scaler}
 
         def train() -> None:
             for images, targets, _ in context.data.loader.batches(0):
-                with context.precision.autocast():
-                    logits = context.ddp_model(images)
-                scaler.scale(context.criterion(logits.to(images.dtype), targets)).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                common.bare_step(context.ddp_model, state.optimizer, images, targets, **how)
 
-        return self.seconds(train)
+        return common.seconds(train, context.ranks.device)
 
-    def parts(self) -> dict[str, float]:
+    def extras(self) -> dict[str, float]:
         """Milliseconds of one update of the averaged weights, and of one norm of the gradient."""
-        model = self.state.model
-        for parameter in model.parameters():
+        for parameter in self.state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        tasks: dict[str, Callable[[], object]] = {
-            "averaged weights": self.state.ema.update,
-            "gradient norm": lambda: clip_gradients(model, self.context.settings),
-        }
-        times = {name: 1000 * median(self.seconds(task) for _ in range(10)) for name, task in tasks.items()}
+        norm = partial(clip_gradients, self.state.model, self.context.settings)
+        times = {}
+        for name, task in (("averaged weights", self.state.ema.update), ("gradient norm", norm)):
+            times[name] = 1000 * median(common.seconds(task, self.context.ranks.device) for _ in range(10))
         self.state.optimizer.zero_grad(set_to_none=True)
         return times
 
@@ -129,18 +117,13 @@ class LoopBench:
 def measure_loop(config: Config, steps: int, rounds: int) -> list[dict[str, Any]]:
     """The loop against the bare one, and logging on against off: medians over rounds."""
     with join_ranks(timeout_minutes=WAIT) as ranks:
-        bench, folder = LoopBench(config, ranks, steps), Path(config["output_dir"])
-        logger = build(config["logger"], "logger")
+        bench, logger = LoopBench(config, ranks, steps), build(config["logger"], "logger")
         run: dict[str, Any] = {"epochs": 1, "max_steps": None, "steps_per_epoch": steps, "classes": 1000}
         run |= {"config": config, "environment": start_of(0, 1), "terminal": False}
-        reports = RunReports(folder, logger, bench.state, **run)
-        ways = {
-            "bare": bench.bare,
-            "ours": lambda: bench.ours(Reports()),
-            "logging": lambda: bench.ours(reports),
-        }
-        seconds = meters.in_turns(ways, rounds)
-        parts = bench.parts()
+        reports = RunReports(Path(config["output_dir"]), logger, bench.state, **run)
+        ours, logging = partial(bench.ours, Reports()), partial(bench.ours, reports)
+        seconds = common.in_turns({"bare": partial(bench.bare), "ours": ours, "logging": logging}, rounds)
+        extras = bench.extras()
         logger.finish(0)
     times = {name: 1000 * median(found) / steps for name, found in seconds.items()}
     rows = [{"name": "loop/bare", "of": "forward, loss, backward, step", "milliseconds": times["bare"]}]
@@ -148,7 +131,7 @@ def measure_loop(config: Config, steps: int, rounds: int) -> list[dict[str, Any]
         ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
         measured = {"milliseconds": times[name], "ratio": median(ratios), "ratios": ratios, "target": target}
         rows.append({"name": f"loop/{name}", "of": other, **measured})
-    for name, time in parts.items():
+    for name, time in extras.items():
         rows.append({"name": f"loop/{name}", "of": "bare", "milliseconds": time, "ratio": time / times["bare"]})
     return [row | {"images": bench.context.settings.batch_size} for row in rows]
 
@@ -157,14 +140,14 @@ def measure_ranks(config: Config, steps: int, rounds: int) -> list[dict[str, Any
     """Two gloo ranks on two cores against one process with two threads, at the same batch."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn, ranks in itertools.product(range(max(rounds // 3, 1)), rates):
-        meters.progress(f"{ranks} ranks, round {turn + 1}")
+        common.progress(f"{ranks} ranks, round {turn + 1}")
         launch(_rate_of_ranks, {"config": config, "steps": steps}, ranks)
         rates[ranks].append(json.loads((Path(config["output_dir"]) / "rate.json").read_text()))
     one, two = map(median, rates.values())
-    compared = {"ratio": two / one, "target": 0.9, "rates": rates}
     return [
         {"name": "loop/1 ranks", "of": "loop/1 ranks", "images_per_second": one},
-        {"name": "loop/2 ranks", "of": "loop/1 ranks", "images_per_second": two, **compared},
+        {"name": "loop/2 ranks", "of": "loop/1 ranks", "images_per_second": two}
+        | {"ratio": two / one, "target": 0.9, "rates": rates},
     ]
 
 
@@ -181,20 +164,18 @@ def _rate_of_ranks(given: dict[str, Any], store: dist.Store | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; exits with 2 and one line for wrong settings."""
-    parser = report.options("loop", "What the loop costs.", plot=False)
+    parser = common.options("loop", "What the loop costs.", plot=False)
     parser.add_argument("overrides", nargs="*", help=f"as for train.py; unless given: {' '.join(SIZES)}")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each kind (%(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps in a turn (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=6, help="turns of each kind (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=3, help="optimizer steps in a turn (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("WANDB_MODE", "offline")
     with one_line(keep=False), tempfile.TemporaryDirectory() as folder:
-        if min(given.rounds, given.steps) < 1:
-            raise InputError("--rounds and --steps must be at least 1")
         config = compose("train", [*SIZES, *given.overrides]) | {"output_dir": folder}
         rows = measure_loop(config, given.steps, given.rounds)
         if not torch.cuda.is_available():
             rows += measure_ranks(config, given.steps, given.rounds)
-    report.finish(rows, given.json)
+    common.finish(rows, given.json)
 
 
 if __name__ == "__main__":

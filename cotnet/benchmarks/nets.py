@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+from matplotlib.ticker import LogLocator
 from torch import nn
-from torch.nn import functional as F
 
 from cotnet import models
-from cotnet.benchmarks import meters, report
+from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.precision import DTYPES, Precision
@@ -64,26 +64,27 @@ class BenchedNet:
     def __init__(self, case: NetCase, device: torch.device) -> None:
         torch.manual_seed(0)
         self.training = case.mode == "train"
-        self.precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
-        self.precision.set_up_process()
+        precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
+        precision.set_up_process()
         model = build_net(case.name, case.size)
         if case.checkpointing:
             checkpoint_stages(model, tuple(case.checkpointing))
-        self.model = self.precision.to_device(fuse(model) if case.fused else model).train(self.training)
+        self.model = precision.to_device(fuse(model) if case.fused else model).train(self.training)
         self.run = compiled(self.model) if case.compiled else self.model
-        images = torch.randn(case.batch, 3, case.size, case.size, device=device, dtype=self.precision.parameters)
-        self.images = images.to(memory_format=self.precision.layout)
+        images = torch.randn(case.batch, 3, case.size, case.size, device=device, dtype=precision.parameters)
+        self.images = images.to(memory_format=precision.layout)
         self.targets = torch.randint(1000, (case.batch,), device=device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self.precision, self.scaler = precision, precision.scaler()
 
     def step(self) -> None:
         """Forward; in training also loss, backward and the optimizer's step."""
-        with torch.inference_mode(not self.training), self.precision.autocast():
-            logits = self.run(self.images)
         if self.training:
-            F.cross_entropy(logits.float(), self.targets).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            how: dict[str, Any] = {"precision": self.precision, "scaler": self.scaler}
+            common.bare_step(self.run, self.optimizer, self.images, self.targets, **how)
+        else:
+            with torch.inference_mode(), self.precision.autocast():
+                self.run(self.images)
 
 
 def build_net(name: str, size: int) -> nn.Module:
@@ -94,18 +95,17 @@ def build_net(name: str, size: int) -> nn.Module:
     if source or name not in models.__all__ or name.endswith("_model"):
         raise InputError(f"{name} is no model; give one of cotnet.models, torchvision:NAME or timm:NAME")
     settings = {"image_size": size} if name.startswith(("botnet", "pvt")) else {}
-    model: nn.Module = getattr(models, name)(**settings)
-    return model
+    return cast(nn.Module, getattr(models, name)(**settings))
 
 
 def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
     """Milliseconds and images per second of each."""
     steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
-    times = meters.in_turns({name: partial(meters.seconds, step, device) for name, step in steps.items()}, rounds)
-    records = []
-    for case, seconds in zip(cases, map(median, times.values()), strict=True):
-        records.append({**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds})
-    return records
+    times = common.in_turns({name: partial(common.seconds, step, device) for name, step in steps.items()}, rounds)
+    return [
+        {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
+        for case, seconds in zip(cases, map(median, times.values()), strict=True)
+    ]
 
 
 def measure_memory(case: NetCase, device: torch.device) -> Record:
@@ -113,8 +113,8 @@ def measure_memory(case: NetCase, device: torch.device) -> Record:
     net = BenchedNet(case, device)
     net.step()
     state = [value for values in net.optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    held = meters.size(*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
-    peak = held + meters.peak_bytes(device, net.step)
+    held = (*net.model.parameters(), *net.model.buffers(), *state, net.images, net.targets)
+    peak = sum(tensor.nbytes for tensor in held) + common.peak_bytes(device, net.step)
     return {**asdict(case), "peak_bytes": peak, "peak_mib": peak / 2**20}
 
 
@@ -142,10 +142,10 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
     layouts = LAYOUTS if given.format == "both" else (given.format,)
     nets = [(given.models, size) for size in given.size]
     if given.zoo:
-        nets = [([f"{name}@{size}"], 224) for (name, size), known in table.TABLE.items() if known and known.top1]
+        nets = [([zoo], 224) for zoo, known in table.TABLE.items() if known and known.top1]
     for (names, size), batch in itertools.product(nets, given.batch):
         cases = []
-        sized = dict.fromkeys(_sized(name, size) for name in [*names, given.peer])
+        sized = dict.fromkeys((name, own or size) for name, own in [*names, given.peer])
         for layout, (name, own) in itertools.product(layouts, sized):
             ours = {"fused": given.fuse, "checkpointing": given.checkpointing}
             how = shared | (ours if ":" not in name else {"fused": False, "checkpointing": []})
@@ -153,12 +153,10 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
         yield cases
 
 
-def _sized(name: str, size: int) -> tuple[str, int]:
-    """NAME@PIXELS has a size of its own."""
-    name, _, own = name.partition("@")
-    if own and not own.isdigit():
-        raise InputError(f"{name}@{own}: {own} is no number of pixels")
-    return name, int(own or size)
+def net(text: str) -> tuple[str, int | None]:
+    """NAME or NAME@PIXELS of the command line."""
+    name, _, pixels = text.partition("@")
+    return name, int(pixels) if pixels else None
 
 
 def earlier(path: Path | None, rows: list[Record]) -> list[Record]:
@@ -192,20 +190,16 @@ def draw_growth(png: Path, rows: list[Record], value: str, unit: str) -> None:
 
 
 def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, ...], dict[int, float]]:
-    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings.
-
-    The depth of cotnet50 is 50, its family cotnet.
-    """
+    """{what is the same along a line: {x: value}}, of at least two points; over depth, of the most common settings. The
+    depth of cotnet50 is 50, its family cotnet."""
     lines: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
     for row in rows:
-        digits = re.search(r"\d{2,}", row["name"]) if axis == "depth" else None
-        x = int(digits[0]) if digits else row.get(axis)
-        if x:
-            flags = [flag for flag in ("compiled", "fused", "recompute") if row.get(flag)]
-            flags += [f"stages {row['checkpointing']} recomputed"] if row.get("checkpointing") else []
-            sizes = [f"{key} {row[key]}" for key in ("batch", "size") if key != axis]
-            name = row["name"].replace(digits[0], "") if digits else row["name"]
-            lines[name, row["mode"], row["dtype"], row["memory_format"], *flags, *sizes][x] = row[value]
+        fixed = {key: text for key, text in _settings(row).items() if key != "device"}
+        if axis == "depth" and (digits := re.search(r"\d{2,}", row["name"])):
+            fixed |= {"name": row["name"].replace(digits[0], ""), "depth": int(digits[0])}
+        if x := fixed.pop(axis, None):
+            same = (text if isinstance(text, str) else f"{key} {text}" for key, text in fixed.items())
+            lines[tuple(same)][x] = row[value]
     lines = {fixed: points for fixed, points in lines.items() if len(points) > 1}
     if axis == "depth" and lines:
         common = Counter(fixed[1:] for fixed, points in lines.items() for _ in points).most_common(1)[0][0]
@@ -227,55 +221,44 @@ def draw_accuracy(png: Path, rows: list[Record]) -> None:
             axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
         axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
         axes.margins(x=0.15)
-        low, high = axes.get_xlim()
-        ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 3, 5) if low < step * 10**power < high]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=7, loc="lower right")
         page.draw_without_rendering()  # the axes have their place now
         write_labels(axes, [point for points in families.values() for point in points])
 
 
-def _arguments() -> argparse.ArgumentParser:
-    options = report.options(
-        "nets", "Speed or memory of whole nets; --json keeps the file's records of other settings."
-    )
-    options.add_argument("--measure", choices=MEASURES, default="speed")
-    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
-    options.add_argument("--models", nargs="+", default=["cotnet50"], help=names)
-    options.add_argument("--peer", default="torchvision:resnet50", help="compare with this one (%(default)s)")
-    options.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
-    options.add_argument("--batch", nargs="+", type=int, default=[16])
-    options.add_argument("--size", nargs="+", type=int, default=[224])
-    options.add_argument("--mode", choices=("train", "inference"), default="train")
-    options.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
-    options.add_argument("--format", choices=(*LAYOUTS, "both"), default="contiguous", help="memory format")
-    options.add_argument("--compile", action="store_true")
-    options.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
-    stages = "training: recompute the activations of these stages (ours only)"
-    options.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
-    options.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write; exits with 2 and one line for wrong settings."""
-    given = _arguments().parse_args(arguments)
-    device, (value, unit) = meters.first_device(), MEASURES[given.measure]
+    parser = common.options("nets", "Speed or memory of nets; --json keeps the file's records of other settings.")
+    parser.add_argument("--measure", choices=MEASURES, default="speed")
+    names = "NAME of ours, torchvision:NAME, timm:NAME; with a size of its own NAME@PIXELS"
+    parser.add_argument("--models", nargs="+", type=net, default=[("cotnet50", None)], help=names)
+    parser.add_argument("--peer", type=net, default="torchvision:resnet50", help="compare with it (%(default)s)")
+    parser.add_argument("--zoo", action="store_true", help="every model with a published top-1, at its size")
+    parser.add_argument("--batch", nargs="+", type=int, default=[16])
+    parser.add_argument("--size", nargs="+", type=int, default=[224])
+    parser.add_argument("--mode", choices=("train", "inference"), default="train")
+    parser.add_argument("--dtype", choices=sorted(set(DTYPES)), default="fp32")
+    parser.add_argument("--format", choices=(*LAYOUTS, "both"), default="contiguous", help="memory format")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
+    stages = "training: recompute the activations of these stages (ours only)"
+    parser.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
+    given = parser.parse_args(arguments)
+    device, (value, unit) = common.first_device(), MEASURES[given.measure]
     rows: list[Record] = []
+    speed = given.measure == "speed"
     with one_line(keep=False):
         for cases in groups(given, device):
-            meters.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
-            speed = given.measure == "speed"
-            found = (
-                measure_speed(cases, given.rounds, device)
-                if speed
-                else [measure_memory(case, device) for case in cases]
-            )
-            rows += compared(found, given.peer.partition("@")[0], value)
+            common.progress(f"{cases[0].name}, batch {cases[0].batch}, {cases[0].size} px")
+            found = measure_speed(cases, given.rounds, device) if speed else [measure_memory(c, device) for c in cases]
+            rows += compared(found, given.peer[0], value)
     before = earlier(given.json, rows)
-    report.finish(rows, given.json, kept=before)
+    common.finish(rows, given.json, kept=before)
     if given.plot and given.zoo:
         draw_accuracy(given.plot, before + rows)
     elif given.plot:

@@ -12,7 +12,7 @@ from cotnet import parts
 from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
-from cotnet.engine import state as checkpoints
+from cotnet.engine import checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 from cotnet.evaluation.preprocessing import own_preprocessing

@@ -18,7 +18,7 @@ from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.launch import count_ranks, launch
-from cotnet.engine.outside import first_process
+from cotnet.engine.rank_environment import first_process
 from cotnet.errors import FAILED, INTERRUPTED
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.models.weights import to_bytes

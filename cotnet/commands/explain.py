@@ -18,7 +18,7 @@ from cotnet.config.compose import Config, chosen
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.optimizer import parameter_groups
-from cotnet.engine.outside import first_process
+from cotnet.engine.rank_environment import first_process
 from cotnet.errors import DataError, InputError
 from cotnet.figures import BLUE, GRID, ORANGE, figure
 from cotnet.parts import read_settings

@@ -18,7 +18,7 @@ from cotnet.commands.reference import help_page
 from cotnet.config.build import nearest, shown
 from cotnet.config.compose import CONF, Config, flatten, resolve
 from cotnet.config.continuing import default_folder
-from cotnet.engine.outside import adopt_slurm
+from cotnet.engine.rank_environment import adopt_slurm
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.command import register_sweeper
 

@@ -18,17 +18,16 @@ from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
 from cotnet.config.compose import Config
-from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled, require_compiler
 from cotnet.engine.distributed import Ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate, figures
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
-from cotnet.engine.outside import first_process
-from cotnet.engine.precision import Precision, choose_precision
+from cotnet.engine.precision import Precision, choose_precision, precision_of
+from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import StopRequest
-from cotnet.engine.state import State
+from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED, InputError
@@ -114,16 +113,14 @@ def new_state(config: Config, settings: Settings, precision: Precision) -> State
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = parts.settings_of(config), Path(config["output_dir"])
-    precision = Precision(
-        name=settings.train.precision, device=ranks.device, channels_last=settings.train.channels_last
-    )
+    precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
     state.image_set, state.classes = train_set.fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
-        checkpoints.restore(state, checkpoints.load(last), ranks, last)
+        restore(state, last, ranks)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
     with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:

@@ -10,8 +10,8 @@ from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten, to_yaml
 from cotnet.config.continuing import compare
 from cotnet.config.moves import stored_config
-from cotnet.engine import state as checkpoints
-from cotnet.engine.outside import first_process
+from cotnet.engine import checkpoints
+from cotnet.engine.rank_environment import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER, locked, write_text
@@ -20,8 +20,8 @@ from cotnet.settings import TrainSettings
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it: two runs never write into one.
+def claimed(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
+    """Makes the folder and locks it: two runs never write into one. `otherwise`: the advice if that fails.
 
     Raises:
         InputError: the folder cannot be made or written, or another process holds it.
@@ -34,11 +34,9 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / ".lock"))
         except BlockingIOError:
-            raise InputError(
-                f"{folder} is in use by another process; wait for it or choose another output_dir"
-            ) from None
+            raise InputError(f"{folder} is in use by another process; wait for it or {otherwise}") from None
         except OSError as error:
-            raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+            raise InputError(f"cannot write into {folder}: {error.strerror}; {otherwise}") from None
         yield
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +60,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> Iterator[Ranks]:
-    """Joins the other ranks as torchrun's variables say (RANK, WORLD_SIZE, LOCAL_RANK).
-
-    Collectives that exceed the timeout raise. A single process makes no process group. On a CPU each rank uses its
-    share of the cores, unless OMP_NUM_THREADS is set.
-    """
+    """Joins the other ranks as torchrun's variables say (RANK, WORLD_SIZE, LOCAL_RANK). Collectives that exceed the
+    timeout raise. On a CPU each rank uses its share of the cores, unless OMP_NUM_THREADS is set."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
@@ -77,17 +74,17 @@ def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> It
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    gpu, timeout = device.type == "cuda", datetime.timedelta(minutes=timeout_minutes)
     dist.init_process_group(
-        backend,
+        "nccl" if gpu else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(minutes=timeout_minutes),
-        device_id=device if backend == "nccl" else None,
+        timeout=timeout,
+        device_id=device if gpu else None,
     )
     try:
-        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
+        control = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(control, dist.ProcessGroup)  # every rank is a member
         yield Ranks(rank=rank, world_size=world_size, device=device, control=control)
         dist.barrier()  # no rank closes its connections while another still uses them
@@ -96,11 +93,8 @@ def join_ranks(store: dist.Store | None = None, *, timeout_minutes: float) -> It
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm statistics over all ranks; keys and parameters stay.
-
-    Raises:
-        InputError: the model has a subclass of BatchNorm, which torch would convert into a plain one.
-    """
+    """The model with BatchNorm statistics over all ranks; keys and parameters stay. Raises InputError for a subclass of
+    BatchNorm, which torch would convert into a plain one."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     for name, module in model.named_modules():
         if isinstance(module, plain) and type(module) not in plain:
@@ -110,11 +104,8 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 class Agreement:
-    """The same flags on every rank at the same step, without waiting for the device or the network.
-
-    At each step every rank starts a reduction of its flags on the host, and reads the maximum of the previous step's,
-    which has finished by then.
-    """
+    """The same flags on every rank at the same step, without waiting for the device or the network: at each step every
+    rank starts a reduction of its flags on the host, and reads the previous step's, which has finished by then."""
 
     def __init__(self, ranks: Ranks, flags: int) -> None:
         self.ranks = ranks
@@ -138,16 +129,10 @@ class Agreement:
         return [bool(flag) for flag in self.shared]
 
 
-def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [t for t in tensors if t.is_floating_point()]
-
-
 def average_buffers(ranks: Ranks, *modules: nn.Module) -> None:
-    """Replaces floating-point buffers (BatchNorm's running statistics) by their mean over ranks.
-
-    In float64: averaging equal float32 buffers changes nothing, on any number of ranks.
-    """
-    buffers = _floating(b for module in modules for b in module.buffers())
+    """Replaces floating-point buffers (BatchNorm's running statistics) by their mean over ranks, computed in float64:
+    averaging equal float32 buffers changes nothing."""
+    buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
     if ranks.world_size == 1 or not buffers:
         return
     flat = ranks.sum(torch.cat([b.flatten().double() for b in buffers])) / ranks.world_size

@@ -1,6 +1,5 @@
 """Starts one process per device, or joins the ranks that torchrun or SLURM started."""
 
-import functools
 import logging
 import multiprocessing
 import os
@@ -14,10 +13,10 @@ from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
-from cotnet.engine.outside import adopt_slurm, started_outside
-from cotnet.engine.signals import end_with_parent, forward_signal, stop_signals
+from cotnet.engine.rank_environment import adopt_slurm, started_outside
+from cotnet.engine.signals import end_with_parent, stop_request
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
@@ -47,11 +46,10 @@ def count_ranks(wanted: int | None) -> int:
 
 
 def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) -> int:
-    """Runs `worker(given, store)` on every rank; returns the largest exit code.
+    """Runs `worker(given, store)`, a function of a module, on every rank; returns the largest exit code.
 
-    Ranks are spawned: `worker` must be a function of a module, `given` plain containers. The first rank that fails
-    ends the others within seconds. Its InputError or RunError is raised here again; any other error becomes a
-    RuntimeError with its traceback as text.
+    The first rank that fails ends the others within seconds. Its InputError or RunError is raised here again; any other
+    error becomes a RuntimeError with its traceback as text.
     """
     if started_outside() or ranks == 1:
         return worker(given, None)
@@ -61,15 +59,20 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
     context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
-    with stop_signals(functools.partial(_end_ranks, context)) as stopped:
+
+    def end_ranks(received: list[int]) -> None:
+        """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
+        for process in (process for process in context.processes if process.is_alive()):
+            os.kill(process.pid, signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+
+    with stop_request(end_ranks) as stop:
         try:
             while not context.join(grace_period=3):
                 pass
         except (ProcessExitedException, ProcessRaisedException) as error:
-            return _failure(error, outcomes, stopped)
-    code = max(outcomes.get()[1] for _ in range(ranks))
-    if code == INTERRUPTED:
-        forward_signal(stopped)
+            return _failure(error, outcomes, stopped=stop.received)
+        code = max(outcomes.get()[1] for _ in range(ranks))
+        stop.forward = code == INTERRUPTED
     return code
 
 
@@ -96,31 +99,19 @@ def _rank(
         sys.exit(FAILED)
 
 
-def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, stopped: list[int]) -> int:
+def _failure(error: ProcessExitedException | ProcessRaisedException, outcomes: Outcomes, *, stopped: bool) -> int:
     """Raises the error of the rank that failed first, not the errors it caused on other ranks."""
-    told = []
     while not outcomes.empty():
-        told.append(outcomes.get())
-    for index, code, text in told:
+        index, code, text = outcomes.get()
         if re.search(f"{LOST}|{PEER_GONE}", text):
             continue
         if code == WRONG_INPUT:
             raise InputError(text)
-        if code == FAILED and "\n" in text:
-            raise RuntimeError(f"rank {index} failed:\n{text}")
         if code == FAILED:
-            raise RunError(text)
+            raise RuntimeError(f"rank {index} failed:\n{text}") if "\n" in text else RunError(text)
     if stopped:
         return INTERRUPTED
     killed = "; a rank that is killed often ran out of memory: lower train.batch_size"
     hung = f"; a rank that aborts often timed out waiting for another: {HANGING}"
     hints = {-signal.SIGKILL: killed, -signal.SIGABRT: hung}
     raise RunError(f"{error.msg}{hints.get(getattr(error, 'exit_code', 0), '')}")
-
-
-def _end_ranks(context: ProcessContext, received: list[int]) -> None:
-    """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
-    again = received.count(signal.SIGINT) > 1
-    for process in context.processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)

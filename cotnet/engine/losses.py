@@ -1,7 +1,7 @@
 """Losses of logits (B, classes) and class numbers (B,) or soft targets (B, classes), averaged over the batch."""
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,16 +27,12 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: fl
     return F.binary_cross_entropy_with_logits(logits, wanted)
 
 
-def _ce(settings: TrainSettings) -> Criterion:
-    return functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
-
-
-def _bce(settings: TrainSettings) -> Criterion:
-    smoothing, threshold = settings.label_smoothing, settings.bce_threshold
-    return functools.partial(binary_cross_entropy, label_smoothing=smoothing, threshold=threshold)
-
-
-LOSSES: dict[str, Callable[[TrainSettings], Criterion]] = {"ce": _ce, "bce": _bce}
+LOSSES: dict[str, Callable[[TrainSettings], Criterion]] = {
+    "ce": lambda given: partial(F.cross_entropy, label_smoothing=given.label_smoothing),
+    "bce": lambda given: partial(
+        binary_cross_entropy, label_smoothing=given.label_smoothing, threshold=given.bce_threshold
+    ),
+}
 
 
 def loss_function(settings: TrainSettings) -> Criterion:

@@ -1,7 +1,6 @@
 """Finds the step whose loss or gradient is not finite, and writes a report about it."""
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,15 +38,12 @@ class NonFiniteCheck:
     """The steps since the last check. Nothing is read from the device in between."""
 
     def __init__(self) -> None:
-        self.steps: deque[StepRecord] = deque()
+        self.steps: list[StepRecord] = []
 
     def check(self, ranks: Ranks, state: State, *, files: Sequence[str], seed: int, folder: Path) -> None:
-        """Checks every step since the last call; collective, synchronises with the device.
-
-        Raises:
-            NotFinite: for the first bad step, after writing `folder`/incidents/step-N/incident.json.
-        """
-        taken, self.steps = list(self.steps), deque()
+        """Checks every step since the last call; collective, synchronises with the device. Raises NotFinite for the
+        first bad step, after writing `folder`/incidents/step-N/incident.json."""
+        taken, self.steps = self.steps, []
         if not taken:
             return
         figures = torch.stack([torch.stack((step.loss, step.grad_norm)) for step in taken]).cpu()  # (steps, 2)
@@ -55,43 +51,29 @@ class NonFiniteCheck:
         if not ranks.any(bool(bad)):
             return
         per_rank = ranks.gather((figures.tolist(), [step.indices.tolist() for step in taken], bad))
-        incident = None
-        if ranks.first:
-            first = min(found[0] for _, _, found in per_rank if found)
-            what = "gradient" if all(math.isfinite(rows[first][0]) for rows, _, _ in per_rank) else "loss"
-            incident = (first, what)
-        first, what = ranks.broadcast(incident)
-        where = folder / "incidents" / f"step-{taken[first].step:06d}"
-        if ranks.first:
-            report = _report(taken, first, per_rank, files) | {"what": what, "seed": seed} | _weights(state)
-            where.mkdir(parents=True, exist_ok=True)
-            records.write_json(where / "incident.json", report)
+        first = min((found[0] for _, _, found in per_rank if found), default=0)  # on rank 0
+        losses_finite = all(math.isfinite(rows[first][0]) for rows, _, _ in per_rank)
+        first, what = ranks.broadcast((first, "gradient" if losses_finite else "loss"))
         step = taken[first]
-        line = f"the {what} is not finite at step {step.step} ({where / 'incident.json'} names its images)"
+        path = folder / "incidents" / f"step-{step.step:06d}" / "incident.json"
+        if ranks.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            told = _report(taken, first, per_rank, files) | {"what": what, "seed": seed} | _weights(state)
+            records.write_json(path, told)
+        line = f"the {what} is not finite at step {step.step} ({path} names its images)"
         raise NotFinite(line, (step.epoch, step.batch))
 
 
 def _report(taken: list[StepRecord], first: int, per_rank: list[Any], files: Sequence[str]) -> dict[str, Any]:
     """The bad step with its images, and loss and gradient norm of the steps around it; JSON's null stands for NaN."""
     bad = taken[first]
-    return {
-        "step": bad.step,
-        "epoch": bad.epoch,
-        "batch": bad.batch,
-        "lr": bad.lr,
-        # Per rank. Each copy of a repeated image has its own index.
-        "files": [[files[index % len(files)] for index in indices[first]] for _, indices, _ in per_rank],
-        "steps": [
-            {
-                "step": step.step,
-                "batch": step.batch,
-                "lr": step.lr,
-                "loss": [rows[i][0] for rows, _, _ in per_rank],
-                "grad_norm": per_rank[0][0][i][1],
-            }
-            for i, step in enumerate(taken)
-        ],
-    }
+    steps = []
+    for i, step in enumerate(taken):
+        figures = {"loss": [rows[i][0] for rows, _, _ in per_rank], "grad_norm": per_rank[0][0][i][1]}
+        steps.append({"step": step.step, "batch": step.batch, "lr": step.lr, **figures})
+    # Per rank. Each copy of a repeated image has its own index.
+    names = [[files[index % len(files)] for index in indices[first]] for _, indices, _ in per_rank]
+    return {"step": bad.step, "epoch": bad.epoch, "batch": bad.batch, "lr": bad.lr, "files": names, "steps": steps}
 
 
 def _weights(state: State) -> dict[str, Any]:

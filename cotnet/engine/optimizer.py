@@ -12,35 +12,23 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Two groups: with weight decay, and without (biases, norms and the model's exemptions).
+    """Two groups: with weight decay, and without, which are one-dimensional parameters (biases, norms) and those that
+    the model's `no_weight_decay()` names.
 
     `layer_decay`: two groups for each of the model's `layers`, with `lr_scale` 1 for the head and `layer_decay` times
     the next layer's for each layer before it (ELECTRA, arXiv:2003.10555, appendix A; BEiT, arXiv:2106.08254).
     """
-    exempt = _exempt(model)
-    if layer_decay is None:
-        return _with_and_without_decay(list(model.parameters()), exempt, weight_decay)
-    groups = []
-    for distance, layer in enumerate(reversed(layers(model))):
-        scale = {"lr_scale": layer_decay**distance}
-        groups += [group | scale for group in _with_and_without_decay(layer, exempt, weight_decay)]
+    named = set(getattr(model, "no_weight_decay", set)())  # timm's convention
+    exempt = {parameter for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
+    groups: list[dict[str, Any]] = []
+    by_depth = [list(model.parameters())] if layer_decay is None else reversed(layers(model))
+    for distance, layer in enumerate(by_depth):
+        decayed = [p for p in layer if p.requires_grad and p not in exempt]
+        plain = [p for p in layer if p.requires_grad and p in exempt]
+        scale = {} if layer_decay is None else {"lr_scale": layer_decay**distance}
+        both = ({"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0})
+        groups += [group | scale for group in both if group["params"]]
     return groups
-
-
-def _exempt(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters without weight decay: one-dimensional ones (biases, norms), and those that the model's
-    `no_weight_decay()` names (timm's convention)."""
-    named = set(getattr(model, "no_weight_decay", set)())
-    return {parameter for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
-
-
-def _with_and_without_decay(
-    parameters: list[nn.Parameter], exempt: set[nn.Parameter], weight_decay: float
-) -> list[dict[str, Any]]:
-    decayed = [p for p in parameters if p.requires_grad and p not in exempt]
-    plain = [p for p in parameters if p.requires_grad and p in exempt]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def layers(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -81,17 +69,12 @@ def _kinds(module: nn.Module) -> list[type]:
 class MovingAverage:
     """Exponential moving average of weights and buffers; `module` is the averaged model.
 
-    The decay at update t is min(decay, (1 + t) / (10 + t)): short runs forget the initial weights. (torch's
-    AveragedModel keeps its counter on the device; reading it would synchronise at every step.) With decay 0 `module` is
-    the model itself: no copy, nothing to update.
-
-    Raises:
-        ValueError: `decay` is not in [0, 1).
+    The decay at update t is min(decay, (1 + t) / (10 + t)): short runs forget the initial weights. (Reading the counter
+    of torch's AveragedModel would synchronise at every step.) With decay 0 `module` is the model itself: no copy,
+    nothing to update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay={decay:g} must be at least 0 and below 1")
         self.decay = decay
         self.updates = 0
         self.module = copy.deepcopy(model).requires_grad_(requires_grad=False) if decay else model

@@ -26,11 +26,8 @@ def warmup_of(given: float | None, *, epochs: float) -> float:
 
 
 def phased(decay: Schedule) -> Schedule:
-    """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`.
-
-    Raises (the schedule, at each call):
-        ValueError: warm-up and cool-down are negative or leave no epoch in between.
-    """
+    """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`. The schedule raises ValueError if they
+    are negative or leave no epoch in between."""
 
     def schedule(
         epoch: float,
@@ -46,18 +43,13 @@ def phased(decay: Schedule) -> Schedule:
         for name, rate in (("warmup_start", warmup_start), ("end", end)):
             if rate < 0:
                 raise ValueError(f"{name}={rate:g} must be at least 0")
-        if not 0 <= cooldown_epochs < epochs:
-            raise ValueError(
-                f"cooldown_epochs={cooldown_epochs:g} must be at least 0 and below the run's {epochs:g} epochs; "
-                f"set schedule.cooldown_epochs={epochs / 10:g} or less"
-            )
         until = epochs - cooldown_epochs
-        if not 0 <= warmup_epochs < until:
-            before = f" before the cool-down of {cooldown_epochs:g}" if cooldown_epochs else ""
-            raise ValueError(
-                f"warmup_epochs={warmup_epochs:g} must be at least 0 and below the run's {until:g} epochs{before}; "
-                f"set schedule.warmup_epochs={until / 10:g} or less"
-            )
+        before = f" before the cool-down of {cooldown_epochs:g}" if cooldown_epochs else ""
+        phases = (("cooldown_epochs", cooldown_epochs, epochs, ""), ("warmup_epochs", warmup_epochs, until, before))
+        for name, length, most, where in phases:
+            if not 0 <= length < most:
+                allowed = f"at least 0 and below the run's {most:g} epochs{where}"
+                raise ValueError(f"{name}={length:g} must be {allowed}; set schedule.{name}={most / 10:g} or less")
         own = decay(min(epoch, until), peak=peak, epochs=until, end=end, **shape)
         if epoch < warmup_epochs:
             return warmup_start + (peak - warmup_start) * epoch / warmup_epochs
@@ -86,10 +78,7 @@ def linear(epoch: float, *, peak: float, epochs: float, end: float) -> float:
 @phased
 def polynomial(epoch: float, *, peak: float, epochs: float, end: float, power: float) -> float:
     """From `peak` at epoch 0 to `end` at `epochs` as (1 - epoch / epochs) ** power (ParseNet, arXiv:1506.04579, 3.2).
-
-    Raises:
-        ValueError: `power` is not positive.
-    """
+    Raises ValueError unless `power` is positive."""
     if not power > 0:
         raise ValueError(f"power={power:g} must be positive")
     return end + (peak - end) * (1 - epoch / epochs) ** power
@@ -98,11 +87,7 @@ def polynomial(epoch: float, *, peak: float, epochs: float, end: float, power: f
 @phased
 def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epoch: float) -> float:
     """`peak` until `peak_epoch`, then a straight line to `end` at `epochs`; the warm-up is the rise (FFCV, and the
-    slanted triangle of arXiv:1801.06146, eq. 3).
-
-    Raises:
-        ValueError: `peak_epoch` is not within the run.
-    """
+    slanted triangle of arXiv:1801.06146, eq. 3). Raises ValueError if `peak_epoch` is not within the run."""
     if not 0 <= peak_epoch < epochs:
         raise ValueError(f"peak_epoch={peak_epoch:g} must be at least 0 and below {epochs:g}, where the schedule ends")
     return end + (peak - end) * min(1.0, (epochs - epoch) / (epochs - peak_epoch))
@@ -111,11 +96,7 @@ def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epo
 @phased
 def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: float, **_unused: float) -> float:
     """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4).
-    `end` is the rate of the cool-down only.
-
-    Raises:
-        ValueError: `gamma` is not positive.
-    """
+    `end` is the rate of the cool-down only. Raises ValueError unless `gamma` is positive."""
     if not gamma > 0:
         raise ValueError(f"gamma={gamma:g} must be positive")
     return peak * gamma ** sum(epoch >= milestone for milestone in milestones)

@@ -6,14 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from cotnet.errors import INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-
-
 PR_SET_PDEATHSIG = 1  # of prctl, in linux/prctl.h
 _LIBC = ctypes.CDLL(None)  # loaded before any fork
 
@@ -27,29 +25,12 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
         os._exit(INTERRUPTED)
 
 
-@contextlib.contextmanager
-def stop_signals(react: Callable[[list[int]], None] = lambda _received: None) -> Iterator[list[int]]:
-    """Collects stop signals instead of acting on them; calls `react` with the list at each one."""
-    received: list[int] = []
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        react(received)
-
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
-    previous = {number: signal.signal(number, receive) for number in heard}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class StopRequest:
-    """Stop signals so far; `forward` is set once the run is saved."""
+    """Stop signals so far. With `forward`, a handler installed before ours (a cluster launcher's, which requeues the
+    job) runs at the end."""
 
-    signals: list[int]
+    signals: list[int] = field(default_factory=list)
     forward: bool = False
 
     @property
@@ -57,26 +38,28 @@ class StopRequest:
         return bool(self.signals)
 
 
+def insist(received: list[int]) -> None:
+    """A second Ctrl-C raises KeyboardInterrupt; a rank gets one as SIGINT and, from its parent, as SIGTERM."""
+    if received.count(signal.SIGINT) > 1:
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """A request that any stop signal sets; a second SIGINT raises KeyboardInterrupt. Handlers installed before ours (a
-    cluster launcher's, which requeues the job) run at the end if `forward` is set."""
+def stop_request(react: Callable[[list[int]], None] = insist) -> Iterator[StopRequest]:
+    """Collects stop signals instead of acting on them; calls `react` with all so far at each one."""
+    stop = StopRequest()
 
-    def insist(received: list[int]) -> None:
-        if received.count(signal.SIGINT) > 1:  # a rank gets one Ctrl-C as SIGINT and, from its parent, as SIGTERM
-            raise KeyboardInterrupt
+    def receive(number: int, _frame: FrameType | None) -> None:
+        stop.signals.append(number)
+        react(stop.signals)
 
-    stop = StopRequest([])
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
+    previous = {number: signal.signal(number, receive) for number in heard}
     try:
-        with stop_signals(insist) as stop.signals:
-            yield stop
+        yield stop
     finally:
-        if stop.forward:
-            forward_signal(stop.signals)
-
-
-def forward_signal(received: list[int]) -> None:
-    """Calls the handler of the first signal, if another program installed one."""
-    handler = signal.getsignal(received[0]) if received else None
-    if callable(handler) and handler is not signal.default_int_handler:
-        handler(received[0], None)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        first = signal.getsignal(stop.signals[0]) if stop.forward and stop.signals else None
+        if callable(first) and first is not signal.default_int_handler:
+            first(stop.signals[0], None)

@@ -2,21 +2,21 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cotnet.engine.checkpoints import Background
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Loader
 from cotnet.engine.losses import Criterion
 from cotnet.engine.nonfinite import StepRecord
 from cotnet.engine.precision import Precision
-from cotnet.engine.saving import Background
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.state import State
 from cotnet.errors import InputError
@@ -26,26 +26,13 @@ from cotnet.settings import CheckpointSettings, TrainSettings
 class Reports:
     """What the loop reports. This class does nothing, for ranks above 0; rank 0 uses RunReports."""
 
-    def epoch(self, state: State) -> None:
-        """An epoch begins or continues."""
-
-    def train(self, record: dict[str, float]) -> None:
-        """Averages over the steps since the last log line."""
-
-    def validation(self, record: dict[str, float], state: State) -> None:
-        """Results of an evaluation."""
-
-    def step(self) -> None:
-        """A step has ended."""
-
-    def before_save(self) -> None:
-        """A checkpoint is about to be written; records up to now must be on the disk."""
-
-    def rolled_back(self, state: State, line: str) -> None:
-        """The run went back to an earlier step; the line says why."""
-
-    def status(self, status: str, state: State) -> None:
-        """The run is now running, interrupted, failed or finished."""
+    def epoch(self, state: State) -> None: ...  # begins or continues
+    def step(self) -> None: ...  # has ended
+    def train(self, record: dict[str, float]) -> None: ...  # averages over the steps since the last log line
+    def validation(self, record: dict[str, float], state: State) -> None: ...  # results of an evaluation
+    def before_save(self) -> None: ...  # records up to now must reach the disk before a checkpoint
+    def rolled_back(self, state: State, line: str) -> None: ...  # to an earlier step; the line says why
+    def status(self, status: str, state: State) -> None: ...  # running, interrupted, failed or finished
 
     def __enter__(self) -> Self:
         return self
@@ -117,43 +104,44 @@ def settle_buckets(context: TrainContext, state: State, image_size: int) -> None
         return
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
     count = context.settings.batch_size // context.ranks.world_size // context.settings.accumulation
-    zeros = torch.zeros(
-        count, 3, image_size, image_size, device=context.ranks.device, dtype=context.precision.parameters
-    )
+    zeros = torch.zeros(count, 3, image_size, image_size, device=context.ranks.device)
     state.model.train()
-    forward(context, zeros).sum().backward()
+    forward(context, zeros.to(context.precision.parameters)).sum().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, kept in buffers.items():
         buffer.copy_(kept)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds dropout and drop path from (seed, step, rank), so that a resumed run needs no generator state.
-
-    Modulo 2^64, torch's largest seed. The factors are odd, so different seeds stay different.
-    """
+    """Seeds dropout and drop path from (seed, step, rank), so that a resumed run needs no generator state. Modulo 2^64,
+    torch's largest seed; the factors are odd, so different seeds stay different."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
 
 
 def forward(context: TrainContext, images: Tensor) -> Tensor:
-    """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format."""
-    with context.precision.autocast(), _one_image_named(len(images)):
-        logits: Tensor = context.ddp_model(images.to(memory_format=context.precision.layout))
-    return logits
+    """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format. Raises
+    InputError about the batch size where BatchNorm, over a pooled map, gets one image."""
+    try:
+        with context.precision.autocast():
+            return cast(Tensor, context.ddp_model(images.to(memory_format=context.precision.layout)))
+    except ValueError as error:
+        if len(images) > 1 or "value per channel" not in str(error):
+            raise
+        reason = "of which a batch norm here cannot take statistics; give each at least 2"
+        raise InputError(f"train.batch_size leaves one image to a rank and micro-batch, {reason}") from error
 
 
 def train_step(context: TrainContext, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> StepRecord:
-    """One optimizer step on this rank's share of the batch: uint8 images (B, 3, S, S), targets (B,), indices (B,).
-
-    Adds loss, accuracy and gradient norm (before clipping) to the state's open window, on the device.
-    """
+    """One optimizer step on this rank's share of the batch: uint8 images (B, 3, S, S), targets (B,), indices (B,). Adds
+    loss, accuracy and gradient norm (before clipping) to the state's open window, on the device."""
     seed_step(context.seed, state.step, context.ranks.rank)
     parts = context.settings.accumulation
+    ddp = context.ddp_model if isinstance(context.ddp_model, DistributedDataParallel) else None
     total, hits = torch.zeros(2, dtype=torch.float64, device=context.ranks.device)
     micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = context.data.transform(*micro_batch, state.epoch)
-        with _no_reduction(context.ddp_model, enabled=part < parts - 1):
+        with ddp.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
             logits = forward(context, inputs)
             loss = context.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
@@ -176,20 +164,6 @@ def train_step(context: TrainContext, state: State, images: Tensor, targets: Ten
     return StepRecord(state.step, state.epoch, state.batch_in_epoch - 1, lr, indices, total, norm)
 
 
-@contextlib.contextmanager
-def _one_image_named(images: int) -> Iterator[None]:
-    """BatchNorm over a pooled map needs two images: an InputError about the batch size."""
-    try:
-        yield
-    except ValueError as error:
-        if images > 1 or "value per channel" not in str(error):
-            raise
-        raise InputError(
-            "train.batch_size leaves one image to a rank and micro-batch, of which a batch norm here cannot "
-            "take statistics; give each at least 2"
-        ) from error
-
-
 def learning_rate(context: TrainContext, state: State) -> float:
     """The learning rate of the next step."""
     return context.schedule(state.epoch + state.batch_in_epoch / context.data.steps_per_epoch) * state.lr_factor
@@ -204,16 +178,9 @@ def _hits(logits: Tensor, targets: Tensor) -> Tensor:
 def clip_gradients(model: nn.Module, settings: TrainSettings) -> Tensor:
     """Clips the gradients in place; returns their norm over all parameters before clipping."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
     if settings.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
     if settings.clip_value is not None:
         nn.utils.clip_grad_value_(parameters, settings.clip_value)
     return norm.double()
-
-
-def _no_reduction(ddp_model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are reduced over ranks in the last micro-batch only."""
-    if enabled and isinstance(ddp_model, DistributedDataParallel):
-        return ddp_model.no_sync()
-    return contextlib.nullcontext()

@@ -24,15 +24,11 @@ class StepTimer:
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The same batches; counts the time that the loop waits for them."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        asked = time.perf_counter()
+        for batch in batches:
             self.waited += time.perf_counter() - asked
             yield batch
+            asked = time.perf_counter()
 
     def step_done(self) -> None:
         """Records the host's step time. On a GPU it equals the step's own time only once the queue is full."""

@@ -3,16 +3,16 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from cotnet.engine import state as checkpoints
+from cotnet.engine.checkpoints import kept_epochs, snapshot, write
 from cotnet.engine.distributed import Agreement, average_buffers
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.nonfinite import NonFiniteCheck, NotFinite
-from cotnet.engine.saving import job
-from cotnet.engine.state import State, progress
+from cotnet.engine.state import State, pack, progress, restore
 from cotnet.engine.step import TrainContext, learning_rate, train_step
 from cotnet.engine.step_timer import StepTimer
 from cotnet.errors import RunError
@@ -20,12 +20,8 @@ from cotnet.settings import TrainSettings
 
 
 def train_one_epoch(context: TrainContext, state: State) -> None:
-    """Trains the rest of the epoch, or up to `max_steps` or `max_minutes`.
-
-    Raises:
-        Interrupted: a stop was requested; the state is saved.
-        NotFinite: a loss or gradient is not finite.
-    """
+    """Trains the rest of the epoch, or up to `max_steps` or `max_minutes`. Raises Interrupted, with the state saved, if
+    a stop was requested, and NotFinite if a loss or gradient is not finite."""
     decider, nonfinite, timer = Decider(context), NonFiniteCheck(), StepTimer()
     trained = context.ranks.any(_only_evaluation_left(context, state))
     batches = () if trained else context.data.loader.batches(state.epoch, state.batch_in_epoch)
@@ -39,9 +35,8 @@ def train_one_epoch(context: TrainContext, state: State) -> None:
         context.output.reports.step()
         after = decider.after_step(state)
         if after.check:
-            nonfinite.check(
-                context.ranks, state, files=context.data.files, seed=context.seed, folder=context.output.folder
-            )
+            files, folder = context.data.files, context.output.folder
+            nonfinite.check(context.ranks, state, files=files, seed=context.seed, folder=folder)
         if after.log and state.window_steps:
             log(context, state, timer, lr)
         if after.save:
@@ -125,20 +120,19 @@ def log(context: TrainContext, state: State, timer: StepTimer, lr: float) -> Non
 def save(context: TrainContext, state: State, *, best: bool = False) -> None:
     """Writes last.pt, and best.pt and epoch_NNNN.pt if due, in the background; collective."""
     output = context.output
-    checkpoint = checkpoints.pack(state, context.ranks, output.config)
-    if context.ranks.first:
-        before = output.reports.before_save
-        folder = output.folder / "checkpoints"
-        output.background.start(job(folder, checkpoint, output.saving, state, best=best, before=before))
+    checkpoint = pack(state, context.ranks, output.config)
+    if not context.ranks.first:
+        return
+    files = {epoch: f"epoch_{epoch:04d}.pt" for epoch in kept_epochs(output.saving, state.history)}
+    also = {files[state.epoch]} if state.batch_in_epoch == 0 and state.epoch in files else set()
+    given = {"also": also | ({"best.pt"} if best else set()), "keep": set(files.values())}
+    folder, copied = output.folder / "checkpoints", snapshot(checkpoint)  # training changes the original
+    output.background.start(partial(write, folder, copied, before=output.reports.before_save, **given))
 
 
 def finish_epoch(context: TrainContext, state: State) -> None:
-    """Averages BatchNorm statistics over ranks, evaluates raw and averaged weights if due, reports and saves.
-
-    Raises:
-        Interrupted: a stop was requested during the evaluation; the state before it is saved.
-        NotFinite: the validation loss is not finite.
-    """
+    """Averages BatchNorm statistics over ranks, evaluates raw and averaged weights if due, reports and saves. Raises
+    Interrupted, with the state before the evaluation saved, and NotFinite if the validation loss is not finite."""
     average_buffers(context.ranks, state.model, state.ema.module)
     done = state.epoch + state.batch_in_epoch / context.data.steps_per_epoch
     last = _is_last(context, state)
@@ -180,10 +174,7 @@ def _is_last(context: TrainContext, state: State) -> bool:
 
 def roll_back(context: TrainContext, state: State, bad: NotFinite) -> None:
     """Goes back to the last checkpoint; skips the bad batch and lowers the learning rate from there on; collective.
-
-    Raises:
-        RunError: the policy is to stop, or enough was rolled back.
-    """
+    Raises RunError if the policy is to stop, or enough was rolled back."""
     context.output.background.wait()
     settings, last = context.settings, context.output.folder / "checkpoints" / "last.pt"
     if settings.on_nonfinite == "stop" or state.rollbacks >= settings.max_rollbacks:
@@ -198,46 +189,41 @@ def roll_back(context: TrainContext, state: State, bad: NotFinite) -> None:
         "seconds": state.tick(),
     }
     context.ranks.any(False)  # the file is whole: rank 0 has waited for its writer  # noqa: FBT003
-    checkpoints.restore(state, checkpoints.load(last), context.ranks, last)
+    restore(state, last, context.ranks)
     vars(state).update(decided)
     without = "" if bad.batch is None else ", without that batch"
-    context.output.reports.rolled_back(
-        state, f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}"
-    )
+    line = f"{bad}: back to step {state.step}{without}, rates times {state.lr_factor:g}"
+    context.output.reports.rolled_back(state, line)
     save(context, state)
 
 
 def fit(context: TrainContext, state: State) -> None:
-    """Trains from the state to the last epoch or step.
-
-    Raises:
-        Interrupted: a stop was requested; the same command continues from checkpoints/last.pt.
-    """
+    """Trains from the state to the last epoch or step. Raises Interrupted if a stop was requested; the same command
+    continues from checkpoints/last.pt."""
     state.model.train()
+    reports, background = context.output.reports, context.output.background
     done = context.ranks.any(finished(context.settings, progress(state)))  # by the checkpoint: start-up counts later
-    context.output.reports.status("running", state)
+    reports.status("running", state)
     try:
         if state.step == 0 and context.settings.on_nonfinite == "rollback":
             save(context, state)  # a state to roll back to
         while not done:
-            context.output.reports.epoch(state)
+            reports.epoch(state)
             try:
                 train_one_epoch(context, state)
                 finish_epoch(context, state)
             except NotFinite as bad:
                 roll_back(context, state, bad)
             done = context.ranks.any(finished(context.settings, progress(state)))
-        context.output.background.wait()
-    except Interrupted:
-        context.output.background.wait()
-        context.output.reports.status("interrupted", state)
-        raise
-    except BaseException:
-        context.output.reports.status("failed", state)
+        background.wait()
+    except BaseException as error:
+        if interrupted := isinstance(error, Interrupted):
+            background.wait()
+        reports.status("interrupted" if interrupted else "failed", state)
         raise
     finally:
-        context.output.background.close()
-    context.output.reports.status("finished", state)
+        background.close()
+    reports.status("finished", state)
 
 
 def finished(settings: TrainSettings, progress: Mapping[str, Any]) -> bool:

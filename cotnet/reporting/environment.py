@@ -1,5 +1,6 @@
 """The machine of a run, installed versions, and the state of the code's repository."""
 
+import contextlib
 import datetime
 import os
 import platform
@@ -13,31 +14,20 @@ from typing import Any, Final
 import torch
 
 CODE = Path(__file__).resolve().parent.parent.parent
-_PACKAGES: Final = (
-    "torch",
-    "torchvision",
-    "timm",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "triton",
-    "numpy",
-    "pillow",
-)
+_DALI: Final = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+_PACKAGES: Final = ("torch", "torchvision", "timm", *_DALI, "triton", "numpy", "pillow")
 
 
 def machine() -> dict[str, Any]:
     """Processor, usable cores, memory in GiB, GPUs and installed versions."""
-    model = ""
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "processor": model or platform.machine(),
+        "processor": model[1].strip() if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory, 1),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
     }
 
@@ -46,10 +36,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     """The versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -61,7 +49,7 @@ def start_of(step: int, ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "git": git_state(CODE),
         "cuda": torch.version.cuda,
-        "driver": driver(Path("/proc/driver/nvidia/version")),
+        "driver": driver(),
         **machine(),
     }
 
@@ -71,9 +59,7 @@ def git_state(code: Path) -> dict[str, Any] | None:
     tracked = _git(code, "ls-files", "--error-unmatch", "cotnet/reporting/environment.py")  # not one around .venv
     commit = _git(code, "rev-parse", "HEAD")
     changes = _git(code, "status", "--porcelain", "--", "*.py", "*.yaml", "*.toml")
-    if not tracked or not commit or changes is None:
-        return None
-    return {"commit": commit, "dirty": bool(changes)}
+    return {"commit": commit, "dirty": bool(changes)} if tracked and commit and changes is not None else None
 
 
 def _git(folder: Path, *command: str) -> str | None:
@@ -85,7 +71,7 @@ def _git(folder: Path, *command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def driver(file: Path) -> str | None:
+def driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """The version of NVIDIA's driver, from its kernel module's file; None without one."""
     found = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", file.read_text()) if file.exists() else None
     return found[1] if found else None

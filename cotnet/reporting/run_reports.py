@@ -3,34 +3,18 @@
 import contextlib
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cotnet import records
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.state import State
 from cotnet.engine.step import Reports
+from cotnet.errors import FAILED, INTERRUPTED
 from cotnet.reporting.alerts import Alerts
 from cotnet.reporting.curves import draw_curves
-from cotnet.reporting.terminal import Progress
-
-
-class Logger(Protocol):
-    """A mirror of metrics.jsonl; it may fail, training goes on."""
-
-    def start(
-        self,
-        output_dir: Path,
-        config: dict[str, Any],
-        run_id: str | None,
-        name: str,
-        *,
-        kept: Sequence[dict[str, Any]] = (),
-    ) -> str: ...
-    def log(self, record: dict[str, float]) -> None: ...
-    def summary(self, values: dict[str, Any]) -> None: ...
-    def finish(self, exit_code: int) -> dict[str, int]: ...
+from cotnet.reporting.terminal import Progress, say
+from cotnet.reporting.wandb_logger import NoLogger
 
 
 class RunReports(Reports):
@@ -39,7 +23,7 @@ class RunReports(Reports):
     def __init__(
         self,
         folder: Path,
-        logger: Logger,
+        logger: NoLogger,
         state: State,
         *,
         epochs: int,
@@ -51,13 +35,11 @@ class RunReports(Reports):
         terminal: bool,
     ) -> None:
         """Continues the records at the state's step. `config` and `environment` are for the logger to show."""
-        self.folder, self.logger = folder, logger
+        self.folder, self.logger, self.classes = folder, logger, classes
         self.metrics = folder / "metrics.jsonl"
-        self.classes = classes
         self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
-        kept = records.read(self.metrics) if self.metrics.exists() else []
-        told = config | {"environment": environment}
+        kept, told = records.read_existing(self.metrics), config | {"environment": environment}
         state.run_id = logger.start(folder, told, state.run_id or None, folder.name, kept=kept)
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         whole = epochs * steps_per_epoch
@@ -88,7 +70,7 @@ class RunReports(Reports):
     def rolled_back(self, state: State, line: str) -> None:
         """The records after the state's step are gone, and a line says why."""
         self._cut_back(state)
-        self.progress.note(line)
+        say(line)
 
     def status(self, status: str, state: State) -> None:
         best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best
@@ -101,13 +83,10 @@ class RunReports(Reports):
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()
-        differs = self.logger.finish(0 if kind is None else 75 if kind is Interrupted else 1)
-        if differs:
-            self._say_differs(differs)
-
-    def _say_differs(self, differs: dict[str, int]) -> None:
-        """The logger's record is not metrics.jsonl: to people, and in summary.json."""
-        self.progress.note(
+        differs = self.logger.finish(0 if kind is None else INTERRUPTED if kind is Interrupted else FAILED)
+        if not differs:
+            return
+        say(
             f"warning: W&B's record lacks {differs['missing']} rows of metrics.jsonl and has {differs['extra']} that "
             f"were rolled back or logged twice; to rebuild it: python -m cotnet.sync --rebuild {self.folder}"
         )
@@ -119,10 +98,10 @@ class RunReports(Reports):
         records.append(self.metrics, record)
         self.logger.log(record)
         if warning := self.alerts.see(record):
-            self.progress.note(warning)
+            say(warning)
 
     def _cut_back(self, state: State) -> None:
         if state.window_steps == state.step:  # nothing has been logged yet
             self.metrics.touch()
         records.cut_back(self.metrics, state.step, evaluated=state.last_eval_step == state.step)
-        self.alerts = Alerts(self.classes, records.read(self.metrics) if self.metrics.exists() else ())
+        self.alerts = Alerts(self.classes, records.read_existing(self.metrics))

@@ -2,37 +2,51 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 from rich.text import Text
 
 Record = dict[str, Any]
 
-COLUMNS = (  # of the table of a run, and how wide: 77 characters together
-    *(("epoch", 9), ("loss", 7), ("top-1", 6), ("EMA", 6), ("top-5", 6), ("EMA", 6)),
-    *(("lr", 8), ("images/s", 8), ("wait", 4), ("time", 8)),
+WIDE = 400  # columns of a table in a file
+# Of the table of a run, 77 characters wide: heading, width, figure and its format.
+COLUMNS = (
+    ("epoch", 9, "", ""),
+    ("loss", 7, "train/loss", ".4f"),
+    ("top-1", 6, "val/top1", ".2f"),
+    ("EMA", 6, "val/top1_ema", ".2f"),
+    ("top-5", 6, "val/top5", ".2f"),
+    ("EMA", 6, "val/top5_ema", ".2f"),
+    ("lr", 8, "train/lr", ".3g"),
+    ("images/s", 8, "train/images_per_second", ",.0f"),
+    ("wait", 4, "train/data_wait", ".0%"),
+    ("time", 8, "", ""),
 )
-FIGURES = {
-    "train/loss": ".4f",
-    "val/top1": ".2f",
-    "val/top1_ema": ".2f",
-    "val/top5": ".2f",
-    "val/top5_ema": ".2f",
-    "train/lr": ".3g",
-    "train/images_per_second": ",.0f",
-    "train/data_wait": ".0%",
-}
 
 
 def say(line: str) -> None:
     """One line on the standard output; above the bar while there is one."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def print_table(headings: Sequence[str], lines: Iterable[Sequence[str]], *, texts: Collection[str]) -> None:
+    """A table. The columns headed by `texts` are folded on a narrow terminal; the others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
+    for heading in headings:
+        text = heading in texts
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not text, min_width=6, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, highlight=False, markup=False).print("", table, "", sep="\n")
 
 
 class _Live(Bar):
@@ -46,13 +60,9 @@ class _Live(Bar):
 
 
 class Progress:
-    """On a terminal a table, a row per epoch, the current one live above a bar over its steps; elsewhere a line per
-    epoch.
-
-    The table needs `enabled` and a terminal. Its finished rows are ordinary lines: they scroll, and stay after the
-    end. Steps are optimizer steps. The time left for the whole run assumes that this process goes on at the pace it
-    had since its first step, evaluations and checkpoints included.
-    """
+    """On a terminal, if `enabled`, a table: a row per epoch, the current one live above a bar over its steps; elsewhere
+    a line per epoch. The time left for the whole run assumes the pace since this process's first step, evaluations and
+    checkpoints included."""
 
     def __init__(self, total_steps: int, *, enabled: bool) -> None:
         self._total, self._step, self._end, self._epoch, self._epochs = total_steps, 0, 0, 0, 0
@@ -73,7 +83,7 @@ class Progress:
         self._train, self._began = {}, time.monotonic()
         if self._bar:
             if not self._bar.live.is_started:
-                say(" ".join(f"{name:>{width}}" for name, width in COLUMNS))
+                say(" ".join(f"{name:>{width}}" for name, width, _, _ in COLUMNS))
                 self._bar.start()
             name = f"epoch {self._epoch}/{epochs}"
             self._bar.row = self._row(self._epoch, {}, 0.0)
@@ -92,39 +102,28 @@ class Progress:
         """The training record that the epoch's row shows from the next step on."""
         self._train = record
 
-    def note(self, line: str) -> None:
-        """A line of text, above the live row while there is one."""
-        say(line)
-
     def epoch_line(self, record: Record, seconds: float) -> None:
-        """The row or line of the epoch that was just evaluated, from its evaluation's record, its last training record
-        (there may be none yet) and the seconds it took.
-        """
+        """The row or line of an epoch, from its evaluation's record and the last training record, if there is one."""
         if self._bar:
-            self.note(self._row(record["epoch"], record, seconds))
+            say(self._row(record["epoch"], record, seconds))
             return
-        epoch = f"{record['epoch']:.4g}"
-        parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"]
-        if self._train:
-            parts.append(f"loss {self._train['train/loss']:.4f}")
-        parts.append(f"val loss {record['val/loss']:.4f}")
-        for name in ("top1", "top5"):
-            ema = record.get(f"val/{name}_ema")
-            averaged = "" if ema is None else f" (EMA {ema:.2f})"
-            parts.append(f"{name.replace('top', 'top-')} {record[f'val/{name}']:.2f}{averaged}")
-        if self._train:
-            parts.append(f"lr {self._train['train/lr']:.3g}")
-            parts.append(f"{self._train['train/images_per_second']:,.0f} images/s")
-            parts.append(f"wait {self._train['train/data_wait']:.0%}")
-        self.note("  ".join([*parts, clock(seconds)]))
+        train, val = self._train, {key.removeprefix("val/"): value for key, value in record.items()}
+        parts = [f"epoch {format(val['epoch'], '.4g'):>{len(str(self._epochs))}}/{self._epochs}"]
+        parts += [f"loss {train['train/loss']:.4f}"] if train else []
+        parts.append(f"val loss {val['loss']:.4f}")
+        for number in (1, 5):
+            averaged = f" (EMA {val[f'top{number}_ema']:.2f})" if f"top{number}_ema" in val else ""
+            parts.append(f"top-{number} {val[f'top{number}']:.2f}{averaged}")
+        if train:
+            speed = f"{train['train/images_per_second']:,.0f} images/s  wait {train['train/data_wait']:.0%}"
+            parts.append(f"lr {train['train/lr']:.3g}  {speed}")
+        say("  ".join([*parts, clock(seconds)]))
 
     def _row(self, epoch: float, record: Record, seconds: float) -> str:
-        cells = [f"{epoch:.4g}/{self._epochs}"]
-        for key, form in FIGURES.items():
-            value = (self._train | record).get(key)
-            cells.append("" if value is None else f"{value:{form}}")
-        cells.append(clock(seconds))
-        return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+        known = self._train | record
+        figures = [f"{known[key]:{form}}" if known.get(key) is not None else "" for _, _, key, form in COLUMNS[1:-1]]
+        cells = [f"{epoch:.4g}/{self._epochs}", *figures, clock(seconds)]
+        return " ".join(f"{cell:>{width}}" for cell, (_, width, _, _) in zip(cells, COLUMNS, strict=True))
 
     def close(self) -> None:
         """Takes the live part away and gives the terminal back."""

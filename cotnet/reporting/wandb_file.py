@@ -6,7 +6,6 @@ length, kind). A record is one whole piece, or a first, any middle and a last pi
 block is padding.
 """
 
-import functools
 import json
 import math
 import re
@@ -14,7 +13,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +45,29 @@ def wandb_records(path: Path) -> Iterator[Any]:
         position += HEAD + length
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Start:
-    """The file of one start. `run`: a RunRecord, None if a kill came before it was written; `numbers`: W&B's own count
-    of each row, `_step`."""
+    """The file of one start. `rows`: W&B's own count of each row (`_step`), and the row; `run`: a RunRecord, None if a
+    kill came before it was written."""
 
     online: bool
-    rows: list[Row]
-    numbers: list[int]
-    run: Any
-    exit_code: int | None
+    rows: list[tuple[int, Row]] = field(default_factory=list)
+    run: Any = None
+    exit_code: int | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration of the run, without wandb's own part."""
         updates = self.run.config.update if self.run else ()
         return {item.key: json.loads(item.value_json) for item in updates if item.key and item.key != "_wandb"}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Project, name, tags and configuration, as arguments of wandb.init."""
+        run = self.run
+        named = {"project": run.project, "entity": run.entity, "group": run.run_group, "job_type": run.job_type}
+        given = {key: value or None for key, value in (named | {"name": run.display_name}).items()}
+        return given | {"tags": list(run.tags), "config": self.config}
 
     @property
     def step(self) -> int:
@@ -72,35 +78,22 @@ class Start:
 
 def read_start(path: Path) -> Start:
     """The file of one start, without wandb's own columns (`_step`, `_runtime`, ...)."""
-    rows: list[Row] = []
-    numbers: list[int] = []
-    run, exit_code = None, None
+    start = Start(online=is_online(path))
     for record in wandb_records(path):
         match record.WhichOneof("record_type"):
             case "history":
-                rows.append(values_of(record.history.item))
-                numbers.append(record.history.step.num)
+                start.rows.append((record.history.step.num, values_of(record.history.item)))
             case "run":
-                run = record.run
+                start.run = record.run
             case "exit":
-                exit_code = record.exit.exit_code
-    online = is_online(path)
-    return Start(online=online, rows=rows, numbers=numbers, run=run, exit_code=exit_code)
+                start.exit_code = record.exit.exit_code
+    return start
 
 
 def values_of(items: Iterable[Any]) -> Row:
-    """The values of a history or summary record, decoded all at once: one by one takes three times as long."""
+    """The values of a history or summary record."""
     named = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)
-    values: Row = json.loads("{" + ",".join(f"{_quoted(name)}:{text}" for name, text in named if name[0] != "_") + "}")
-    return values
-
-
-_quoted = functools.cache(json.dumps)  # the names are the same in every row
-
-
-def history(path: Path) -> list[Row]:
-    """The rows that one start logged."""
-    return read_start(path).rows
+    return {name: json.loads(text) for name, text in named if name[0] != "_"}
 
 
 def run_files(folder: Path, run_id: str = "*") -> list[Path]:
@@ -133,20 +126,16 @@ def latest_id(folder: Path, run_id: str) -> str:
 
 
 class LocalRecord:
-    """The rows in all files of a W&B run, without rows of an online start that never reached the server.
-
-    `received`: how many rows the server has, if known.
-    """
+    """The rows in all files of a W&B run, without rows of an online start that never reached the server. `received`:
+    how many rows the server has, if known."""
 
     def __init__(self, files: Iterable[Path] = (), *, received: float = math.inf) -> None:
         starts = [read_start(file) for file in files]
-        self.held: Counter[str] = Counter()
+        self.held: Counter[frozenset[tuple[str, Any]]] = Counter()
         for start in reversed(starts):
-            below = received if start.online else math.inf
-            rows = zip(start.rows, start.numbers, strict=True)
-            self.held.update(row_key(row) for row, number in rows if number < below)
+            self.held.update(row_key(row) for number, row in start.rows if number < received or not start.online)
             if start.online:
-                received = min([received, *start.numbers])
+                received = min([received, *(number for number, _ in start.rows)])
         # Files of earlier starts may be deleted (`wandb sync --clean`): rows up to here may be on the server.
         self._known_from = min((start.step or -1 for start in starts), default=math.inf)
 
@@ -155,43 +144,26 @@ class LocalRecord:
         self.held[row_key(row)] += 1
 
     def compare(self, rows: Sequence[Row], *, all_rows: bool = False) -> tuple[list[Row], int]:
-        """The missing rows of metrics.jsonl, and the number of extra rows (logged twice or rolled back).
-
-        Rows before the first existing file count as missing only with `all_rows`.
-        """
-        left = self.held.copy()
-        missing = []
+        """The missing rows of metrics.jsonl, and the number of extra rows (logged twice or rolled back). Rows before
+        the first existing file count as missing only with `all_rows`."""
+        left, missing = self.held.copy(), []
         for row in rows:
-            key = row_key(row)
-            if left[key]:
-                left[key] -= 1
-            else:
+            if left[row_key(row)]:
+                left[row_key(row)] -= 1
+            elif all_rows or row["step"] > self._known_from:
                 missing.append(row)
-        extra = self.held.total() - (len(rows) - len(missing))
-        return [row for row in missing if all_rows or row["step"] > self._known_from], extra
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The records of a run's metrics.jsonl, if there is one."""
-    path = folder / "metrics.jsonl"
-    return records.read(path) if path.exists() else []
+        return missing, left.total()
 
 
 def difference(folder: Path, run_id: str) -> dict[str, int]:
     """How many rows the files of a W&B run are `missing`, and how many are `extra`; see `LocalRecord.compare`."""
-    missing, extra = LocalRecord(run_files(folder, run_id)).compare(read_metrics(folder))
+    missing, extra = LocalRecord(run_files(folder, run_id)).compare(records.read_existing(folder / "metrics.jsonl"))
     return {"missing": len(missing), "extra": extra}
 
 
-def row_key(row: Row) -> str:
+def row_key(row: Row) -> frozenset[tuple[str, Any]]:
     """Equal for the same row in metrics.jsonl and in W&B, which keeps NaN and infinity where JSON has null."""
-    return json.dumps({name: _plain(value) for name, value in row.items()}, sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return float(value) if math.isfinite(value) else None
+    return frozenset((name, None if isinstance(x, float) and not math.isfinite(x) else x) for name, x in row.items())
 
 
 def as_logged(row: Row) -> Row:

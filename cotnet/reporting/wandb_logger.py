@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from cotnet import records
 from cotnet.errors import InputError
 from cotnet.reporting.terminal import say
-from cotnet.reporting.wandb_file import LocalRecord, as_logged, difference, latest_id, read_metrics, run_files
+from cotnet.reporting.wandb_file import LocalRecord, as_logged, difference, latest_id, run_files
 
 if TYPE_CHECKING:
     import wandb
@@ -49,32 +50,26 @@ WANDB_SETTINGS: dict[str, Any] = {
 
 
 class NoLogger:
-    """No logger."""
+    """No logger. Any class with these four methods is one: a mirror of metrics.jsonl, which may fail."""
 
     def start(self, *arguments: Any, **more: Any) -> str:  # noqa: ARG002
-        """An empty run id."""
+        """Opens or continues a run: (output_dir, config, run_id, name, kept=its records so far); returns its id."""
         return ""
 
-    def log(self, record: Record) -> None:
-        """Does nothing."""
-
-    def summary(self, values: Record) -> None:
-        """Does nothing."""
+    def log(self, record: Record) -> None: ...  # adds a record
+    def summary(self, values: Record) -> None: ...  # sets values of the run's summary
 
     def finish(self, exit_code: int) -> dict[str, int]:  # noqa: ARG002
-        """No difference."""
+        """Ends the process's part; returns counts of `missing` and `extra` rows, if any."""
         return {}
 
 
 class WandbLogger:
     """Mirrors metrics.jsonl to Weights & Biases: every record is one row of the run's history, drawn over `step`.
 
-    All calls of wandb run in a daemon thread fed by a queue: training never waits for wandb and does not end with it.
-    (wandb's finish can wait for the network longer than its own limit; its log call waits while wandb's process hangs.)
-
-    Only rank 0 uses it. After a resume W&B has the rows between the last checkpoint and the cut twice, at the same
-    `step`; `finish` counts them. Rows that a kill lost are logged again when the run continues. Offline runs have one
-    folder per start; `wandb sync` joins them.
+    All calls of wandb run in a daemon thread fed by a queue, because they can wait without a limit. After a resume W&B
+    has the rows between the last checkpoint and the cut twice, at the same `step`; `finish` counts them. Rows that a
+    kill lost are logged again when the run continues. Offline runs have one folder per start; `wandb sync` joins them.
     """
 
     def __init__(
@@ -96,10 +91,7 @@ class WandbLogger:
     def start(
         self, output_dir: Path, config: dict[str, Any], run_id: str | None, name: str, *, kept: Sequence[Record] = ()
     ) -> str:
-        """Opens a run in `output_dir`/wandb, or continues `run_id`; returns its id.
-
-        First logs the records in `kept` that the run's local files lack.
-        """
+        """As NoLogger's, in `output_dir`/wandb. First logs the records in `kept` that the run's local files lack."""
         self._folder = output_dir.absolute()
         given = latest_id(self._folder, run_id) if run_id else os.environ.get("WANDB_RUN_ID")
         self._id, self._is_new, self._kept = given or secrets.token_hex(4), not given, kept
@@ -122,10 +114,7 @@ class WandbLogger:
             self._queue.put((kind, dict(values)))
 
     def finish(self, exit_code: int) -> dict[str, int]:
-        """Waits at most half a minute until everything is sent or written.
-
-        Returns the number of rows `missing` in W&B's local files and of `extra` rows; empty if none or unknown.
-        """
+        """Waits at most half a minute until everything is sent or written. Counts as NoLogger's; empty if unknown."""
         deadline = time.monotonic() + FINISH_SECONDS
         self._queue.put(("end", exit_code))
         self._thread.join(FINISH_SECONDS)
@@ -192,7 +181,7 @@ class WandbLogger:
     def _summarise_extra(self, run: "wandb.Run") -> None:
         """Puts the number of extra rows into W&B's summary."""
         with contextlib.suppress(OSError, InputError):  # metrics.jsonl cannot be read
-            _, extra = self._record.compare(read_metrics(self._folder))
+            _, extra = self._record.compare(records.read_existing(self._folder / "metrics.jsonl"))
             run.summary.update({"extra_rows": extra} if extra else {})
 
     def _compare(self, found: dict[str, int]) -> None:
@@ -225,17 +214,13 @@ class WandbLogger:
         run = wandb.init(**self._chosen | {"mode": mode, "id": self._id}, settings=wandb.Settings(silent=True))
         run.define_metric("*", step_metric="step")
         self._id = run.id  # a sweep's agent sets its own
-        if mode == "online":
-            say(f"W&B: online at {run.url}")
-        else:
-            say(f"W&B: {mode} ({reason})" + ("; to upload it later: " + self._sync() if mode == "offline" else ""))
+        later = f"; to upload it later: wandb sync {self._folder / 'wandb'}" if mode == "offline" else ""
+        say(f"W&B: online at {run.url}" if mode == "online" else f"W&B: {mode} ({reason}){later}")
         return run
 
     def _say_stopped(self, reason: str) -> None:
-        say(f"W&B stopped ({reason}), training did not; to upload what it kept: {self._sync()} --include-online")
-
-    def _sync(self) -> str:
-        return f"wandb sync {self._folder / 'wandb'}"
+        kept = f"wandb sync {self._folder / 'wandb'} --include-online"
+        say(f"W&B stopped ({reason}), training did not; to upload what it kept: {kept}")
 
 
 def _set_up() -> "wandb.Settings":

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cotnet.config.build import typed
 from cotnet.config.compose import CONF, Config, resolve
 from cotnet.config.continuing import run_name
-from cotnet.engine.outside import first_process, started_outside
-from cotnet.errors import INTERRUPTED, WRONG_INPUT, InputError, RunError
+from cotnet.engine.rank_environment import first_process, started_outside
+from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.results import print_evaluations
 from cotnet.sweeps.space import Parameter, SweepPlan, SweepSettings, grid, name_trials, quoted, read, read_space
 
@@ -32,10 +32,8 @@ NOT_FOR_TRIALS = r"hydra(\.mode=|[./]launcher|[./]sweeper|\.sweep\.)"  # Hydra's
 
 
 def register_sweeper() -> None:
-    """Let Hydra find the class that conf/hydra/sweeper/trials.yaml names.
-
-    Hydra looks a plugin up by a name that begins with hydra_plugins; the class itself may lie anywhere.
-    """
+    """Let Hydra find the class that conf/hydra/sweeper/trials.yaml names: the name must begin with hydra_plugins, the
+    class may lie anywhere."""
     plugins = Plugins.instance()
     plugins.register(TrialsSweeper)
     plugins.class_name_to_class["hydra_plugins.cotnet.TrialsSweeper"] = TrialsSweeper
@@ -45,18 +43,14 @@ def make_plan(
     config: DictConfig, arguments: Sequence[str], outputs: Path, compose: Callable[[list[str]], DictConfig]
 ) -> SweepPlan:
     """Read and check the overrides of a sweep. `config` is composed of those with one value, `compose` makes a trial's.
-
-    Raises InputError and Hydra's errors for settings, ranges and choices that do not exist.
-    """
+    Raises InputError and Hydra's errors for settings, ranges and choices that do not exist."""
     if config.explain:
         raise InputError("explain=true explains one run; leave out --multirun")
     about = [argument for argument in arguments if re.match(ABOUT_SWEEP, argument)]
     if wrong := read(about)[1]:
         raise InputError(f"{wrong[0].key} is the sweep's own; give it one value")
-    node = typing.cast(Config, OmegaConf.to_container(config.sweep, resolve=True))
-    settings = typed(SweepSettings, node, "sweep")
-    rest = [argument for argument in arguments if argument not in about]
-    shared, parameters = read([*read_space(settings.space), *rest])
+    settings = typed(SweepSettings, typing.cast(Config, OmegaConf.to_container(config.sweep, resolve=True)), "sweep")
+    shared, parameters = read([*read_space(settings.space), *(a for a in arguments if a not in about)])
     if settings.search and not parameters:
         raise InputError(f"sweep.sampler={settings.sampler} has nothing to vary; fill sweep.space or add key=VALUES")
     if not settings.search:
@@ -66,8 +60,7 @@ def make_plan(
     for job in dict.fromkeys(jobs or [()]):  # every value of every setting once
         trial = compose([*shared, *job])
         resolve(OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"]))
-    named = [*(argument for argument in about if argument.startswith("sweep=")), *shared]
-    folder = _folder(config, outputs, named, parameters)
+    folder = _folder(config, outputs, [*(a for a in about if a.startswith("sweep=")), *shared], parameters)
     return SweepPlan(settings=settings, folder=folder, shared=shared, parameters=parameters)
 
 
@@ -160,4 +153,4 @@ def _code(job: JobReturn) -> int:
         return int(job.return_value)
     except Exception:  # Hydra raises here what the job raised, of any class
         traceback.print_exc()
-        return 1
+        return FAILED

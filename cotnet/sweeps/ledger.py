@@ -13,7 +13,7 @@ from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER, write_atomic
 from cotnet.sweeps.space import Trial
 
-State = Literal["started", "finished", "failed", "interrupted"]
+TrialState = Literal["started", "finished", "failed", "interrupted"]
 
 
 @dataclass(kw_only=True)
@@ -21,7 +21,7 @@ class TrialRecord:
     """A trial's last state, the last line of its log if it failed, and the seconds of all its starts."""
 
     trial: Trial
-    state: State
+    state: TrialState
     line: str = ""
     seconds: float = 0.0
 
@@ -37,10 +37,7 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
-        """Read the ledger of any folder.
-
-        Raises InputError if there is none or a line is damaged.
-        """
+        """Read the ledger of any folder. Raises InputError if there is none or a line is damaged."""
         ledger = cls(folder)
         if not ledger.path.exists():
             raise InputError(f"{folder} holds no sweep ({SWEEP_LEDGER} is missing); name the folder of a --multirun")
@@ -53,19 +50,17 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any]) -> "Ledger":
-        """Begin the sweep that `identity` describes, or continue it.
-
-        Raises InputError if the folder holds another sweep, or a run.
-        """
-        new = cls(folder)
-        content = new.path.read_bytes() if new.path.exists() else b""
+        """Begin the sweep that `identity` describes, or continue it. Raises InputError if the folder holds another
+        sweep, or a run."""
+        path = folder / SWEEP_LEDGER
+        content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if not whole and (folder / "checkpoints").exists():
             raise InputError(f"{folder} holds a run, not a sweep; choose another output_dir")
         if whole != content:  # a kill cut the last line
-            write_atomic(new.path, whole)
+            write_atomic(path, whole)
         if not whole:
-            new._add({"sweep": dict(identity)})
+            records.append(path, {"sweep": dict(identity)})
         ledger = cls.read(folder)
         theirs, ours = ledger.identity, json.loads(json.dumps(identity))
         theirs = theirs | {"shared": [override for override in theirs["shared"] if names_run(override)]}
@@ -75,23 +70,22 @@ class Ledger:
 
     def begin(self, start: Mapping[str, Any]) -> None:
         """Write what may change from one start to the next."""
-        self._add({"start": dict(start)})
+        self.start = dict(start)
+        records.append(self.path, {"start": self.start})
 
-    def record(self, trial: Trial, state: State, *, seconds: float = 0.0, code: int = 0, line: str = "") -> None:
+    def record(self, trial: Trial, state: TrialState, *, seconds: float = 0.0, code: int = 0, line: str = "") -> None:
         """Append a state. The operating system has the line before this returns, so a kill does not lose it."""
         time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         about: dict[str, Any] = {"overrides": list(trial.overrides)}
         if state != "started":
             about = {"code": code, "seconds": round(seconds, 1)} | ({"line": line} if line else {})
-        self._add({"trial": trial.name, "state": state, "time": time, **about})
-
-    def trials(self, *states: State) -> list[Trial]:
-        """The trials in these states, or all, in the order of their first start."""
-        return [entry.trial for entry in self.entries.values() if not states or entry.state in states]
-
-    def _add(self, record: dict[str, Any]) -> None:
+        record = {"trial": trial.name, "state": state, "time": time, **about}
         records.append(self.path, record)
         self._apply(record)
+
+    def trials(self, *states: TrialState) -> list[Trial]:
+        """The trials in these states, or all, in the order of their first start."""
+        return [entry.trial for entry in self.entries.values() if not states or entry.state in states]
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "sweep" in record:

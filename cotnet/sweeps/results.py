@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,15 +20,14 @@ from cotnet.config.compose import read_yaml
 from cotnet.errors import InputError
 from cotnet.figures import BLUE, GREY, GRID, RED, figure
 from cotnet.files import in_use
-from cotnet.reporting.terminal import clock, say
+from cotnet.reporting.terminal import clock, print_table, say
 from cotnet.sweeps.ledger import Ledger, TrialRecord
 from cotnet.sweeps.space import Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLOT = "sweep.png"
-WIDE = 400  # columns of a table in a file
+PLOT, METRICS = "sweep.png", "metrics.jsonl"
 BAR = 10  # columns
 LONGER = 3  # times the epochs, in the command that is shown
 
@@ -38,29 +36,26 @@ class TrialResult(NamedTuple):
     """The best value of the target that a trial logged, and its epoch; None if it logged none."""
 
     entry: TrialRecord
-    value: float | None
-    epoch: float | None
+    value: float | None = None
+    epoch: float | None = None
 
 
-def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | None:
-    """The best value of the target in a trial's metrics.jsonl, and its epoch."""
+def best_figure(ledger: Ledger, trial: Trial) -> tuple[float, float] | tuple[()]:
+    """The best value of the target in a trial's metrics.jsonl, and its epoch; empty if it logged none."""
     target, choose = ledger.start["target"], max if ledger.start["direction"] == "maximize" else min
-    rows = _metrics(ledger.folder / trial.name)
+    rows = records.read_existing(ledger.folder / trial.name / METRICS)
     found = [(row[target], row["epoch"]) for row in rows if row.get(target) is not None]
-    return choose(found, key=lambda pair: pair[0]) if found else None
+    return choose(found, key=lambda pair: pair[0], default=())
 
 
 def rank_trials(ledger: Ledger) -> list[TrialResult]:
-    """Every trial, the best first, those without a value last.
-
-    Raises InputError if trials have finished and none of them logs the target.
-    """
+    """Every trial, the best first, those without a value last. Raises InputError if trials have finished and none of
+    them logs the target."""
     target, sign = ledger.start["target"], -1 if ledger.start["direction"] == "maximize" else 1
-    entries = ledger.entries.values()
-    rows = [TrialResult(entry, *(best_figure(ledger, entry.trial) or (None, None))) for entry in entries]
-    finished = ledger.trials("finished")
+    rows = [TrialResult(entry, *best_figure(ledger, entry.trial)) for entry in ledger.entries.values()]
+    finished = [ledger.folder / trial.name / METRICS for trial in ledger.trials("finished")]
     if finished and all(row.value is None for row in rows):
-        names = {key for trial in finished for row in _metrics(ledger.folder / trial.name) for key in row}
+        names = {key for path in finished for row in records.read_existing(path) for key in row}
         if target not in names:
             near = nearest(target, names - {"step", "epoch"})
             raise InputError(f"sweep.target={target} is logged by no trial; {near}")
@@ -68,10 +63,7 @@ def rank_trials(ledger: Ledger) -> list[TrialResult]:
 
 
 def show(folder: Path) -> None:
-    """Print the table and the best trial's command, and draw the plot.
-
-    Raises InputError as `Ledger.read` and `rank_trials` do.
-    """
+    """Print the table and the best trial's command, and draw the plot. Errors as in `Ledger.read` and `rank_trials`."""
     ledger = Ledger.read(folder)
     rows = rank_trials(ledger)
     print_results(ledger, rows, alive=in_use(folder / ".lock"))
@@ -90,47 +82,31 @@ def show(folder: Path) -> None:
 
 
 def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -> None:
-    """Print a line per trial. A trial that started and did not end runs if the folder is `alive`, or was killed.
-
-    On a terminal the settings are named without their groups, where that is clear, and the folders are left out.
-    """
+    """Print a line per trial. A trial that started and did not end runs if the folder is `alive`, or was killed. On a
+    terminal settings are named without their groups, where that is clear, and the folders are left out."""
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
     short = [key.rpartition(".")[2] for key in keys]
-    terminal = sys.stdout.isatty()
-    lines = []
-    for row in rows:
-        trial, state = row.entry.trial, row.entry.state
-        state_now = ("running" if alive else "killed") if state == "started" else state
-        status = f"{state_now}: {row.entry.line}" if row.entry.line else state_now
-        settings = [trial.settings.get(key, "-") for key in keys]
-        numbers = [_number(row.value, ".6g"), _number(row.epoch, ".4g"), *settings, clock(row.entry.seconds)]
-        lines.append([*numbers, status, *([] if terminal else [trial.name])])
+    terminal, lines = sys.stdout.isatty(), []
+    for entry, value, epoch in rows:
+        state = ("running" if alive else "killed") if entry.state == "started" else entry.state
+        settings = [entry.trial.settings.get(key, "-") for key in keys]
+        numbers = [_number(value, ".6g"), _number(epoch, ".4g"), *settings, clock(entry.seconds)]
+        status = f"{state}: {entry.line}" if entry.line else state
+        lines.append([*numbers, status, *([] if terminal else [entry.trial.name])])
     named = short if terminal and len(set(short)) == len(keys) else keys
-    headings = [ledger.start["target"], "epoch", *named, "time"]
-    print_table(headings, ["status"] if terminal else ["status", "trial"], lines)
+    headings = [ledger.start["target"], "epoch", *named, "time", "status", *([] if terminal else ["trial"])]
+    print_table(headings, lines, texts=("status", "trial"))
 
 
 def print_evaluations(codes: Mapping[Path, int]) -> None:
     """Print a line per evaluation, the best top-1 first, from the folders and their exit codes."""
-    lines = []
+    forms, lines = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f")), []
     for folder, code in codes.items():
         found = {} if code else json.loads((folder / "metrics.json").read_text())
-        forms = (("top1", ".2f"), ("top5", ".2f"), ("images_per_second", ",.0f"))
         cells = [_number(found.get(key), form) for key, form in forms]
         lines.append((-found.get("top1", -1.0), [*cells, "failed" if code else "finished", str(folder)]))
-    print_table(["top-1 %", "top-5 %", "images/s"], ["status", "folder"], [cells for _, cells in sorted(lines)])
-
-
-def print_table(numbers: Sequence[str], texts: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print lines below the headings `numbers`, aligned to the right, and `texts`, which a narrow terminal folds."""
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False, pad_edge=False)
-    for heading in (*numbers, *texts):
-        number = heading in numbers
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number, min_width=6, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    width = None if sys.stdout.isatty() else WIDE
-    Console(width=width, highlight=False, markup=False).print("", table, "", sep="\n")
+    headings = ("top-1 %", "top-5 %", "images/s", "status", "folder")
+    print_table(headings, [cells for _, cells in sorted(lines)], texts=headings[3:])
 
 
 def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
@@ -138,16 +114,14 @@ def draw(png: Path, target: str, rows: Sequence[TrialResult]) -> "Figure":
     rows = rows[::-1]  # the best one on top of the others
     settings, values = [row.entry.trial.settings for row in rows], [row.value for row in rows if row.value is not None]
     keys = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1] or list(settings[0])
-    columns = min(len(keys), 3)
-    lines = -(-len(keys) // columns)
+    columns, lines = min(len(keys), 3), -(-len(keys) // 3)
     with figure(png, (1 + 3.8 * columns, 0.6 + 3.2 * lines), rows=lines, columns=columns) as (drawn, panels):
         for axes in panels[len(keys) :]:
             axes.remove()
         for index, (key, axes) in enumerate(zip(keys, panels, strict=False)):
-            texts = [given.get(key, "-") for given in settings]
-            x: list[Any] = [*texts]
+            x: list[Any] = [given.get(key, "-") for given in settings]
             with contextlib.suppress(ValueError):  # some are no numbers: each text has its place
-                x = [float(text) for text in texts]
+                x = [float(text) for text in x]
                 axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 20 else "linear")
             axes.scatter(x, values, color=[BLUE] * (len(rows) - 1) + [RED])
             axes.set_xlabel(key, color=GREY)
@@ -180,18 +154,14 @@ def bars(running: Iterable[tuple[Trial, Path]], target: str, *, width: int) -> T
 
 def progress(folder: Path, target: str) -> tuple[float, str]:
     """How far a run is, from 0 to 1, and its last figures."""
-    last = {key: value for row in _metrics(folder) for key, value in row.items() if value is not None}
+    rows = records.read_existing(folder / METRICS)
+    last = {key: value for row in rows for key, value in row.items() if value is not None}
     if not last or not (folder / "config.yaml").exists():
         return 0.0, "starting"
     train = read_yaml(folder / "config.yaml")["train"]
     share = max(last["epoch"] / train["epochs"], last["step"] / (train["max_steps"] or float("inf")))
     figures = [f"{key.rpartition('/')[2]} {last[key]:.4g}" for key in ("train/loss", target) if key in last]
     return share, "  ".join([f"epoch {last['epoch']:.3g}/{train['epochs']}", *figures])
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return records.read(path) if path.exists() else []
 
 
 def _number(value: float | None, form: str) -> str:

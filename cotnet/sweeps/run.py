@@ -1,40 +1,113 @@
-"""Run a sweep: which trials are left, several at a time, and what became of each."""
+"""Run a sweep: which trials are left, several at a time, and what became of each.
+
+On this machine each trial is a process, on its share of the GPUs or cores.
+"""
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from cotnet.config import run_folder
 from cotnet.config.continuing import names_run
-from cotnet.engine.signals import stop_signals
-from cotnet.errors import INTERRUPTED
+from cotnet.engine.signals import end_with_parent, stop_request
+from cotnet.errors import INTERRUPTED, InputError
+from cotnet.files import in_use
 from cotnet.reporting.terminal import clock, say
 from cotnet.sweeps import results
-from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.processes import Share, TrialProcess, killed_by, outcome, shares, visible_gpus
+from cotnet.sweeps.ledger import Ledger, TrialState
 from cotnet.sweeps.search import propose
 from cotnet.sweeps.space import SweepPlan, Trial, grid, name_trials, quoted
 
 POLL_SECONDS, DRAW_SECONDS = 0.2, 1.0
 Batch = Callable[[list[list[str]]], list[int]]  # runs jobs, each a list of overrides, and gives their exit codes
+LOG = "log.txt"
+HELD_SECONDS = 120.0  # how long a killed sweep's run may still hold its folder: it finishes a step and saves
+
+
+class Share(NamedTuple):
+    """What one trial may use: GPUs, named as in CUDA_VISIBLE_DEVICES, and cores."""
+
+    gpus: tuple[str, ...]
+    cores: frozenset[int]
+
+
+def shares(parallel: int, gpus: Sequence[str], cores: Sequence[int]) -> list[Share]:
+    """Equal shares of the GPUs, or of the cores on a machine without. Raises InputError if there are too few."""
+    count, noun = (len(gpus), "GPUs are visible") if gpus else (len(cores), "cores may be used")
+    if parallel > count:
+        raise InputError(f"sweep.parallel={parallel} but {count} {noun}; use at most {count}")
+    each = count // parallel
+    parts = [slice(i * each, (i + 1) * each) for i in range(parallel)]
+    return [Share(tuple(gpus[part]), frozenset(cores if gpus else cores[part])) for part in parts]
+
+
+class TrialProcess:
+    """A running trial; its output is appended to its folder's log. It saves and ends when the sweep's process ends."""
+
+    def __init__(self, trial: Trial, command: Sequence[str], folder: Path, share: Share) -> None:
+        self.trial, self.folder, self.share, self._started = trial, folder, share, time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        deadline = self._started + HELD_SECONDS
+        while in_use(folder / ".lock") and time.monotonic() < deadline:  # after that the run reports it
+            time.sleep(0.1)
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
+        parent = os.getpid()
+
+        def prepare() -> None:
+            end_with_parent(parent, signal.SIGTERM)
+            os.sched_setaffinity(0, share.cores)
+
+        with (folder / LOG).open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **gpus},
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which forwards it once
+                preexec_fn=prepare,  # noqa: PLW1509 - this process has no other thread that could hold a lock
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since it started."""
+        return time.monotonic() - self._started
+
+    def last_line(self) -> str:
+        """The last error line of this start's log, or its last line."""
+        with (self.folder / LOG).open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["(no output)"])[-1][:400]
+
+
+def outcome(code: int) -> tuple[TrialState, str]:
+    """The state that an exit code means, and the signal. A killed run continues from its checkpoint next time."""
+    if code >= 0:
+        return ("finished" if code == 0 else "interrupted" if code == INTERRUPTED else "failed"), ""
+    hint = " (often because memory ran out)" if code == -signal.SIGKILL else ""
+    return "interrupted", f"killed by {signal.Signals(-code).name}{hint}"
 
 
 def run_sweep(plan: SweepPlan, program: Path, *, flags: Sequence[str], batch: Batch | None) -> int:
-    """Run what is left of a sweep and show its results; the exit code.
-
-    0: all is done; 1: a trial failed; 75: the sweep or a trial was interrupted, and the same command continues.
-    Trials are processes `python program flags overrides` on this machine, or jobs of the launcher `batch`.
-
-    Raises InputError for a wrong plan, and when no trial logs the target.
-    """
+    """Run what is left of a sweep and show its results; the exit code: 0 if all is done, 1 if a trial failed, 75 if the
+    sweep or a trial was interrupted. Trials are processes `python program flags overrides` on this machine, or jobs of
+    the launcher `batch`. Raises InputError for a wrong plan, and when no trial logs the target."""
     settings = plan.settings
     # Too few devices raise before the folder becomes this sweep's.
-    free = [] if batch else shares(settings.parallel, visible_gpus(), sorted(os.sched_getaffinity(0)))
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    gpus = named.split(",")[:count] if named else [str(index) for index in range(count)]
+    free = [] if batch else shares(settings.parallel, gpus, sorted(os.sched_getaffinity(0)))
     start = {"program": program.name, "flags": list(flags), "shared": plan.shared}
     with run_folder.claimed(plan.folder):
         ledger = Ledger.open(plan.folder, identity(plan))
@@ -43,11 +116,11 @@ def run_sweep(plan: SweepPlan, program: Path, *, flags: Sequence[str], batch: Ba
         ledger.begin(ledger.start)
         finished, failed = len(ledger.trials("finished")), len(ledger.trials("failed"))
         again = " (sweep.retry=true runs those again)" if failed and not settings.retry else ""
-        cut = len(ledger.trials("started", "interrupted"))
-        counts = f"{finished} finished, {failed} failed{again}, {cut} cut short"
+        counts = f"{finished} finished, {failed} failed{again}, {len(ledger.entries) - finished - failed} cut short"
         say(f"{plan.folder}: of {plan.total} trials {counts}; {settings.parallel} at a time")
         if batch:
-            stopped = run_batches(plan, ledger, batch)
+            run_batches(plan, ledger, batch)
+            stopped = False  # the launcher handles signals
         else:
             stopped = run_local(plan, ledger, free, command=[sys.executable, str(program), *flags])
         asked = {trial.name for trial in known_trials(plan, ledger)}  # a grid's ledger may hold other values' trials
@@ -85,44 +158,41 @@ def trials_left(plan: SweepPlan, ledger: Ledger) -> Iterator[Trial]:
 
 
 def run_local(plan: SweepPlan, ledger: Ledger, free: list[Share], *, command: Sequence[str]) -> bool:
-    """Run trials as processes, one on each free share; whether a signal stopped the sweep.
-
-    After an error their state stays "started": they save and end with this process, and continue next time.
-    """
+    """Run trials as processes, one on each free share; whether a signal stopped the sweep. After an error their state
+    stays "started": they save and end with this process, and continue next time."""
     trials = trials_left(plan, ledger)
-    running: list[tuple[Trial, TrialProcess]] = []
+    running: list[TrialProcess] = []
     handled, drawn = 0, 0.0
-    with stop_signals() as received, results.live_bars() as live:
+    with stop_request(lambda _received: None) as stop, results.live_bars() as live:
         while True:
-            while free and not received and (trial := next(trials, None)):
+            while free and not stop.received and (trial := next(trials, None)):
                 words = [*command, *overrides(plan, trial)]
-                running.append((trial, TrialProcess(words, plan.folder / trial.name, free.pop(0))))
+                running.append(TrialProcess(trial, words, plan.folder / trial.name, free.pop(0)))
             if not running:
-                return bool(received)
-            if len(received) > handled:
-                handled = len(received)
-                _stop([process for _, process in running], received)
-            ended = [(trial, process, code) for trial, process in running if (code := process.code()) is not None]
-            for trial, process, code in ended:
-                running.remove((trial, process))
-                free.insert(0, process.share)
-                last = process.last_line()
-                end_trial(plan, ledger, trial, code=code, seconds=process.seconds, last_line=last)
+                return stop.received
+            if len(stop.signals) > handled:
+                handled = len(stop.signals)
+                _stop(running, stop.signals)
+            for ended in [one for one in running if one.process.poll() is not None]:
+                running.remove(ended)
+                free.insert(0, ended.share)
+                code, last = ended.process.returncode, ended.last_line()
+                end_trial(plan, ledger, ended.trial, code=code, seconds=ended.seconds, last_line=last)
             if live and time.monotonic() - drawn > DRAW_SECONDS:
                 drawn = time.monotonic()
-                folders = [(trial, process.folder) for trial, process in running]
+                folders = [(one.trial, one.folder) for one in running]
                 live.update(results.bars(folders, plan.settings.target, width=live.console.width), refresh=True)
             time.sleep(POLL_SECONDS)
 
 
 def _stop(running: Sequence[TrialProcess], received: Sequence[int]) -> None:
     say("stopping: each trial finishes its step and saves; Ctrl-C again ends them at once")
-    for process in running:
-        process.signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+    for one in running:
+        one.process.send_signal(signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
 
 
-def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> bool:
-    """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time; it handles signals."""
+def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> None:
+    """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time."""
     trials = trials_left(plan, ledger)
     while jobs := list(islice(trials, plan.settings.parallel if plan.settings.search else None)):
         began = time.monotonic()
@@ -131,7 +201,6 @@ def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> bool:
         for trial, code in zip(jobs, codes, strict=True):
             last = f"exit code {code}; the launcher has its log"
             end_trial(plan, ledger, trial, code=code, seconds=seconds, last_line=last)
-    return False
 
 
 def overrides(plan: SweepPlan, trial: Trial) -> list[str]:
@@ -140,15 +209,12 @@ def overrides(plan: SweepPlan, trial: Trial) -> list[str]:
 
 
 def end_trial(plan: SweepPlan, ledger: Ledger, trial: Trial, *, code: int, seconds: float, last_line: str) -> None:
-    """Record and say how a trial ended.
-
-    Raises InputError if it finished and no trial logs the target.
-    """
-    state = outcome(code)
-    line = last_line if state == "failed" else killed_by(code)
+    """Record and say how a trial ended. Raises InputError if it finished and no trial logs the target."""
+    state, killed = outcome(code)
+    line = last_line if state == "failed" else killed
     ledger.record(trial, state, seconds=seconds, code=code, line=line)
     figure = results.best_figure(ledger, trial)
-    if state == "finished" and figure is None:
+    if state == "finished" and not figure:
         results.rank_trials(ledger)  # raises when no trial logs the target
     reason = f" ({line})" if line else ""
     value = f", {plan.settings.target} {figure[0]:.6g} at epoch {figure[1]:.4g}" if figure else ""

@@ -18,24 +18,20 @@ MODEL_ATTEMPTS = 10  # of these from the model; the rest are random
 
 
 def propose(plan: SweepPlan, ledger: Ledger) -> Trial | None:
-    """The next trial of a search; None if there are enough, or if the space seems to hold no other.
-
-    A function of the seed, the number of trials so far and their results, which the ledger and the trials' folders
-    hold: a search that was cut proposes what an uncut one does.
-
-    Raises InputError if Optuna is not installed.
-    """
+    """The next trial of a search; None if there are enough, or if the space seems to hold no other. It depends on the
+    seed, the number of trials so far and their results only: a search that was cut proposes what an uncut one does.
+    Raises InputError if Optuna is not installed."""
     if len(ledger.entries) >= plan.total:
         return None
     optuna = _optuna()
     distributions = {parameter.key: distribution(parameter) for parameter in plan.parameters}
     study = optuna.create_study(direction=plan.settings.direction)
     for entry in ledger.entries.values():
-        figure = best_figure(ledger, entry.trial) if entry.state == "finished" else None
+        figure = best_figure(ledger, entry.trial) if entry.state == "finished" else ()
         if figure or entry.state in ("started", "interrupted"):  # samplers ignore a trial that ended without a value
-            state = optuna.trial.TrialState.COMPLETE if figure else optuna.trial.TrialState.RUNNING
             params = {p.key: p.parsed(entry.trial.settings[p.key]) for p in plan.parameters}
-            about = {"state": state, "value": figure[0] if figure else None}
+            kinds = optuna.trial.TrialState
+            about = {"state": kinds.COMPLETE, "value": figure[0]} if figure else {"state": kinds.RUNNING}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, **about))
     for attempt in range(ATTEMPTS):
         study.sampler = _sampler(plan.settings, len(ledger.entries), attempt)

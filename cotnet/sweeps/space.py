@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from cotnet.config.continuing import folder_name
 from cotnet.errors import InputError
 
-GRAMMAR = (
-    "write 1,2 or choice(a,b) or range(1,9,2) or interval(0.1,1) or int(interval(1,8)) or tag(log,interval(0.01,1))"
+GRAMMAR = "write " + " or ".join(
+    ("1,2", "choice(a,b)", "range(1,9,2)", "interval(0.1,1)", "int(interval(1,8))", "tag(log,interval(0.01,1))")
 )
 
 
@@ -42,11 +42,13 @@ class SweepSettings:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.search and self.trials is None:
-            end = f"sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
-            raise ValueError(f"trials=null, but {end}")
+            raise ValueError(
+                f"trials=null, but sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"
+            )
         if not self.search and self.trials is not None:
-            grid = "a grid runs every combination (sweep=tpe searches)"
-            raise ValueError(f"trials={self.trials} is for a search; {grid}")
+            raise ValueError(
+                f"trials={self.trials} is for a search; a grid runs every combination (sweep=tpe searches)"
+            )
 
     @property
     def search(self) -> bool:
@@ -56,9 +58,7 @@ class SweepSettings:
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """A setting that varies: over `values`, or from `low` to `high`, both included; a range of numbers has both.
-
-    `text` is what was given.
-    """
+    `text` is what was given."""
 
     key: str
     text: str
@@ -116,10 +116,8 @@ class SweepPlan:
 
 
 def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
-    """Split overrides into those with one value and those that vary. The last one for a key counts.
-
-    Raises InputError for an empty range, OverrideParseException for what Hydra cannot read.
-    """
+    """Split overrides into those with one value and those that vary. The last one for a key counts. Raises InputError
+    for an empty range, OverrideParseException for what Hydra cannot read."""
     single: dict[str, str] = {}
     varied: dict[str, Parameter] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -134,10 +132,7 @@ def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
 
 
 def read_space(space: Mapping[str, Any]) -> list[str]:
-    """`sweep.space` as overrides.
-
-    Raises InputError for a value that cannot be read or does not vary.
-    """
+    """`sweep.space` as overrides. Raises InputError for a value that cannot be read or does not vary."""
     overrides = [f"{key}={value}" for key, value in space.items()]
     for override in overrides:
         varied: list[Parameter] = []
@@ -152,9 +147,7 @@ def _parameter(key: str, override: Override) -> Parameter:
     value, text = override.value(), str(override.input_line).partition("=")[2]
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        assert low is not None
-        assert high is not None
+        low, high = cast(tuple[float, float], (value.start, value.end))
         if low >= high:
             raise InputError(f"{key}: the range from {low:g} to {high:g} is empty; {GRAMMAR}")
         if log and low <= 0:
@@ -168,18 +161,13 @@ def _parameter(key: str, override: Override) -> Parameter:
         raise InputError(f"{override.input_line}: the range is empty; {GRAMMAR}")
     if not isinstance(value, RangeSweep):
         return Parameter(key=key, text=text, values=values)
-    assert value.step is not None
-    numbers = [float(number) for number in values]
-    integer = isinstance(value.start, int) and isinstance(value.step, int)
-    low, high, step = min(numbers), max(numbers), abs(value.step)
-    return Parameter(key=key, text=text, values=values, low=low, high=high, step=step, integer=integer)
+    numbers, step = [float(number) for number in values], cast(float, value.step)
+    integer, low, high = isinstance(value.start, int) and isinstance(step, int), min(numbers), max(numbers)
+    return Parameter(key=key, text=text, values=values, low=low, high=high, step=abs(step), integer=integer)
 
 
 def grid(parameters: Sequence[Parameter]) -> list[tuple[str, ...]]:
-    """The overrides of every combination; the last setting varies fastest.
-
-    Raises InputError for an interval.
-    """
+    """The overrides of every combination; the last setting varies fastest. Raises InputError for an interval."""
     for p in parameters:
         if not p.values:
             raise InputError(f"{p.key}: a grid cannot visit every number of an interval; list values or add sweep=tpe")
@@ -190,13 +178,14 @@ def name_trials(combinations: Iterable[Sequence[str]], known: Iterable[Trial]) -
     """A trial for each combination of overrides: the `known` one, or a new one with a name of its own."""
     trials = {frozenset(trial.overrides): trial for trial in known}
     names = {trial.name for trial in trials.values()}
-    asked = [tuple(overrides) for overrides in combinations]
-    for overrides in asked:
+    asked = []
+    for overrides in combinations:
         name = folder_name(overrides)
         if name in names:  # the overrides differ in characters that a folder's name cannot hold
             name += "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
-        names.add(trials.setdefault(frozenset(overrides), Trial(name=name, overrides=overrides)).name)
-    return [trials[frozenset(overrides)] for overrides in asked]
+        asked.append(trials.setdefault(frozenset(overrides), Trial(name=name, overrides=tuple(overrides))))
+        names.add(asked[-1].name)
+    return asked
 
 
 def quoted(key: str, value: object) -> str:

@@ -10,8 +10,15 @@ from photographs import make_imagenet
 from PIL import Image
 from programs import run_process
 
-from cotnet.benchmarks.loader import OURS, EpochFigures, OurLoader, cpu_seconds, peer_record, timed_epoch
-from cotnet.benchmarks.peers import PEERS, LoaderTask
+from cotnet.benchmarks.loader import (
+    LOADERS,
+    PEERS,
+    EpochFigures,
+    LoaderTask,
+    cpu_seconds,
+    peer_record,
+    timed_epoch,
+)
 
 
 @pytest.mark.slow
@@ -41,10 +48,9 @@ def test_everybody_gives_the_same_images_in_evaluation(tmp_path):
     make_imagenet(tmp_path, classes=2, train=4, val=1)
     task = LoaderTask(name="val", batch_size=4, image_size=48, workers=1, device=torch.device("cpu"))
     means = {}
-    for name, make in {**PEERS, OURS: OurLoader}.items():
-        loader = make(tmp_path / "train", task)
-        batches = list(loader.epoch(0))
-        loader.close()
+    for name, make in LOADERS.items():
+        with make(tmp_path / "train", task) as epoch:
+            batches = list(epoch(0))
         assert sum(map(len, batches)) == 8
         assert all(batch.dtype == torch.float32 for batch in batches)
         means[name] = torch.cat(batches).mean((1, 2, 3))
@@ -53,16 +59,15 @@ def test_everybody_gives_the_same_images_in_evaluation(tmp_path):
 
 
 def test_cpu_time_is_that_of_the_work():
-    class Busy:
-        def epoch(self, epoch):
-            until = time.process_time() + 0.2
-            while time.process_time() < until:
-                pass
-            time.sleep(0.2)
-            yield torch.zeros(10)
+    def busy(_epoch):
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+        time.sleep(0.2)
+        yield torch.zeros(10)
 
     before = cpu_seconds()
-    figures = timed_epoch(Busy(), itertools.count(), torch.device("cpu"))
+    figures = timed_epoch(busy, itertools.count(), torch.device("cpu"))
     assert figures.cpu_ms_per_image == pytest.approx(20, abs=3)
     assert figures.images_per_second < 10 / 0.4
     assert cpu_seconds() - before == pytest.approx(0.2, abs=0.05)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cotnet.benchmarks import nets
-from cotnet.benchmarks.meters import in_turns, peak_bytes
+from cotnet.benchmarks.common import in_turns, peak_bytes
 
 PEER = "torchvision:squeezenet1_1"
 SMALL = ["--models", "resnet_small", "--peer", PEER, "--size", "32", "--rounds", "1"]

@@ -18,7 +18,7 @@ EMA = {"val/loss_ema": 1.5, "val/top1_ema": 72.1, "val/top5_ema": 91.0, "val/ima
 # Two epochs of four steps; the first half of the first was done by an earlier process.
 RUN = f"""
 import sys, time
-from cotnet.reporting.terminal import Progress
+from cotnet.reporting.terminal import Progress, say
 progress = Progress(8, enabled=sys.argv[1] == "bar")
 for epoch in range(2):
     progress.start_epoch(epoch, 2, 4, 2 if epoch == 0 else 0)
@@ -29,7 +29,7 @@ for epoch in range(2):
         progress.advance()
     time.sleep(float(sys.argv[2]))
     progress.epoch_line({VAL | EMA!r} | {{"epoch": epoch + 1.0}}, 72.4)
-    progress.note("saved")
+    say("saved")
 progress.close()
 print("after")
 """
@@ -89,7 +89,7 @@ def test_a_terminal_shows_a_growing_table_over_a_bar():
 
 def test_a_terminal_keeps_the_table_of_more_epochs_than_it_has_lines():
     code = f"""
-from cotnet.reporting.terminal import Progress
+from cotnet.reporting.terminal import Progress, say
 progress = Progress(400, enabled=True)
 for epoch in range(100):
     progress.start_epoch(epoch, 100, 4, 0)

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wandb_file import summary
+from wandb_file import history, summary
 from wandb_process import REPORTS, environment, files, run, start
 
 from cotnet import records
-from cotnet.reporting.wandb_file import LocalRecord, history, wandb_records
+from cotnet.reporting.wandb_file import LocalRecord, wandb_records
 from cotnet.reporting.wandb_logger import NoLogger
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,9 @@ import time
 import pytest
 from programs import SMALL, make_digits, metrics, run, start
 
+from cotnet.errors import InputError
 from cotnet.sweeps.ledger import Ledger
-from cotnet.sweeps.run import trials_left
+from cotnet.sweeps.run import outcome, shares, trials_left
 from cotnet.sweeps.space import Trial
 
 from .by_hand import begin, finish, plan
@@ -144,3 +145,22 @@ def test_a_grid_runs_what_has_not_ended(tmp_path):
         assert [trial.name for trial in trials_left(asked, ledger)] == left
         assert {ledger.entries[name].state for name in left} == {"started"}
         assert asked.total == 4
+
+
+def test_trials_side_by_side_get_equal_shares():
+    def split(parallel, gpus, cores):
+        return [(share.gpus, sorted(share.cores)) for share in shares(parallel, gpus, cores)]
+
+    assert split(2, ["3", "5", "GPU-a", "7", "1"], [0, 1]) == [(("3", "5"), [0, 1]), (("GPU-a", "7"), [0, 1])]
+    assert split(2, [], [1, 4, 5, 6, 7]) == [((), [1, 4]), ((), [5, 6])]
+    with pytest.raises(InputError) as error:
+        shares(3, ["0", "1"], [0, 1, 2, 3])
+    assert str(error.value) == "sweep.parallel=3 but 2 GPUs are visible; use at most 2"
+
+
+def test_exit_codes_and_signals_are_states():
+    assert [outcome(code) for code in (0, 1, 2, 75, -9, -15)] == [
+        *(("finished", ""), ("failed", ""), ("failed", ""), ("interrupted", "")),
+        ("interrupted", "killed by SIGKILL (often because memory ran out)"),
+        ("interrupted", "killed by SIGTERM"),
+    ]

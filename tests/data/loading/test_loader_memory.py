@@ -9,7 +9,7 @@ import torch
 from loaders import TRAIN
 from photographs import photograph
 
-from cotnet.engine.allocator import keep_freed_memory
+from cotnet.engine.precision import keep_freed_memory
 from data.loading.dali import DaliLoader
 from data.loading.torchvision import TorchvisionLoader
 from data.sets.read import read_split

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from cotnet.engine.allocator import keep_freed_memory
+from cotnet.engine.precision import keep_freed_memory
 from cotnet.models import resnet_small
 if sys.argv[1] == "kept":
     keep_freed_memory(torch.device("cpu"))

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cotnet.config.compose import compose
-from cotnet.engine import state as checkpoints
-from cotnet.engine.saving import Background, kept_epochs, snapshot, write
+from cotnet.engine import checkpoints
+from cotnet.engine.checkpoints import Background, kept_epochs, snapshot, write
 from cotnet.engine.training import finished
 from cotnet.errors import RunError
 from cotnet.settings import CheckpointSettings, TrainSettings

@@ -1,4 +1,4 @@
-"""Ranks started by torchrun or as the tasks of one srun. Imports no torch, because `--help` imports this."""
+"""RANK and WORLD_SIZE of ranks that torchrun or one srun started. Imports no torch, because `--help` imports this."""
 
 import os
 import re
