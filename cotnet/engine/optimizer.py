@@ -83,14 +83,9 @@ class MovingAverage:
 
     The decay at update t is min(decay, (1 + t) / (10 + t)): short runs forget the initial weights. (torch's
     AveragedModel keeps its counter on the device; reading it would synchronise at every step.)
-
-    Raises:
-        ValueError: `decay` is not in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay={decay:g} must be at least 0 and below 1")
         self.decay = decay
         self.updates = 0
         self.module = copy.deepcopy(model).requires_grad_(requires_grad=False)

@@ -4,7 +4,7 @@ Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), sect
 authors' release.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
-FUSIONS = ("static", "dynamic", "linear", "attention")
 CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
 
 
@@ -127,5 +126,5 @@ def _check_layer(channels: int, kernel_size: int, groups: int, key_groups: int, 
         raise ValueError(f"CoTLayer cannot divide {channels} channels; give a multiple of {divisors}")
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size} has no centre; give an odd one")
-    if fusion not in FUSIONS:
-        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(FUSIONS)}")
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"unknown fusion {fusion!r}; give one of {', '.join(get_args(Fusion))}")

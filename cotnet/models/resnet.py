@@ -17,6 +17,7 @@ from cotnet.models.resnet_base import (
     Operator,
     Projection,
     ResNet,
+    SmallWidth,
     deep_stem,
     make_stages,
     pooled_projection,
@@ -123,7 +124,7 @@ def resnest101(**head: Unpack[HeadConfig]) -> ResNet:
     return _resnet_d((3, 4, 23, 3), operator=split_attention, stem_width=64, **head)
 
 
-def resnet_small(*, width: int = 16, **head: Unpack[HeadConfig]) -> ResNet:
+def resnet_small(*, width: SmallWidth = 16, **head: Unpack[HeadConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
     return small_resnet(convolution, width, **head)
 

@@ -61,7 +61,7 @@ def start_of(step: int, ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "git": git_state(CODE),
         "cuda": torch.version.cuda,
-        "driver": driver(Path("/proc/driver/nvidia/version")),
+        "driver": driver(),
         **machine(),
     }
 
@@ -85,7 +85,7 @@ def _git(folder: Path, *command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def driver(file: Path) -> str | None:
+def driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """The version of NVIDIA's driver, from its kernel module's file; None without one."""
     found = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", file.read_text()) if file.exists() else None
     return found[1] if found else None

@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from cotnet.errors import DataError
+from cotnet.settings import Setting
 from data.loading.crops import Geometry
-from data.loading.plan import Batch, BatchPlan, check_loader, to_device
+from data.loading.plan import Batch, BatchPlan, Prefetch, to_device
 from data.loading.resize import resize_all
 from data.sets.image_file import damaged, decoding_error, image_size
 from data.sets.image_set import ImageSet
@@ -99,10 +100,9 @@ class DaliLoader:
         *,
         device: torch.device,
         interpolation: str,
-        threads: int,
-        prefetch: int,
+        threads: Annotated[int, Setting("CPU threads per rank", least=1, most=1024)],
+        prefetch: Prefetch,
     ) -> None:
-        check_loader(interpolation, threads=threads, prefetch=prefetch, least_threads=1)
         self._set, self._plan, self._device, self._interpolation = image_set, plan, device, interpolation
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet

@@ -7,21 +7,16 @@ loader's whole state is (epoch, batch).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from cotnet.errors import DataError
-from cotnet.settings import CROP_RATIOS
+from cotnet.settings import Setting
 from data.loading.crops import CROP_UNIFORMS, Geometry, central_geometry, random_crop_boxes
 from data.loading.random import Stream, hashes, uniforms
 
 PADDING: Final = -1  # index of an entry that only fills a batch
-INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
-_MAX_THREADS: Final = 1024
-_MAX_PREFETCH: Final = 1000
-_MAX_REPEATS: Final = 1000
 
 
 class Batch(NamedTuple):
@@ -32,14 +27,16 @@ class Batch(NamedTuple):
     indices: torch.Tensor  # (n,) int64, on the CPU: plan indices; the file index is `index % len(files)`
 
 
+Prefetch = Annotated[int, Setting("batches made ahead; torchvision: by each process", least=1, most=1000)]
+
+
 class BatchLoader(Protocol):
     """Executes a plan. DaliLoader and TorchvisionLoader have the same arguments:
 
     image_set, plan: the files, and what to do with them.
     device: where images and targets go.
     interpolation: bilinear or bicubic, antialiased.
-    threads: CPU threads (DALI) or worker processes (torchvision, 0 for none), up to 1024.
-    prefetch: batches made ahead (torchvision: by each worker), 1 to 1000.
+    threads, prefetch: as each loader declares them.
     """
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -50,33 +47,6 @@ class BatchLoader(Protocol):
 
     def close(self) -> None:
         """End all threads and processes. The loader cannot be used afterwards."""
-
-
-def number(value: float) -> str:
-    """A number as messages show it: 2.0 as 2."""
-    return str(value).removesuffix(".0")
-
-
-def check_loader(interpolation: str, *, threads: int, prefetch: int, least_threads: int) -> None:
-    """Raise DataError for a loader setting out of range."""
-    if interpolation not in INTERPOLATIONS:
-        raise DataError(f"interpolation={interpolation} is unknown; use {' or '.join(INTERPOLATIONS)}")
-    if not least_threads <= threads <= _MAX_THREADS:
-        raise DataError(f"threads={threads} must be from {least_threads} to {_MAX_THREADS}")
-    if not 1 <= prefetch <= _MAX_PREFETCH:
-        raise DataError(f"prefetch={prefetch} must be from 1 to {_MAX_PREFETCH}")
-
-
-def check_repeats(repeats: int) -> None:
-    """Raise DataError if out of range."""
-    if not 1 <= repeats <= _MAX_REPEATS:
-        raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MAX_REPEATS}; PVT uses 3")
-
-
-def _check_crop_ratio(crop_ratio: float) -> None:
-    least, most = CROP_RATIOS
-    if not least <= crop_ratio <= most:
-        raise DataError(f"crop_ratio={number(crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -104,15 +74,14 @@ def permutation(samples: int, seed: int, epoch: int, left_out: tuple[int, ...] =
 class TrainPlan:
     """Shuffled training batches. No sample comes twice in an epoch, except with repeats.
 
-    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global. crop_scale,
+    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global, at most
+    `samples`, a multiple of world_size x accumulation. crop_scale,
     crop_ratio, flip, repeats: as in Augmentation. eval_crop_ratio: crop ratio of the evaluation's geometry, which
     crop_scale=None takes. accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only
     with repeats.
 
     Repeats (Hoffer et al., "Augment Your Batch", 2020): copies of a sample go to different micro-batches and ranks, as
     in DeiT's and PVT's sampler. With at least `repeats` micro-batches, mixup never mixes a sample with itself.
-
-    Raises DataError for settings that do not go together.
     """
 
     samples: int
@@ -128,19 +97,6 @@ class TrainPlan:
     repeats: int
     accumulation: int
     left_out: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_repeats(self.repeats)
-        _check_crop_ratio(self.eval_crop_ratio)
-        if self.accumulation < 1:
-            raise DataError(f"accumulation={self.accumulation} must be at least 1")
-        if self.batch_size % self._micro_batches:
-            below = max(self.batch_size // self._micro_batches, 1) * self._micro_batches
-            steps = f" x {self.accumulation} accumulation steps" if self.accumulation > 1 else ""
-            ranks = f"{self.world_size} ranks{steps}"
-            raise DataError(f"batch_size={self.batch_size} is not divisible by {ranks}; use {below}")
-        if self.batch_size > self.samples:
-            raise DataError(f"batch_size={self.batch_size} is larger than the training set; use at most {self.samples}")
 
     @property
     def _micro_batches(self) -> int:
@@ -194,9 +150,6 @@ class EvaluationPlan:
     world_size: int
     image_size: int
     crop_ratio: float
-
-    def __post_init__(self) -> None:
-        _check_crop_ratio(self.crop_ratio)
 
     @property
     def rank_batch(self) -> int:

@@ -7,7 +7,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
+from cotnet.settings import Setting
 from data.loading.crops import Geometry
-from data.loading.plan import Batch, BatchPlan, check_loader
+from data.loading.plan import Batch, BatchPlan, Prefetch
 from data.sets.image_file import DECODING_ERRORS, damaged
 from data.sets.image_set import ImageSet
 
@@ -35,10 +36,9 @@ class TorchvisionLoader:
         *,
         device: torch.device,
         interpolation: str,
-        threads: int,
-        prefetch: int,
+        threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
+        prefetch: Prefetch,
     ) -> None:
-        check_loader(interpolation, threads=threads, prefetch=prefetch, least_threads=0)
         self._plan, self._device = plan, device
         self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
         with warnings.catch_warnings():
