@@ -6,13 +6,14 @@
 import re
 import shutil
 import textwrap
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from cotnet.config.build import TARGETS, plain, setting_of, settings_of_target, shown, target_of
+from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_of_target, shown, target_of
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
 from cotnet.errors import InputError
@@ -32,12 +33,14 @@ def declared(target: Callable[..., Any] = Settings, prefix: str = "") -> dict[st
 
 
 def meaning(hint: Any) -> str:
-    """What the type of a setting declares: its meaning, its range, and whether it may be null."""
-    known = setting_of(hint)
+    """What the type of a setting declares: its meaning, its choices and range, and whether it may be null."""
+    known, kind = setting_of(hint), plain(hint)
     if known is None:
         return ""
-    null = "or null" if is_nullable(plain(hint)) and "null" not in known.meaning else ""
-    return "; ".join(filter(None, [known.meaning, f"{known.range} {null}".strip()]))
+    options = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    choices = "" if all(str(option) in known.meaning for option in options) else in_words(kind)
+    null = "or null" if is_nullable(kind) and "null" not in known.meaning else ""
+    return "; ".join(filter(None, [known.meaning, choices, f"{known.range} {null}".strip()]))
 
 
 def of_member(group: str, node: Mapping[str, Any]) -> dict[str, str]:

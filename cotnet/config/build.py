@@ -111,7 +111,8 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
     except InputError:
         raise
     except (ValueError, *BUILD_ERRORS) as error:
-        if target.__module__.startswith(("cotnet.engine", "data.")) or _names_setting(error):
+        names_setting = isinstance(error, ValueError) and re.match(r"\w+=", str(error))
+        if target.__module__.startswith(("cotnet.engine", "data.")) or names_setting:
             if not isinstance(error, ValueError):  # a fault of ours
                 raise
             raise InputError(about(key, error)) from None
@@ -122,10 +123,6 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
 
 # What constructors of torch, timm and of backbones raise for settings that do not go together.
 BUILD_ERRORS = (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
-
-
-def _names_setting(error: Exception) -> bool:
-    return isinstance(error, ValueError) and re.match(r"\w+=", str(error)) is not None
 
 
 def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given: set[str]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class SweepSettings(Section):
 
     sampler: Literal["grid", "random", "tpe"] = setting("`grid`: every combination; `random`; `tpe`: Bayesian search")
     space: Mapping[str, Any] = setting(
-        "what varies, beside the command line: `1, 2`, `choice(a, b)`, `range(1, 9, 2)`, `interval(0.1, 1)`, "
-        "`int(interval(1, 8))` or `tag(log, interval(0.01, 1))` by key"
+        "what varies, by key: `1, 2`, `choice(a, b)`, `range(1, 9, 2)`, `interval(0.1, 1)`, `int(interval(1, 8))` or "
+        "`tag(log, interval(0.01, 1))`; the command line adds to it"
     )
     target: str = setting("the figure of `metrics.jsonl` whose best value counts")
     direction: Literal["maximize", "minimize"] = setting("`maximize` or `minimize` the target")

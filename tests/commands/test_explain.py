@@ -96,7 +96,7 @@ def test_refuses_what_this_machine_lacks_as_training_does(given, digits, tmp_pat
     overrides = [*SMALL, f"data.root={digits}", "output_dir=run", "train.batch_size=10", given]
     overrides = [override for override in overrides if given.partition("=")[0] not in override or override == given]
     line = run("train.py", *overrides, cwd=tmp_path, code=2).stderr.strip()
-    assert line.startswith(f"error: {given} needs a")
+    assert line.startswith(f"error: {given} needs ")
     said = page(run("train.py", *overrides, "explain=true", cwd=tmp_path, code=2))
     assert said["REFUSED"] == [line.removeprefix("error: ")]
     assert said["backbone"] == ["cotnet_small: 533,928 parameters, 10 classes"]
