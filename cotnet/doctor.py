@@ -64,14 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = given or ["experiment=digits"]
     with one_line(keep=False):
         config = compose("train", overrides)
-    say("This machine")
-    show([hardware])
-    say("Software")
-    show([software])
-    say(f"A run of: train.py {' '.join(overrides)}")
-    sys.exit(
-        int(bool(show([lambda: choices(config)]) and given))
-    )  # without a question, a set that is not there yet is no failure
+    run = f"A run of: train.py {' '.join(overrides)}"
+    for title, page in {"This machine": hardware, "Software": software, run: lambda: choices(config)}.items():
+        say(title)
+        refused = show(page)
+    sys.exit(int(bool(refused and given)))  # without a question, a set that is not there yet is no failure
 
 
 if __name__ == "__main__":

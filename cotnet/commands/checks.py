@@ -1,7 +1,7 @@
 """What is checked before a run starts, and lines about it for people: train.py, explain=true and cotnet.doctor."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -49,7 +49,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def show(pages: Iterable[Callable[[], Lines]]) -> list[str]:
+def show(*pages: Callable[[], Lines]) -> list[str]:
     """Prints the lines of pages, then the reasons why training would be refused, which pages raise; returns these."""
     refused: dict[str, None] = {}  # an ordered set
     for page in pages:

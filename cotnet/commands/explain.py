@@ -3,7 +3,6 @@
 Writes only to `explain/` in the run's folder. Lists every reason why training would be refused.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +47,7 @@ def explain(config: Config) -> int:
             absent = str(error)
     train = splits[0] if splits else None
     images = len(train.files) if train else IMAGENET.get(settings.data.num_classes)
-    pages: tuple[Callable[[], Lines], ...] = (
+    refused = show(
         lambda: machine_lines(config, settings.train, ranks),
         lambda: image_lines(settings.data, *splits) if splits else published(images, absent, refused=not missing),
         lambda: budget(config, settings, ranks, images),
@@ -58,7 +57,7 @@ def explain(config: Config) -> int:
         lambda: pictures(config, settings, train, folder),
         lambda: remarks(config, images),
     )
-    return 2 if show(pages) else 0
+    return 2 if refused else 0
 
 
 def published(images: int | None, absent: str, *, refused: bool) -> Lines:
