@@ -45,10 +45,9 @@ class Setting:
 
     def refusal(self, name: str, value: Any, *, nullable: bool) -> str:
         """What is wrong with a number, or a list of numbers, for a person; empty if it is in the range, or null."""
-        if value is None or not self.limits or (self.off is not None and value == self.off):
-            return ""
         numbers = value if isinstance(value, tuple) else (value,)
-        if all(_LIMITS[kind][1](one, limit) for one in numbers for kind, limit in self.limits.items()):
+        checks = (_LIMITS[kind][1](one, limit) for one in numbers for kind, limit in self.limits.items())
+        if value in (None, self.off) or all(checks):
             return ""
         text = ",".join(map(number, numbers))
         text = f"[{text}]" if isinstance(value, tuple) else text

@@ -30,9 +30,7 @@ __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
 StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
 Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; the others are convolutions")]
-FusionOfContexts = Annotated[
-    Fusion, Setting("output of CoT: the `static` or the `dynamic` context, their sum (`linear`), or by `attention`")
-]
+FusionOfContexts = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
 
 
 class CoTNetConfig(HeadConfig, total=False):

@@ -36,9 +36,7 @@ class HeadConfig(TypedDict, total=False):
 
     num_classes: NumClasses
     in_channels: Annotated[int, Setting("channels of the images", least=1)]
-    drop_path: Annotated[
-        float, Setting("probability of leaving out the last block for an image; grows with depth", least=0, most=1)
-    ]
+    drop_path: Annotated[float, Setting("probability of skipping the last block; grows with depth", least=0, most=1)]
     dropout: Annotated[float, Setting("probability of zeroing a feature before the classifier", least=0, most=1)]
 
 

@@ -74,11 +74,10 @@ def permutation(samples: int, seed: int, epoch: int, left_out: tuple[int, ...] =
 class TrainPlan:
     """Shuffled training batches. No sample comes twice in an epoch, except with repeats.
 
-    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global, at most
-    `samples`, a multiple of world_size x accumulation. crop_scale,
-    crop_ratio, flip, repeats: as in Augmentation. eval_crop_ratio: crop ratio of the evaluation's geometry, which
-    crop_scale=None takes. accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only
-    with repeats.
+    samples: images in the split. left_out: positions of excluded files (ImageSet). batch_size: global, at most samples,
+    a multiple of world_size x accumulation. crop_scale, crop_ratio, flip, repeats: as in Augmentation. eval_crop_ratio:
+    crop ratio of the evaluation's geometry, which crop_scale=None takes. accumulation: micro-batches of a rank's batch,
+    one after another in `indices`; matters only with repeats.
 
     Repeats (Hoffer et al., "Augment Your Batch", 2020): copies of a sample go to different micro-batches and ranks, as
     in DeiT's and PVT's sampler. With at least `repeats` micro-batches, mixup never mixes a sample with itself.
