@@ -30,14 +30,14 @@ __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
 StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
 Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; the others are convolutions")]
-FusionOfContexts = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
+CoTFusion = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
 
 
 class CoTNetConfig(HeadConfig, total=False):
     """The settings of CoTNet-50 and CoTNet-101."""
 
     stages: Stages
-    fusion: FusionOfContexts
+    fusion: CoTFusion
     kernel_size: Annotated[int, Setting("height and width of CoT's kernels; odd", least=1)]
     dilation: Annotated[int, Setting("distance between the positions of a CoT kernel, in pixels", least=1)]
 
@@ -112,9 +112,7 @@ def se_cotnetd_152(**head: Unpack[HeadConfig]) -> ResNet:
     return _se_cotnetd((3, 8, 36, 3), operators=operators, **head)
 
 
-def cotnet_small(
-    *, width: SmallWidth = 16, fusion: FusionOfContexts = "attention", **head: Unpack[HeadConfig]
-) -> ResNet:
+def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **head: Unpack[HeadConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
     return small_resnet(partial(cot, fusion=fusion), width, **head)
 
