@@ -228,15 +228,16 @@ def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) ->
         raise InputError(f"augmentation.progressive: {error}") from None
 
 
-def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks) -> Any:
-    """The loader of every validation image once, in batches of one shape."""
+def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks, *, border: int = 0) -> Any:
+    """The loader of every validation image once, in batches of one shape. border: as in EvaluationPlan."""
     plan = EvaluationPlan(
         samples=len(images.files),
-        batch_size=data.eval_batch_size,
+        batch_size=min(data.eval_batch_size, len(images.files)),
         rank=ranks.rank,
         world_size=ranks.world_size,
         image_size=data.eval_size,
         crop_ratio=data.crop_ratio,
+        border=border,
     )
     return _loader(config, images, plan, ranks, data.eval_interpolation)
 

@@ -12,6 +12,12 @@ from programs import SMALL, checkpoint, make_digits, metrics, run
 from cotnet import models
 
 pytestmark = pytest.mark.slow
+FIGURES = {
+    *("top1", "top5", "loss", "images", "weights", "top1_interval", "top5_interval"),
+    *("ece", "adaptive_ece", "classwise_ece", "brier", "nll", "temperature", "held_out", "reliability"),
+    *("parameters", "multiply_adds", "checkpoint", "set", "images_in_set", "classes", "missing"),
+    *("weights_checksum", "image_set", "settings"),
+}
 
 
 def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_path):
@@ -21,9 +27,12 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_
         overrides = [f"checkpoint={uncut(1)}/checkpoints/last.pt", f"launch.ranks={ranks}", "weights=raw"]
         run("evaluate.py", *overrides, "data.eval_batch_size=8", f"output_dir={ranks}", cwd=tmp_path)
         results[ranks] = json.loads((tmp_path / str(ranks) / "metrics.json").read_text())
-        assert results[ranks].pop("images_per_second") > 0
+        for name in ("images_per_second", "latency_ms_p50", "latency_ms_p95", "peak_memory_mib"):
+            assert results[ranks].pop(name) > 0
     assert results[1] == results[2] == results[3]
-    assert results[1].keys() == {"top1", "top5", "loss", "images", "weights"}
+    for name in ("predictions.csv", "per_class.csv", "confusions.csv"):
+        assert len({(tmp_path / str(ranks) / name).read_bytes() for ranks in (1, 2, 3)}) == 1
+    assert results[1].keys() == FIGURES
     logged = [record for record in metrics(uncut(1)) if "val/top1" in record][-1]
     for weights, suffix in (("raw", ""), ("ema", "_ema")):
         overrides = [f"checkpoint={uncut(1)}/checkpoints/last.pt", f"weights={weights}"]

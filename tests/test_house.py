@@ -15,7 +15,7 @@ LAYERS = (
     ("cotnet.records", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops",),
     ("cotnet.models", "cotnet.engine", "data"),
-    ("cotnet.reporting",),
+    ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
     ("cotnet.parts",),

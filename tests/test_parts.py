@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.evaluation import LOSS, Interrupted, evaluate
+from cotnet.engine.evaluation import figures as figures_of
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, choose_precision
 from cotnet.engine.schedule import set_lr
@@ -91,7 +92,7 @@ def figures(loader, stop=lambda: False):
 
     model = nn.Identity()
     model.forward = net
-    return evaluate(
+    table = evaluate(
         {"net": model},
         loader,
         samples=6,
@@ -101,6 +102,7 @@ def figures(loader, stop=lambda: False):
         ranks=ALONE,
         stop=stop,
     )["net"]
+    return figures_of(table, torch.arange(6))
 
 
 def test_evaluation_counts_by_hand():
@@ -124,9 +126,8 @@ def test_evaluation_with_mirror_images_averages_the_logits():
 
     def measured(*, flip):
         settings = {"samples": 2, "prepare": lambda images: images, "ranks": ALONE, "flip": flip}
-        return evaluate(
-            {"net": nn.Identity()}, Single(), precision=Precision(name="fp32", device=torch.device("cpu")), **settings
-        )["net"]["loss"]
+        precision = Precision(name="fp32", device=torch.device("cpu"))
+        return float(evaluate({"net": nn.Identity()}, Single(), precision=precision, **settings)["net"][:, LOSS].mean())
 
     def loss(*rows):
         return pytest.approx(float(nn.functional.cross_entropy(torch.tensor(rows), torch.tensor([2, 1]))), rel=1e-6)

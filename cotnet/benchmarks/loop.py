@@ -82,6 +82,7 @@ class LoopBench:
             ),
             output=Output(folder=Path(config["output_dir"]), config="", saving=settings.checkpoint, reports=Reports()),
             evaluate=dict,
+            evaluate_every=1,
             stop_requested=lambda: False,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from cotnet import parts
+from cotnet.commands.extra_sets import ExtraSets
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.launch import count_ranks
@@ -30,6 +31,7 @@ def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
     ranks = count_ranks(settings.launch.ranks)
     train_set, val_set = parts.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
+    ExtraSets(config, settings, val_set)
     chosen = {"precision": check_machine(settings.train)}
     return {**config, "train": config["train"] | chosen}, ranks, train_set, val_set
 

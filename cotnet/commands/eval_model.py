@@ -1,20 +1,135 @@
-"""The model to evaluate: a checkpoint with its own configuration, or published weights."""
+"""The model to evaluate: a checkpoint with its own configuration, published weights, or the mean of several files."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from cotnet import parts
+from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
+from cotnet.evaluation.preprocessing import own_preprocessing
+from cotnet.integrity import checksum
 from cotnet.models.table import native_evaluation
 from cotnet.models.weights import load_weights
-from data.sets.image_set import ImageSet
+from cotnet.settings import AverageSettings, DataSettings, EvaluationData
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
+AVERAGE_IMAGES = 10_000
+
+
+@dataclass(kw_only=True)
+class EvaluatedModel:
+    """What is known of a checkpoint once it is read."""
+
+    model: nn.Module
+    config: Config  # completed
+    checksum: str  # of the weights
+    classes: tuple[str, ...] | None  # of the training set; None for published weights and older checkpoints
+    better: str | None  # `raw` or `ema` if those were better in training and the others are evaluated
+
+
+def checkpoint_files(given: object) -> list[Path]:
+    """The files that `checkpoint` means: a file, a run's best.pt, the best.pt of each run in a folder, or a list.
+
+    Raises:
+        InputError: not a path, or nothing there.
+    """
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError("checkpoint=[] is empty; give at least one path")
+        return [file for one in given for file in checkpoint_files(one)]
+    path = convert(given, Path, "checkpoint")
+    checkpoint_folder = path / "checkpoints"
+    if checkpoint_folder.is_dir():
+        if not (checkpoint_folder / "best.pt").is_file():
+            raise InputError(
+                f"checkpoint={given}: this run has no best checkpoint yet; give one of {checkpoint_folder}"
+            )
+        return [checkpoint_folder / "best.pt"]
+    runs = sorted(path.glob("*/checkpoints/best.pt"))
+    return runs or [path]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each checkpoint: the parts of its path in which it differs from the others.
+
+    Raises:
+        InputError: a checkpoint is given twice.
+    """
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise InputError(f"checkpoint: {twice[0]} is given twice; name each one once")
+    parts_of = [path.with_suffix("").parts for path in paths]
+    names = ["-".join(part for part in own if any(part not in other for other in parts_of)) for own in parts_of]
+    names = [name.replace("/", "").replace("checkpoints-", "") or "checkpoint" for name in names]
+    return [f"{name}-{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
+
+
+def average_images(given: object) -> int | None:
+    """`average.images`; 10,000 for `average=true`; None: no averaging."""
+    if isinstance(given, bool):
+        return AVERAGE_IMAGES if given else None
+    require_group(given, "average")
+    return typed(AverageSettings, given, "average").images
+
+
+def read(config: Config, group: Sequence[Path]) -> EvaluatedModel:
+    """Reads the checkpoint, completes the configuration from its own, builds the model with its weights. Several
+    files: the mean of their weights.
+
+    Raises:
+        InputError: a file cannot be read or does not fit, or a setting is wrong.
+    """
+    first: EvaluatedModel | None = None
+    total: dict[str, torch.Tensor] = {}
+    for path in group:
+        own = {**config, "checkpoint": str(path)}
+        checkpoint = own_checkpoint(own)
+        completed_config = completed(own, checkpoint) if first is None else {**first.config, "checkpoint": str(path)}
+        model = load_model(completed_config, checkpoint)
+        if first is None:
+            names = checkpoint.get("classes")
+            first = EvaluatedModel(
+                model=model,
+                config=completed_config,
+                checksum="",
+                classes=None if names is None else tuple(names),
+                better=better_weights(completed_config, checkpoint) if len(group) == 1 else None,
+            )
+        for key, tensor in model.state_dict().items() if len(group) > 1 else ():
+            wide = tensor.double() if tensor.is_floating_point() else tensor
+            total[key] = total[key] + wide if key in total and tensor.is_floating_point() else wide
+    assert first is not None
+    if total:
+        state = first.model.state_dict()
+        mean = {
+            key: (sum_ / len(group)).to(state[key]) if state[key].is_floating_point() else sum_
+            for key, sum_ in total.items()
+        }
+        first.model.load_state_dict(mean)
+        first.config["checkpoint"] = f"the mean of {', '.join(map(str, group))}"
+    first.checksum = checksum(first.model.state_dict())
+    return first
+
+
+def separated(config: Config) -> Config:
+    """The configuration with evaluate.py's own keys of `data` in `evaluation_data`."""
+    own = {field.name for field in fields(EvaluationData)}
+    extra = {key: value for key, value in config["data"].items() if key in own}
+    data = {key: value for key, value in config["data"].items() if key not in own}
+    return {"suite": None, "evaluation_data": extra, **config, "data": data}
+
+
+def data_settings(config: Config) -> DataSettings:
+    """`data` of a completed configuration; without a `root`, which a suite may not need, the working folder."""
+    return typed(DataSettings, {**config["data"], "root": config["data"]["root"] or "."}, "data")
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
@@ -36,11 +151,22 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
 
 def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """The configuration with nulls replaced by the checkpoint's values. For published weights: by those of
-    conf/train.yaml, at the size and crop ratio of the backbone's published accuracy."""
+    conf/train.yaml, at the size and crop ratio of the backbone's published accuracy.
+
+    `sizes`: the evaluation's sizes, of which `data.eval_size` is the first.
+    """
+    config = separated(config)
     trained = stored_config(checkpoint) if checkpoint else _for_published(config)
-    data = {**trained["data"], **{key: value for key, value in config["data"].items() if value is not None}}
-    if data["root"] is None:
+    data = {**trained["data"], **_preprocessing(config, checkpoint)}
+    data |= {key: value for key, value in config["data"].items() if value is not None}
+    sizes = list(data["eval_size"]) if isinstance(data["eval_size"], list | tuple) else [data["eval_size"]]
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"data.eval_size={shown(data['eval_size'])} must be a size, or a list of different sizes")
+    for size in sizes:
+        data_settings({"data": {**data, "eval_size": size}})
+    if data["root"] is None and config["suite"] is None and config["images"] is None:
         raise InputError("data.root is required; set data.root=DIR")
+    data["eval_size"] = sizes[0]
     loader = {key: value for key, value in config["loader"].items() if value is not None}
     backbone = dict(config.get("backbone") or trained["backbone"])
     backbone["num_classes"] = backbone.get("num_classes") or data["num_classes"]
@@ -55,6 +181,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     return {
         **config,
         "data": data,
+        "sizes": sizes,
+        "own_checkpoint": bool(checkpoint),
         "backbone": backbone,
         "loader": loader if "_target_" in loader else {**trained["loader"], **loader},
         "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
@@ -65,12 +193,26 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
 def _for_published(config: Config) -> Config:
     """conf/train.yaml at the size and crop ratio of the backbone's published accuracy."""
     name = str(config["backbone"].get("_target_")).rpartition(".")[2]
-    native = native_evaluation(name, config["data"]["eval_size"])
+    size = config["data"]["eval_size"]
+    native = native_evaluation(name, size if isinstance(size, int) else None)
     sizes = {} if native is None else {"image_size": native[0], "eval_size": native[0], "crop_ratio": native[1]}
     return compose("train", ["data.root=null", *(f"data.{key}={value}" for key, value in sizes.items())])
 
 
-def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.Module:
+def _preprocessing(config: Config, checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
+    """The `data` settings of torchvision's or timm's model, if they are wanted."""
+    wanted = config["evaluation_data"]["preprocessing"]
+    backbone = config.get("backbone") or (stored_config(checkpoint)["backbone"] if checkpoint else {})
+    library = str(backbone.get("_target_")).rpartition(".")[2]
+    external = library.endswith("_model")
+    if wanted == "own" and not external:
+        raise InputError("data.preprocessing=own is for torchvision's and timm's models; set it to checkpoint")
+    if wanted == "checkpoint" or not external or (wanted is None and checkpoint):
+        return {}
+    return own_preprocessing(library, str(backbone["model_name"]), Path(config["checkpoint"]))
+
+
+def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> nn.Module:
     """The backbone with the file's averaged (`ema`) or `raw` weights."""
     model = parts.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
     path, averaged = Path(config["checkpoint"]), config["weights"] == "ema"
@@ -79,16 +221,6 @@ def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> torch.nn.M
     else:
         load_weights(model, path, ema=averaged)
     return model
-
-
-def check_classes(config: Config, images: ImageSet) -> None:
-    """Raises InputError if model and images have different numbers of classes."""
-    theirs, ours = config["backbone"]["num_classes"], len(images.classes)
-    if theirs != ours:
-        raise InputError(
-            f"{config['data']['root']} has {ours} classes, the model of {config['checkpoint']} {theirs}; "
-            "evaluate it on images of its own classes"
-        )
 
 
 def better_weights(config: Config, checkpoint: checkpoints.Checkpoint) -> str | None:

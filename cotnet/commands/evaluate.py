@@ -1,138 +1,123 @@
-"""What evaluate.py runs: complete the configuration from the checkpoint's own, check it, evaluate on every rank."""
+"""What evaluate.py runs: for each checkpoint complete the configuration from its own, then evaluate on every rank."""
 
-import sys
-import time
+import dataclasses
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from cotnet import parts, records
-from cotnet.commands import eval_model
+from cotnet import parts
+from cotnet.commands import eval_model, eval_report
+from cotnet.commands.eval_sets import read_sets, words_of
+from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
-from cotnet.config.build import convert, require_group, shown, typed
+from cotnet.config.build import convert, require_group, typed
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled, require_compiler
-from cotnet.engine.distributed import Ranks
-from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.compilation import require_compiler
+from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.launch import count_ranks, launch
-from cotnet.engine.precision import Precision
-from cotnet.engine.signals import StopRequest
-from cotnet.engine.state import Checkpoint
-from cotnet.errors import INTERRUPTED, InputError
-from cotnet.models.fusing import fuse
+from cotnet.engine.outside import first_process
+from cotnet.errors import FAILED, INTERRUPTED
+from cotnet.evaluation.predictions import require_parquet
+from cotnet.models.weights import to_bytes
 from cotnet.parts import check_keys
-from cotnet.reporting.terminal import evaluation_bar, say
-from cotnet.settings import DataSettings, EvaluateSettings, LaunchSettings
-from data.sets.read import read_split
+from cotnet.reporting.terminal import say
+from cotnet.settings import EvaluateSettings, EvaluationData, LaunchSettings
 
-KEYS = {*(field.name for field in fields(EvaluateSettings)), "backbone", "data", "loader", "launch"}
+GROUPS = ("backbone", "data", "loader", "suite", "launch", "average")
+KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
 
 
 def run(config: Config) -> int:
-    """Completes the configuration from the checkpoint's, checks it, evaluates on every rank."""
-    config, checkpoint, ranks = checked(config)
-    folder = Path(config["output_dir"])
+    """Evaluates every checkpoint on every set at every size; the largest exit code."""
+    config, paths = checked(config)
+    folder, average = Path(config["output_dir"]), eval_model.average_images(config["average"])
+    groups = [paths] if average else [[path] for path in paths]
+    names = eval_model.short_names(paths) if len(groups) > 1 else [""]
+    code = 0
     with run_folder.claimed(folder):
-        run_folder.write_config(folder / "evaluation.yaml", config)
-        code = launch(worker, config, ranks)
-    better = eval_model.better_weights(config, checkpoint)
-    if code == 0 and better:
-        say(f"in training its {better} weights were the better ones; add weights={better} for them")
+        for name, group in zip(names, groups, strict=True):
+            code = max(code, _run_one(config, group, folder / name, average))
+            if code == INTERRUPTED:
+                return code
+        if first_process() and len(groups) > 1:
+            eval_report.compare_all(folder, names)
     return code
 
 
-def checked(config: Config) -> tuple[Config, Checkpoint, int]:
-    """The completed configuration, the checkpoint (empty for published weights) and the number of ranks.
+def checked(config: Config) -> tuple[Config, list[Path]]:
+    """The configuration and the checkpoints' files, after every check that needs no checkpoint.
 
     Raises:
-        InputError: a setting, the checkpoint or the images are wrong.
+        InputError: a setting is wrong, or a checkpoint does not exist.
     """
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):
         require_group(config[key], key)
-    config = {**config, "checkpoint": checkpoint_file(config["checkpoint"])}
     for field in fields(EvaluateSettings):
-        if field.name == "precision":  # checked for this device by choose_precision
-            continue
-        convert(config[field.name], field.type, field.name)
-    checkpoint = eval_model.own_checkpoint(config)
-    config = eval_model.completed(config, checkpoint)
+        if field.name not in ("precision", "checkpoint"):  # choose_precision and checkpoint_files check these
+            convert(config[field.name], field.type, field.name)
+    if "parquet" in config["predictions"]:
+        require_parquet()
+    config = eval_model.separated(config)
+    typed(EvaluationData, config["evaluation_data"], "data")
     if config["compile"]:
         require_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "compile")
+    return config, eval_model.checkpoint_files(config["checkpoint"])
+
+
+def _run_one(config: Config, group: list[Path], folder: Path, average: int | None) -> int:
+    """One model: reads its checkpoint, checks that it fits, evaluates. `group`: several files to average."""
+    read = eval_model.read(config, group)
+    config, leaves = read.config, []
     ranks = count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
     parts.check_loader(config)
-    data = typed(DataSettings, config["data"], "data")
-    eval_model.load_model(config, checkpoint)
-    eval_model.check_classes(config, read_split(data.root, "val"))
-    return config, checkpoint, ranks
+    data = eval_model.data_settings(config)
+    if average:
+        parts.read_data(data)
+    sets = read_sets(config, read.classes)
+    several = len(sets) * len(config["sizes"]) > 1
+    for one in sets:
+        for size in config["sizes"]:
+            name = "/".join([one.name] * (len(sets) > 1) + [str(size)] * (len(config["sizes"]) > 1))
+            inputs = {
+                "weights_checksum": read.checksum,
+                "image_set": one.images.fingerprint,
+                "settings": eval_report.settings(config, dataclasses.replace(data, eval_size=size), one),
+            }
+            leaves.append(Leaf(set=one.name, size=size, folder=str(folder / name), inputs=inputs))
+    if first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_config(folder / "evaluation.yaml", {k: v for k, v in config.items() if k not in INTERNAL})
+    open_leaves = [leaf for leaf in leaves if not (several and eval_report.done(leaf))]
+    job = Job(config=config, leaves=open_leaves, weights=to_bytes(read.model), classes=read.classes, average=average)
+    del read.model
+    code = launch(worker, job, ranks) if open_leaves else 0
+    if code not in (0, FAILED):
+        return code
+    if first_process():
+        eval_report.summarise(config, folder, leaves)
+        if read.better:
+            say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
+    return code
 
 
-def checkpoint_file(given: object) -> str:
-    """The path of the checkpoint; for a run's folder, of its best checkpoint.
-
-    Raises:
-        InputError: not a path, or a run without a best checkpoint.
-    """
-    if not isinstance(given, str | int) or isinstance(given, bool):
-        raise InputError(
-            f"checkpoint={shown(given)} must be one path; several, one after another: --multirun checkpoint=A.pt,B.pt"
-        )
-    best = Path(str(given)) / "checkpoints" / "best.pt"
-    if best.parent.is_dir() and not best.is_file():
-        raise InputError(f"checkpoint={given}: this run has no best checkpoint yet; give one of {best.parent}")
-    return str(best if best.is_file() else given)
+INTERNAL = ("evaluation_data", "sizes", "own_checkpoint")
 
 
-def worker(config: Config, store: dist.Store | None) -> int:
+def worker(job: Job, store: dist.Store | None) -> int:
     """One rank of the evaluation; its exit code."""
+    config = job.config
+    code = 0
     with joined(config, store) as (ranks, stop):
         try:
-            figures = measure(config, ranks, stop)
+            for leaf, found in measure(job, ranks, stop):
+                if found is not None:
+                    names = words_of(config, job.classes)
+                    code = max(code, eval_report.write(config, leaf, found, *names))
         except Interrupted:
             stop.forward = True
             return INTERRUPTED
-        if ranks.first:
-            report(config, figures)
-    return 0
-
-
-def measure(config: Config, ranks: Ranks, stop: StopRequest) -> dict[str, Any]:
-    """Top-1, top-5, loss, image count and speed over the val split; collective."""
-    data = typed(DataSettings, config["data"], "data")
-    precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
-    precision.set_up_process()
-    model = eval_model.load_model(config, eval_model.own_checkpoint(config))
-    model = precision.to_device(fuse(model) if config["fuse"] else model)
-    images = read_split(data.root, "val")
-    loader = parts.evaluation_loader(config, data, images, ranks)
-    started = time.perf_counter()
-    try:
-        with evaluation_bar(len(images.files), enabled=ranks.first and sys.stdout.isatty()) as advance:
-            figures = evaluate(
-                {"model": compiled(model) if config["compile"] else model},
-                loader,
-                samples=len(images.files),
-                flip=data.eval_flip,
-                prepare=parts.evaluation_transform(data, precision),
-                precision=precision,
-                ranks=ranks,
-                stop=lambda: stop.received,
-                advance=advance,
-            )["model"]
-    finally:
-        loader.close()
-    speed = figures["images"] / (time.perf_counter() - started)
-    return {**figures, "images_per_second": speed, "weights": config["weights"]}
-
-
-def report(config: Config, figures: dict[str, Any]) -> None:
-    """Writes output_dir/metrics.json and prints a line."""
-    path = Path(config["output_dir"]) / "metrics.json"
-    records.write_json(path, figures)
-    accuracy = f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}"
-    count = f"{figures['images']} images at {figures['images_per_second']:.0f} images/s"
-    say(f"{config['checkpoint']} ({figures['weights']}): {accuracy} on {count} -> {path}")
+    return code

@@ -17,7 +17,16 @@ from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_o
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
 from cotnet.errors import InputError
-from cotnet.settings import OPTIMIZER, EvaluateSettings, Pretrained, Settings, is_nullable
+from cotnet.settings import (
+    OPTIMIZER,
+    AverageSettings,
+    EvaluateSettings,
+    EvaluationData,
+    Pretrained,
+    Settings,
+    SuiteSettings,
+    is_nullable,
+)
 from cotnet.sweeps.space import SweepSettings, read
 
 CONTRACT: Final = CONF.parent / "docs" / "contract.md"
@@ -63,12 +72,14 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
     for group in TARGETS:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
-    found |= declared(EvaluateSettings) if config_name == "evaluate" else {}
+    if config_name == "evaluate":
+        found |= declared(EvaluateSettings) | declared(EvaluationData, "data.")
+        found |= declared(AverageSettings, "average.") | declared(SuiteSettings, "suite.")
     return {key: found.get(_declared_key(key), "") for key in flatten(config)}
 
 
 def _declared_key(key: str) -> str:
-    return "sweep.space" if key.startswith("sweep.space.") else key
+    return re.sub(r"^(sweep\.space|evaluation\.extra)\..*", r"\1", key)
 
 
 def help_page(config_name: str, overrides: list[str], about: str) -> str:

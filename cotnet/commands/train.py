@@ -5,13 +5,16 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from cotnet import parts
 from cotnet.commands.checks import checked
 from cotnet.commands.explain import explain
+from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
@@ -19,7 +22,7 @@ from cotnet.config.compose import Config
 from cotnet.engine import state as checkpoints
 from cotnet.engine.compilation import compiled
 from cotnet.engine.distributed import Ranks, synchronised
-from cotnet.engine.evaluation import Interrupted, evaluate
+from cotnet.engine.evaluation import Interrupted, evaluate, figures
 from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
@@ -35,6 +38,7 @@ from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
 from cotnet.reporting.terminal import say
 from cotnet.settings import Settings
+from data.sets.image_set import ImageSet
 
 
 def run(config: Config) -> int:
@@ -96,7 +100,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
-    state.image_set = train_set.full_fingerprint
+    state.image_set, state.classes = train_set.full_fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         checkpoints.restore(state, checkpoints.load(last), ranks, last)
@@ -119,21 +123,44 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             ),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
-                evaluate,
+                validate,
                 {"raw": state.model} | ({"ema": state.ema.module} if settings.train.ema_decay else {}),
                 val_loader,
-                samples=len(val_set.files),
+                val_set,
+                ExtraSets(config, settings, val_set),
                 flip=settings.data.eval_flip,
                 prepare=parts.evaluation_transform(settings.data, precision),
                 precision=precision,
                 ranks=ranks,
                 stop=lambda: stop.received,
             ),
+            evaluate_every=settings.evaluation.every,
             stop_requested=lambda: stop.received,
         )
         augmentation = build(config["augmentation"], "augmentation")
         settle_buckets(context, state, parts.training_size(augmentation, settings.data, state.epoch))
         fit(context, state)
+
+
+def validate(
+    models: dict[str, nn.Module],
+    loader: Any,
+    images: ImageSet,
+    extra: ExtraSets,
+    *,
+    done: float,
+    last: bool,
+    **given: Any,
+) -> dict[str, dict[str, float]]:
+    """Top-1, top-5, loss and image count of each model on the val split, and top-1 and top-5 on the extra sets that are
+    due after `done` epochs; collective. given: as engine.evaluation.evaluate."""
+    tables = evaluate(models, loader, samples=len(images.files), **given)
+    labels = torch.from_numpy(images.labels)
+    found = {name: figures(table, labels) for name, table in tables.items()}
+    for one in extra.due(done, last=last):
+        for name, more in extra.figures(one, models, **given).items():
+            found[name] |= more
+    return found
 
 
 def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:

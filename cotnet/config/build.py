@@ -203,6 +203,12 @@ def _as(value: Any, hint: Any) -> Any:
         return next(fitting, _UNFIT)
     if origin in (tuple, list):
         return _as_sequence(value, origin, typing.get_args(hint))
+    if origin is dict:
+        of_key, of_value = typing.get_args(hint)
+        items = (
+            {_as(key, of_key): _as(one, of_value) for key, one in value.items()} if isinstance(value, Mapping) else {}
+        )
+        return items if isinstance(value, Mapping) and _UNFIT not in (*items, *items.values()) else _UNFIT
     if origin is typing.Literal:
         same = (option for option in typing.get_args(hint) if type(option) is type(value) and option == value)
         return next(same, _UNFIT)
@@ -257,6 +263,8 @@ def in_words(hint: Any, *, several: bool = False) -> str:
         count = "" if origin is list or options[1:] == (...,) else f"{len(options)} "
         example = f", such as [{shown(given[0])}]" if given and not count else ""
         return f"a list of {count}{in_words(options[0], several=True)}{example}"
+    if origin is dict:
+        return f"names with {in_words(options[1], several=True)}, such as {{NAME: 10}}"
     return _WORDS.get(hint, ("a value of another kind",) * 2)[several]
 
 

@@ -18,6 +18,7 @@ MAY_CHANGE: Final[dict[str, Change]] = {
     "logger": "free",
     "logger.*": "free",
     "checkpoint.*": "free",
+    "evaluation.*": "free",
     "loader.threads": "free",
     "loader.prefetch": "free",
     "data.eval_batch_size": "free",

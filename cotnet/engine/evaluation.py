@@ -1,16 +1,20 @@
 """Exact evaluation: every image once, on any number of ranks, in batches of one fixed shape."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 
-SEEN, LOSS, TOP1, TOP5 = range(4)
+BEST: Final = 5  # classes kept of each image
+# Columns of a table of results: how often an image was seen, its loss and Brier score, its best classes (-1 where there
+# are fewer) and their probabilities.
+SEEN, LOSS, BRIER = range(3)
+CLASSES, PROBABILITIES = slice(3, 3 + BEST), slice(3 + BEST, 3 + 2 * BEST)
+COLUMNS: Final = 3 + 2 * BEST
 
 
 class Loader(Protocol):
@@ -36,22 +40,23 @@ def evaluate(
     ranks: Ranks,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda _images: None,
-) -> dict[str, dict[str, float]]:
-    """Top-1, top-5 (percent), cross-entropy and image count of each model; collective.
+    keep_logits: Callable[[Tensor, Tensor], None] = lambda _indices, _logits: None,
+) -> dict[str, Tensor]:
+    """A table (samples, COLUMNS) of float64 on the CPU for each model; collective.
 
-    Each rank writes its results into a table with one row per sample, and the tables are added. Every sample must have
-    been seen once, so the results are the same on any number of ranks, to the last digit.
+    Each rank fills the rows of its images, and the tables are added: the same bits on any number of ranks.
 
     Args:
         flip: average the logits of each image and its mirror image.
         prepare: normalises uint8 images.
         advance: called with the number of images done since its last call.
+        keep_logits: called with the sample indices (b,) and logits (b, classes) of each batch on the device.
 
     Raises:
         Interrupted: `stop()` was true on some rank.
         RuntimeError: a sample was evaluated not exactly once.
     """
-    tables = {name: torch.zeros(samples, 4, dtype=torch.float64, device=ranks.device) for name in models}
+    tables = {name: torch.zeros(samples, COLUMNS, dtype=torch.float64, device=ranks.device) for name in models}
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
@@ -66,28 +71,47 @@ def evaluate(
                 logits = model(inputs)
                 if flip:
                     logits = (logits + model(inputs.flip(-1))) / 2
-            tables[name][where] += _results(logits[:count], targets[:count])
+            tables[name][where] += results(logits[:count], targets[:count])
+            keep_logits(where, logits[:count])
         advance(count)
     for name, model in models.items():
         model.train(modes[name])
     if ranks.any(stop()):
         raise Interrupted
-    return {name: _figures(ranks.sum(table)) for name, table in tables.items()}
+    return {name: _complete(ranks.sum(table).cpu()) for name, table in tables.items()}
 
 
-def _results(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, classes) -> (B, 4): one, loss, hit among the first, hit among the first five."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]  # (B, 5)
-    loss = F.cross_entropy(logits, targets, reduction="none")
-    return torch.stack([torch.ones_like(loss), loss, hits[:, 0].to(loss), hits.any(1).to(loss)], dim=1).double()
+def results(logits: Tensor, targets: Tensor) -> Tensor:
+    """Rows (B, COLUMNS) of logits (B, classes). An image without a label has target -1 and loss and Brier score 0.
+
+    The Brier score is the squared distance of the probabilities from the target (Brier 1950).
+    """
+    log_probabilities = logits.double().log_softmax(1)
+    probabilities = log_probabilities.exp()
+    labelled, own = targets >= 0, targets.clamp(min=0)[:, None]
+    loss = -log_probabilities.gather(1, own)[:, 0]
+    brier = (probabilities**2).sum(1) - 2 * probabilities.gather(1, own)[:, 0] + 1
+    rows = torch.full((len(logits), COLUMNS), -1, dtype=torch.float64, device=logits.device)
+    rows[:, SEEN] = 1
+    rows[:, LOSS] = torch.where(labelled, loss, 0)
+    rows[:, BRIER] = torch.where(labelled, brier, 0)
+    best = logits.topk(min(BEST, logits.shape[1])).indices
+    rows[:, CLASSES][:, : best.shape[1]] = best.double()
+    rows[:, PROBABILITIES] = 0
+    rows[:, PROBABILITIES][:, : best.shape[1]] = probabilities.gather(1, best)
+    return rows
 
 
-def _figures(table: Tensor) -> dict[str, float]:
-    table = table.cpu()
+def figures(table: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 in percent, cross-entropy and image count of a table (N, COLUMNS) and labels (N,)."""
+    hits, images = table[:, CLASSES] == labels[:, None], len(table)
+    top1, top5 = int(hits[:, 0].sum()), int(hits.any(1).sum())
+    loss = float(table[:, LOSS].sum()) / images
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss, "images": images}
+
+
+def _complete(table: Tensor) -> Tensor:
     wrong = int((table[:, SEEN] != 1).sum())
     if wrong:
         raise RuntimeError(f"{wrong} of {len(table)} samples were not evaluated exactly once")
-    loss, top1, top5 = table[:, LOSS:].sum(0).tolist()
-    images = len(table)
-    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images, "images": images}
+    return table

@@ -82,13 +82,14 @@ class MovingAverage:
     """Exponential moving average of weights and buffers; `module` is the averaged model.
 
     The decay at update t is min(decay, (1 + t) / (10 + t)): short runs forget the initial weights. (torch's
-    AveragedModel keeps its counter on the device; reading it would synchronise at every step.)
+    AveragedModel keeps its counter on the device; reading it would synchronise at every step.) With decay 0 `module` is
+    the model itself: no copy, nothing to update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.module = copy.deepcopy(model).requires_grad_(requires_grad=False)
+        self.module = copy.deepcopy(model).requires_grad_(requires_grad=False) if decay else model
         self._averaged, self._averaged_counts = _tensors(self.module)
         self._current, self._current_counts = _tensors(model)
 
@@ -96,10 +97,12 @@ class MovingAverage:
     def update(self) -> None:
         """Averages in the model's current weights."""
         rate = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        if not self.decay:
+            return
         torch._foreach_lerp_(self._averaged, self._current, 1 - rate)
         if self._current_counts:
             torch._foreach_copy_(self._averaged_counts, self._current_counts)
-        self.updates += 1
 
 
 def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

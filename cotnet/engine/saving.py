@@ -41,11 +41,13 @@ class Background:
 
 
 def snapshot(tree: Any) -> Any:
-    """The same containers with every tensor copied to the CPU, so that training can change the originals."""
+    """The same containers with every tensor copied to the CPU, so that training can change the originals. A value that
+    a dictionary holds twice stays one."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
-        return {key: snapshot(value) for key, value in tree.items()}
+        copies = {id(value): snapshot(value) for value in tree.values()}
+        return {key: copies[id(value)] for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(snapshot(value) for value in tree)
     return tree

@@ -46,6 +46,7 @@ class State:
     lr_factor: float = 1.0  # what rollbacks made of the learning rate
     run_id: str = ""
     image_set: str = ""  # names the training set
+    classes: tuple[str, ...] = ()  # of the training set
     seconds: float = 0.0  # of the whole run, over all its processes
     train_seconds: float = 0.0  # of the logged windows, in which `trained_images` went by
     trained_images: int = 0
@@ -96,14 +97,16 @@ def pack(state: State, ranks: Ranks, config: str) -> Checkpoint:
     per_rank = ranks.gather(own)
     if not ranks.first:
         return {}
+    model = state.model.state_dict()
     return {
         "format": FORMAT,
         "config": config,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "progress": copy.deepcopy(progress(state)),
         "image_set": state.image_set,
-        "model": state.model.state_dict(),
-        "ema": state.ema.module.state_dict(),
+        "classes": list(state.classes),
+        "model": model,
+        "ema": model if state.ema.module is state.model else state.ema.module.state_dict(),  # one copy in the file
         "ema_updates": state.ema.updates,
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),

@@ -89,7 +89,8 @@ class TrainContext:
     schedule: Callable[[float], float]
     data: TrainData
     output: Output
-    evaluate: Callable[[], dict[str, dict[str, float]]]
+    evaluate: Callable[..., dict[str, dict[str, float]]]  # (done: epochs, last: at the end) -> figures by weights
+    evaluate_every: int  # epochs
     stop_requested: Callable[[], bool]
 
 

@@ -133,7 +133,7 @@ def save(context: TrainContext, state: State, *, best: bool = False) -> None:
 
 
 def finish_epoch(context: TrainContext, state: State) -> None:
-    """Averages BatchNorm statistics over ranks, evaluates raw and averaged weights, reports and saves.
+    """Averages BatchNorm statistics over ranks, evaluates raw and averaged weights if due, reports and saves.
 
     Raises:
         Interrupted: a stop was requested during the evaluation; the state before it is saved.
@@ -141,8 +141,13 @@ def finish_epoch(context: TrainContext, state: State) -> None:
     """
     average_buffers(context.ranks, state.model, state.ema.module)
     done = state.epoch + state.batch_in_epoch / context.data.steps_per_epoch
+    last = _is_last(context, state)
+    if not last and done % context.evaluate_every:
+        state.epoch, state.batch_in_epoch = state.epoch + 1, 0
+        save(context, state)
+        return
     try:
-        figures = context.evaluate()
+        figures = context.evaluate(done=done, last=last)
         figures.setdefault("ema", figures["raw"])  # without averaging they are the same weights
     except Interrupted:
         save(context, state)
@@ -163,6 +168,14 @@ def finish_epoch(context: TrainContext, state: State) -> None:
     if state.batch_in_epoch == context.data.steps_per_epoch:
         state.epoch, state.batch_in_epoch = state.epoch + 1, 0
     save(context, state, best=best)
+
+
+def _is_last(context: TrainContext, state: State) -> bool:
+    """Whether the run ends with the evaluation that follows; collective, because clocks differ."""
+    settings = context.settings
+    whole = state.batch_in_epoch == context.data.steps_per_epoch
+    over_limit = over(settings.max_steps, state.step) or over(settings.max_minutes, state.seconds / 60)
+    return context.ranks.any(not whole or over_limit or state.epoch + 1 >= settings.epochs)
 
 
 def roll_back(context: TrainContext, state: State, bad: NotFinite) -> None:

@@ -108,7 +108,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_multiply_adds(model: nn.Module, side: int) -> int:
     """For one image of side x side: convolutions, linear layers, attention products, and C * H * W * K * K for each
-    local aggregation. Norms, activations and pooling are not counted. The model is on the meta device.
+    local aggregation. Norms, activations and pooling are not counted. The model is in evaluation mode, on any device;
+    the meta device takes no memory.
     """
     aggregations: list[int] = []
 
@@ -117,7 +118,8 @@ def count_multiply_adds(model: nn.Module, side: int) -> int:
 
     handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, CoTLayer)]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(torch.empty(1, 3, side, side, device="meta"))
+        first = next(model.parameters())
+        model(torch.zeros(1, 3, side, side, device=first.device, dtype=first.dtype))
     for handle in handles:
         handle.remove()
     return int(counter.get_total_flops() // 2 + sum(aggregations))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save
 from torch import nn
 
 from cotnet import models
@@ -49,7 +49,17 @@ def load_weights(
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write the state dict as .safetensors; load_weights reads back the same bits."""
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}, path)
+    Path(path).write_bytes(to_bytes(model))
+
+
+def to_bytes(model: nn.Module) -> bytes:
+    """The state dict as the content of a .safetensors file."""
+    return save({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()})
+
+
+def from_bytes(model: nn.Module, content: bytes) -> None:
+    """Load what `to_bytes` made of a model of the same architecture."""
+    model.load_state_dict(load(content))
 
 
 def classifier_keys(model: nn.Module) -> list[str]:

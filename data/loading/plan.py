@@ -140,7 +140,7 @@ class EvaluationPlan:
     """Every sample exactly once, in batches of one fixed size, on any number of ranks; methods as in TrainPlan.
 
     batch_size: per rank. Batch j of the split holds samples j * batch_size onward, the last one with PADDING. Rank r of
-    R takes batches r, r + R, ...
+    R takes batches r, r + R, ... border: pixels cut off on each side before resizing.
     """
 
     samples: int
@@ -149,6 +149,7 @@ class EvaluationPlan:
     world_size: int
     image_size: int
     crop_ratio: float
+    border: int = 0
 
     @property
     def rank_batch(self) -> int:
@@ -164,7 +165,9 @@ class EvaluationPlan:
         return np.where(index < self.samples, index, PADDING)
 
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:  # noqa: ARG002
-        return central_geometry(sizes, self.image_size, crop_ratio=self.crop_ratio)
+        geometry = central_geometry(sizes - 2 * self.border, self.image_size, crop_ratio=self.crop_ratio)
+        geometry.box[:, :2] += self.border
+        return geometry
 
 
 BatchPlan = TrainPlan | EvaluationPlan

@@ -14,6 +14,17 @@ DECODING_ERRORS: Final = (OSError, SyntaxError, ValueError, Image.DecompressionB
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
+class DamagedImageError(DataError):
+    """A file that is missing or does not decode."""
+
+    def __init__(self, path: Path | str, reason: str, remedy: str) -> None:
+        super().__init__(f"{path}: {reason}; {remedy}")
+        self.path, self.reason, self._remedy = Path(path), reason, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:  # from a worker process
+        return type(self), (self.path, self.reason, self._remedy)
+
+
 def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width in pixels as stored, from the file's header; EXIF orientation is ignored.
 
@@ -36,11 +47,13 @@ def decoding_error(path: Path | str) -> Exception | None:
     return None
 
 
-def damaged(path: Path | str, error: Exception) -> DataError:
+def damaged(path: Path | str, error: Exception) -> DamagedImageError:
     """The one-line error for a file that does not decode."""
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: the image has vanished; restore it or read the set anew")
-    return DataError(f"{path}: {damaged_reason(error)}; replace or remove it, or let python -m data.check exclude it")
+        return DamagedImageError(path, "the image has vanished", "restore it or read the set anew")
+    return DamagedImageError(
+        path, damaged_reason(error), "replace or remove it, or let python -m data.check exclude it"
+    )
 
 
 def damaged_reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from cotnet.commands.reference import CONTRACT, contract, declared, help_page, m
 from cotnet.config.build import TARGETS
 from cotnet.config.compose import compose, flatten, unresolved
 
-CHOSEN = {group: members(group) for group in (*TARGETS, "data", "sweep")}
+CHOSEN = {group: members(group) for group in (*TARGETS, "data", "sweep", "suite")}
 # Each member of each group once: one member of every group at a time.
 TURNS = [
     [f"{group}={name}" for group, name in zip(CHOSEN, names, strict=True) if name]
@@ -26,14 +26,15 @@ def test_the_contract_holds_the_declared_settings():
 
 def test_every_key_of_the_sections_is_declared_and_no_other():
     config = flatten(compose("train", ["data.root=x"]))
-    sections = ("train.", "data.", "launch.", "checkpoint.")
+    sections = ("train.", "data.", "launch.", "checkpoint.", "evaluation.")
     keys = {key for key in config if "." not in key or key.startswith(sections)}
     assert declared().keys() == keys
 
 
 @pytest.mark.parametrize("overrides", TURNS)
 def test_every_setting_of_every_member_has_a_meaning(overrides):
-    for program, groups in (("train", tuple(CHOSEN)), ("evaluate", ("backbone", "data", "loader"))):
+    of_train = tuple(group for group in CHOSEN if group != "suite")
+    for program, groups in (("train", of_train), ("evaluate", ("backbone", "data", "loader", "suite"))):
         given = [override for override in overrides if override.partition("=")[0] in groups]
         config = unresolved(program, given)
         known = meanings(program, config)

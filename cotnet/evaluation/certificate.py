@@ -1,0 +1,114 @@
+"""The ways from a file to the model's pixels, so that an evaluation can say what its loader costs in accuracy."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional
+
+from cotnet.engine.distributed import Ranks
+from cotnet.evaluation.predictions import Predictions
+from cotnet.evaluation.statistics import paired_difference, percent
+from cotnet.settings import DataSettings
+from data.loading.dali import DaliLoader
+from data.loading.plan import Batch, EvaluationPlan
+from data.loading.torchvision import TorchvisionLoader
+from data.sets.image_file import damaged, image_size
+from data.sets.image_set import ImageSet
+
+Maker = Callable[[ImageSet], Any]
+REFERENCE = "pil"
+
+
+class TensorLoader:
+    """A BatchLoader of an evaluation: torchvision decodes to tensors and resizes these, antialiased."""
+
+    def __init__(self, images: ImageSet, plan: EvaluationPlan, *, device: torch.device, interpolation: str) -> None:
+        self._set, self._plan, self._device = images, plan, device
+        self._interpolation = functional.InterpolationMode(interpolation)
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """As BatchLoader."""
+        for number in range(first, self._plan.batches(epoch)):
+            indices = self._plan.indices(epoch, number)
+            pixels = torch.stack([self._image(epoch, indices[row : row + 1]) for row in range(len(indices))])
+            targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
+            yield Batch(pixels.to(self._device), torch.from_numpy(targets).to(self._device), torch.from_numpy(indices))
+
+    def _image(self, epoch: int, index: np.ndarray) -> torch.Tensor:
+        path = self._set.path(int(index[0]))
+        geometry = self._plan.geometry(epoch, index, np.array([image_size(path)]))
+        try:
+            image = decode_image(str(path), mode=ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise damaged(path, error) from None
+        box, size, offset = (part[0].tolist() for part in geometry[:3])
+        image = functional.resized_crop(image, *box, size=size, interpolation=self._interpolation, antialias=True)
+        side = self._plan.image_size
+        return functional.crop(image, *offset, side, side)
+
+    def close(self) -> None:
+        """As BatchLoader."""
+
+
+class _OnDevice:
+    """A loader on the CPU whose batches go to a device."""
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        for images, targets, indices in self._loader.batches(epoch, first):
+            yield Batch(images.to(self._device), targets.to(self._device), indices)
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+def paths_to_pixels(ranks: Ranks, data: DataSettings, border: int) -> dict[str, Maker]:
+    """A loader of a set by each way: PIL, torchvision's tensors, DALI on the CPU, and on the GPU where there is one."""
+    device, cpu = ranks.device, torch.device("cpu")
+
+    def plan(images: ImageSet) -> EvaluationPlan:
+        return EvaluationPlan(
+            samples=len(images.files),
+            batch_size=min(data.eval_batch_size, len(images.files)),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            image_size=data.eval_size,
+            crop_ratio=data.crop_ratio,
+            border=border,
+        )
+
+    kind = data.eval_interpolation
+    given: dict[str, Any] = {"interpolation": kind, "prefetch": 2}
+    makers: dict[str, Maker] = {
+        REFERENCE: lambda images: TorchvisionLoader(images, plan(images), device=device, threads=2, **given),
+        "tensors": lambda images: TensorLoader(images, plan(images), device=device, interpolation=kind),
+        "dali_cpu": lambda images: _OnDevice(DaliLoader(images, plan(images), device=cpu, threads=2, **given), device),
+    }
+    if device.type == "cuda":
+        makers["dali_gpu"] = lambda images: DaliLoader(images, plan(images), device=device, threads=2, **given)
+    return makers
+
+
+def certificate(by_path: dict[str, Predictions]) -> dict[str, Any]:
+    """certificate.json: the accuracy through each path, and its difference from PIL's."""
+    reference = by_path[REFERENCE]
+    figures: dict[str, Any] = {}
+    for name, found in by_path.items():
+        difference = paired_difference(found.correct, reference.correct)
+        other = found.best[:, 0] != reference.best[:, 0]
+        figures[name] = {
+            "top1": percent(found.correct),
+            "top5": percent(found.in_best),
+            "difference": difference.difference,
+            "interval": [difference.low, difference.high],
+            "only_this_right": difference.only_a,
+            "only_pil_right": difference.only_b,
+            "largest_change_of_confidence": float(np.abs(found.confidence - reference.confidence).max()),
+            "other_class": [found.files[row] for row in np.flatnonzero(other)],
+        }
+    return figures
