@@ -7,7 +7,7 @@ import pytest
 import torch
 from programs import ROOT, run
 
-from cotnet.commands import evaluate
+from cotnet.commands import eval_model, evaluate
 from cotnet.commands import train as train_command
 from cotnet.config.compose import compose, flatten
 from cotnet.errors import InputError
@@ -31,7 +31,7 @@ RIGHT = {
         *("augmentation.mix_epochs", "optimizer.layer_decay", "schedule.warmup_epochs", "logger.entity"),
         *("logger.group", "train.clip_norm", "train.clip_value", "train.bce_threshold", "train.max_steps"),
         *("train.max_minutes", "launch.ranks", "checkpoint.every_steps", "checkpoint.every_minutes"),
-        *("checkpoint.keep_every", "checkpoint.keep_top"),
+        *("checkpoint.keep_every", "checkpoint.keep_top", "evaluation.extra", "evaluation.root"),
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
@@ -127,7 +127,7 @@ def test_every_key_of_evaluate(digits, tmp_path):
     for key in keys:
         for kind in asked:
             try:
-                evaluate.checked(changed(base, key, WRONG[kind]))
+                eval_model.read(*evaluate.checked(changed(base, key, WRONG[kind])))
             except InputError as error:
                 line = str(error)
                 fits = "does not fit the model" in line  # all settings were right: the weights were looked at

@@ -93,6 +93,7 @@ def read(config: Config, group: Sequence[Path]) -> EvaluatedModel:
         own = {**config, "checkpoint": str(path)}
         checkpoint = own_checkpoint(own)
         completed_config = completed(own, checkpoint) if first is None else {**first.config, "checkpoint": str(path)}
+        parts.check_loader(completed_config)
         model = load_model(completed_config, checkpoint)
         if first is None:
             names = checkpoint.get("classes")
@@ -159,7 +160,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     trained = stored_config(checkpoint) if checkpoint else _for_published(config)
     data = {**trained["data"], **_preprocessing(config, checkpoint)}
     data |= {key: value for key, value in config["data"].items() if value is not None}
-    sizes = list(data["eval_size"]) if isinstance(data["eval_size"], list | tuple) else [data["eval_size"]]
+    given = convert(data["eval_size"], int | tuple[int, ...], "data.eval_size")
+    sizes = [given] if isinstance(given, int) else list(given)
     if not sizes or len(set(sizes)) < len(sizes):
         raise InputError(f"data.eval_size={shown(data['eval_size'])} must be a size, or a list of different sizes")
     for size in sizes:

@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from cotnet import parts
 from cotnet.commands import eval_model, eval_report
-from cotnet.commands.eval_sets import read_sets, words_of
+from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
@@ -59,10 +59,14 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     for field in fields(EvaluateSettings):
         if field.name not in ("precision", "checkpoint"):  # choose_precision and checkpoint_files check these
             convert(config[field.name], field.type, field.name)
+    if config["images"] is not None:
+        unlabelled(config["images"], classes=1)
+    eval_model.average_images(config["average"])
     if "parquet" in config["predictions"]:
         require_parquet()
     config = eval_model.separated(config)
     typed(EvaluationData, config["evaluation_data"], "data")
+    count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
     if config["compile"]:
         require_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "compile")
     return config, eval_model.checkpoint_files(config["checkpoint"])
@@ -73,7 +77,6 @@ def _run_one(config: Config, group: list[Path], folder: Path, average: int | Non
     read = eval_model.read(config, group)
     config, leaves = read.config, []
     ranks = count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
-    parts.check_loader(config)
     data = eval_model.data_settings(config)
     if average:
         parts.read_data(data)

@@ -29,6 +29,8 @@ class ExtraSets:
         self._config, self._data = config, settings.data
         self._sets: list[tuple[int, EvaluationSet]] = []
         root, extra = settings.evaluation.root, settings.evaluation.extra or {}
+        if root is not None and not root.is_dir():
+            raise InputError(f"evaluation.root={root}: no such folder; give the one that holds the test sets")
         if extra and settings.data.num_classes != len(suites.synsets()):
             raise InputError(
                 f"evaluation.extra is for ImageNet's 1,000 classes; data.num_classes={settings.data.num_classes}"
