@@ -13,26 +13,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
+from cotnet import settings
 from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_of_target, shown, target_of
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
 from cotnet.errors import InputError
-from cotnet.settings import (
-    OPTIMIZER,
-    AverageSettings,
-    EvaluateSettings,
-    EvaluationData,
-    Pretrained,
-    Settings,
-    SuiteSettings,
-    is_nullable,
-)
+from cotnet.settings import is_nullable
 from cotnet.sweeps.space import SweepSettings, read
 
 CONTRACT: Final = CONF.parent / "docs" / "contract.md"
 
 
-def declared(target: Callable[..., Any] = Settings, prefix: str = "") -> dict[str, str]:
+def declared(target: Callable[..., Any] = settings.Settings, prefix: str = "") -> dict[str, str]:
     """The meaning, range included, of each setting that a dataclass, a function or a class declares, by its key."""
     hints, _, _ = settings_of_target(target)
     found = {f"{prefix}{name}": meaning(hint) for name, hint in hints.items() if setting_of(hint)}
@@ -58,7 +50,7 @@ def of_member(group: str, node: Mapping[str, Any]) -> dict[str, str]:
         target = target_of(node, group)
     except InputError as error:  # a library that is not installed
         return {f"{group}._target_": str(error)}
-    shared = {"backbone": settings_of_target(Pretrained)[0], "optimizer": OPTIMIZER}.get(group, {})
+    shared = {"backbone": settings_of_target(settings.Pretrained)[0], "optimizer": settings.OPTIMIZER}.get(group, {})
     known = declared(target, f"{group}.") | {f"{group}.{name}": meaning(hint) for name, hint in shared.items()}
     library = not target.__module__.startswith(("cotnet.", "data."))
     rest = f"a setting of {node['_target_']}" if library else meaning(settings_of_target(target)[2])
@@ -73,8 +65,8 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
     if config_name == "evaluate":
-        found |= declared(EvaluateSettings) | declared(EvaluationData, "data.")
-        found |= declared(AverageSettings, "average.") | declared(SuiteSettings, "suite.")
+        found |= declared(settings.EvaluateSettings) | declared(settings.EvaluationData, "data.")
+        found |= declared(settings.AverageSettings, "average.") | declared(settings.SuiteSettings, "suite.")
     return {key: found.get(_declared_key(key), "") for key in flatten(config)}
 
 
@@ -109,7 +101,7 @@ def _wrapped(line: str, indent: int) -> str:
 def tables() -> str:
     """The settings of both programs as Markdown tables, with their defaults."""
     lines = []
-    for program, section in (("train", Settings), ("evaluate", EvaluateSettings)):
+    for program, section in (("train", settings.Settings), ("evaluate", settings.EvaluateSettings)):
         defaults = flatten(unresolved(program, []))
         lines += ["", f"| key of `{program}.py` | default | meaning |", "|---|---|---|"]
         lines += [f"| `{key}` | {_default(defaults[key])} | {text} |" for key, text in declared(section).items()]

@@ -57,6 +57,7 @@ def test_help_shows_values_and_meanings():
         command, cwd=ROOT, env=environment() | {"COLUMNS": "200"}, capture_output=True, text=True, check=True
     )
     lines = words(done.stdout)
+    assert "Settings, changed by key=value:" in lines
     assert "train.epochs=7 passes over the training set; at least 1" in lines
     assert "train.clip_value=null largest absolute entry of the gradient; positive or null" in lines
     assert any(line.startswith("backbone: botnet101, botnet152") for line in lines)
