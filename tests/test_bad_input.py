@@ -167,7 +167,7 @@ def test_checkpoints(trained, tmp_path, digits):
     assert "weights=best is unknown" in line_for(good, "weights=best")
     assert "precision=fp33 is unknown; valid: auto, bf16" in line_for(good, "precision=fp33")
     assert line_for(trained / "checkpoints").startswith(f"{trained}/checkpoints is a folder; give a file")
-    pair = "checkpoint=[a.pt,b.pt] must be one path; several, one after another: --multirun checkpoint=A.pt,B.pt"
+    pair = "no checkpoint at a.pt; give checkpoint=PATH of an existing file"
     assert error_line("evaluate.py", "checkpoint=[a.pt,b.pt]", cwd=tmp_path) == pair
     make_digits(tmp_path / "few", train=1, val=1)
     for label in range(4, 10):
