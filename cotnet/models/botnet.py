@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite, resize_on_load
 from cotnet.models.resnet import convolution
-from cotnet.models.resnet_base import Gate, HeadConfig, ImageSize, Operator, ResNet, make_stages, stem
+from cotnet.models.resnet_base import Gate, CommonConfig, ImageSize, Operator, ResNet, make_stages, stem
 from cotnet.settings import Setting
 
 __all__ = ["botnet50", "botnet101", "botnet152", "botnet200"]
@@ -104,50 +104,50 @@ def botnet50(
     stride: Annotated[int, Setting("stride of the last stage", least=1)] = 2,
     heads: Annotated[int, Setting("attention heads; a divisor of the stages' width", least=1)] = 4,
     positions: Annotated[bool, Setting("attention to relative positions, beside that to content")] = True,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1)."""
-    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **head)
+    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
 
 
-def botnet101(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet101(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-101."""
-    return _botnet((3, 4, 23, 3), image_size, **head)
+    return _botnet((3, 4, 23, 3), image_size, **common)
 
 
-def botnet152(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet152(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-152."""
-    return _botnet((3, 8, 36, 3), image_size, **head)
+    return _botnet((3, 8, 36, 3), image_size, **common)
 
 
-def botnet200(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet200(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-200."""
-    return _botnet((3, 24, 36, 3), image_size, **head)
+    return _botnet((3, 24, 36, 3), image_size, **common)
 
 
-def botnet_s1_50(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_50(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
-    return _botnet((3, 4, 6, 3), image_size, stride=1, **head)
+    return _botnet((3, 4, 6, 3), image_size, stride=1, **common)
 
 
-def botnet_s1_59(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_59(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
-    return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_77(*, image_size: ImageSize = 320, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_77(*, image_size: ImageSize = 320, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
-    return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_110(*, image_size: ImageSize = 224, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_110(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
-    return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_128(*, image_size: ImageSize = 256, **head: Unpack[HeadConfig]) -> ResNet:
+def botnet_s1_128(*, image_size: ImageSize = 256, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
-    return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **head)
+    return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
 def _botnet(
@@ -161,7 +161,7 @@ def _botnet(
     positions: bool = True,
     gate: Gate | None = None,
     act: Activation = nn.ReLU,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """`c4` and `c5` are the blocks of the last two stages that attend; `stride` is that of c5."""
     convolve = partial(convolution, act=act)
@@ -181,4 +181,4 @@ def _botnet(
         ],
         strides=(1, 2, 2, stride),
     )
-    return ResNet(partial(stem, act=act), stages, gate=gate, act=act, **head)
+    return ResNet(partial(stem, act=act), stages, gate=gate, act=act, **common)

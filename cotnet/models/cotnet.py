@@ -14,7 +14,7 @@ from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
 from cotnet.models.resnet_base import (
-    HeadConfig,
+    CommonConfig,
     Operator,
     ResNet,
     SmallWidth,
@@ -33,7 +33,7 @@ Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; 
 CoTFusion = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
 
 
-class CoTNetConfig(HeadConfig, total=False):
+class CoTNetConfig(CommonConfig, total=False):
     """The settings of CoTNet-50 and CoTNet-101."""
 
     stages: Stages
@@ -81,40 +81,40 @@ def cotnet101(**settings: Unpack[CoTNetConfig]) -> ResNet:
     return _cotnet((3, 4, 23, 3), cot, **settings)
 
 
-def cotnext50_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
+def cotnext50_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-50 (2x48d): 30.0 M parameters, 4.3 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 6, 3), coxt, width=96, **head)
+    return _cotnet((3, 4, 6, 3), coxt, width=96, **common)
 
 
-def cotnext101_2x48d(**head: Unpack[HeadConfig]) -> ResNet:
+def cotnext101_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-101 (2x48d): 53.3 M parameters, 8.1 G multiply-adds at 224 px."""
-    return _cotnet((3, 4, 23, 3), coxt, width=96, **head)
+    return _cotnet((3, 4, 23, 3), coxt, width=96, **common)
 
 
 def se_cotnetd_50(
     *,
     stages: Stages = (3, 4),
     alternate: Annotated[StageNumbers, Setting("stages of them in which only every other block is CoT")] = (3,),
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px."""
-    return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **head)
+    return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **common)
 
 
-def se_cotnetd_101(**head: Unpack[HeadConfig]) -> ResNet:
+def se_cotnetd_101(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-101: 40.9 M parameters, 8.4 G multiply-adds at 224 px."""
-    return _se_cotnetd((3, 4, 23, 3), **head)
+    return _se_cotnetd((3, 4, 23, 3), **common)
 
 
-def se_cotnetd_152(**head: Unpack[HeadConfig]) -> ResNet:
+def se_cotnetd_152(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-152: 55.8 M parameters, 16.8 G multiply-adds at 256 px; made for 256 and 320 px."""
     operators = [partial(blurred, operator=operator) for operator in (cot, split)]
-    return _se_cotnetd((3, 8, 36, 3), operators=operators, **head)
+    return _se_cotnetd((3, 8, 36, 3), operators=operators, **common)
 
 
-def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **head: Unpack[HeadConfig]) -> ResNet:
+def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
-    return small_resnet(partial(cot, fusion=fusion), width, **head)
+    return small_resnet(partial(cot, fusion=fusion), width, **common)
 
 
 def _cotnet(
@@ -126,11 +126,11 @@ def _cotnet(
     fusion: Fusion = "attention",
     kernel_size: int = 3,
     dilation: int = 1,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     attend = partial(operator, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
     blocks = [[attend if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem, make_stages(blocks, width=width), **head)
+    return ResNet(stem, make_stages(blocks, width=width), **common)
 
 
 def _se_cotnetd(
@@ -140,11 +140,11 @@ def _se_cotnetd(
     operators: Sequence[Operator] = (cot, split),
     stages: Sequence[int] = (3, 4),
     alternate: Sequence[int] = (3,),
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     blocks = []
     for level, depth in enumerate(depths, start=1):
         attends = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
         blocks.append([operators[0] if attend else operators[1] for attend in attends])
     first = partial(deep_stem, width=stem_width, pool=False)
-    return ResNet(first, make_stages(blocks, strides=(2, 2, 2, 2)), shortcut=pooled_projection, **head)
+    return ResNet(first, make_stages(blocks, strides=(2, 2, 2, 2)), shortcut=pooled_projection, **common)

@@ -13,7 +13,7 @@ from torch import nn
 from cotnet.models.layers import Activation, BlurredConv2d, SplitAttention, SqueezeExcite
 from cotnet.models.resnet_base import (
     Gate,
-    HeadConfig,
+    CommonConfig,
     Operator,
     Projection,
     ResNet,
@@ -59,81 +59,81 @@ def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
 grouped = partial(convolution, groups=32)  # the operator of ResNeXt
 
 
-def resnet50(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet50(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50, stride in the 3x3 convolution, torchvision's keys; 25.6 M parameters."""
-    return _resnet((3, 4, 6, 3), **head)
+    return _resnet((3, 4, 6, 3), **common)
 
 
-def resnet50_blurpool(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet50_blurpool(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50 with blurred inputs of its strided convolutions, except the stem's, as FFCV trains it; same keys."""
-    return _resnet((3, 4, 6, 3), operator=blurred_convolution, shortcut=blurred_projection, **head)
+    return _resnet((3, 4, 6, 3), operator=blurred_convolution, shortcut=blurred_projection, **common)
 
 
-def resnet101(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet101(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-101, stride in the 3x3 convolution, torchvision's keys; 44.5 M parameters."""
-    return _resnet((3, 4, 23, 3), **head)
+    return _resnet((3, 4, 23, 3), **common)
 
 
-def resnet152(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet152(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-152, stride in the 3x3 convolution, torchvision's keys; 60.2 M parameters."""
-    return _resnet((3, 8, 36, 3), **head)
+    return _resnet((3, 8, 36, 3), **common)
 
 
-def resnext50_32x4d(**head: Unpack[HeadConfig]) -> ResNet:
+def resnext50_32x4d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeXt-50: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 25.0 M parameters."""
-    return _resnet((3, 4, 6, 3), operator=grouped, width=128, **head)
+    return _resnet((3, 4, 6, 3), operator=grouped, width=128, **common)
 
 
-def resnext101_32x4d(**head: Unpack[HeadConfig]) -> ResNet:
+def resnext101_32x4d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeXt-101: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 44.2 M parameters."""
-    return _resnet((3, 4, 23, 3), operator=grouped, width=128, **head)
+    return _resnet((3, 4, 23, 3), operator=grouped, width=128, **common)
 
 
-def resnet50d(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet50d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50-D: He et al., "Bag of Tricks" (2019), section 4; 25.6 M parameters."""
-    return _resnet_d((3, 4, 6, 3), **head)
+    return _resnet_d((3, 4, 6, 3), **common)
 
 
-def resnet101d(**head: Unpack[HeadConfig]) -> ResNet:
+def resnet101d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-101-D: He et al., "Bag of Tricks" (2019), section 4; 44.6 M parameters."""
-    return _resnet_d((3, 4, 23, 3), **head)
+    return _resnet_d((3, 4, 23, 3), **common)
 
 
-def seresnet50(**head: Unpack[HeadConfig]) -> ResNet:
+def seresnet50(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNet-50: Hu et al. (2018), table 1; 28.1 M parameters."""
-    return _resnet((3, 4, 6, 3), gate=SqueezeExcite, **head)
+    return _resnet((3, 4, 6, 3), gate=SqueezeExcite, **common)
 
 
-def seresnet101(**head: Unpack[HeadConfig]) -> ResNet:
+def seresnet101(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNet-101: Hu et al. (2018), table 1; 49.3 M parameters."""
-    return _resnet((3, 4, 23, 3), gate=SqueezeExcite, **head)
+    return _resnet((3, 4, 23, 3), gate=SqueezeExcite, **common)
 
 
-def seresnet50d(**head: Unpack[HeadConfig]) -> ResNet:
+def seresnet50d(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNetD-50: the gates of SE-ResNet in a ResNet-50-D; 28.1 M parameters."""
-    return _resnet_d((3, 4, 6, 3), gate=SqueezeExcite, **head)
+    return _resnet_d((3, 4, 6, 3), gate=SqueezeExcite, **common)
 
 
-def resnest50(**head: Unpack[HeadConfig]) -> ResNet:
+def resnest50(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeSt-50, radix 2: Zhang et al. (2020); 27.5 M parameters."""
-    return _resnet_d((3, 4, 6, 3), operator=split_attention, **head)
+    return _resnet_d((3, 4, 6, 3), operator=split_attention, **common)
 
 
-def resnest101(**head: Unpack[HeadConfig]) -> ResNet:
+def resnest101(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeSt-101, radix 2: Zhang et al. (2020); 48.3 M parameters."""
-    return _resnet_d((3, 4, 23, 3), operator=split_attention, stem_width=64, **head)
+    return _resnet_d((3, 4, 23, 3), operator=split_attention, stem_width=64, **common)
 
 
-def resnet_small(*, width: SmallWidth = 16, **head: Unpack[HeadConfig]) -> ResNet:
+def resnet_small(*, width: SmallWidth = 16, **common: Unpack[CommonConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
-    return small_resnet(convolution, width, **head)
+    return small_resnet(convolution, width, **common)
 
 
-def small_resnet(operator: Operator, width: int, **head: Unpack[HeadConfig]) -> ResNet:
+def small_resnet(operator: Operator, width: int, **common: Unpack[CommonConfig]) -> ResNet:
     """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage."""
     blocks = [[operator] * depth for depth in (1, 2, 2, 1)]
     stages = make_stages(blocks, width=width, channels=4 * width, strides=(2, 2, 2, 1))
-    return ResNet(partial(small_stem, channels=width), stages, **head)
+    return ResNet(partial(small_stem, channels=width), stages, **common)
 
 
 def _resnet(
@@ -143,10 +143,10 @@ def _resnet(
     shortcut: Projection = projection,
     width: int = 64,
     gate: Gate | None = None,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     stages = make_stages([[operator] * depth for depth in depths], width=width)
-    return ResNet(stem, stages, shortcut=shortcut, gate=gate, zero_last_norm=False, **head)
+    return ResNet(stem, stages, shortcut=shortcut, gate=gate, zero_last_norm=False, **common)
 
 
 def _resnet_d(
@@ -155,7 +155,7 @@ def _resnet_d(
     operator: Operator = convolution,
     stem_width: int = 32,
     gate: Gate | None = None,
-    **head: Unpack[HeadConfig],
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
     stages = make_stages([[operator] * depth for depth in depths])
-    return ResNet(partial(deep_stem, width=stem_width), stages, gate=gate, shortcut=pooled_projection, **head)
+    return ResNet(partial(deep_stem, width=stem_width), stages, gate=gate, shortcut=pooled_projection, **common)

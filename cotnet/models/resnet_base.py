@@ -31,7 +31,7 @@ ImageSize = Annotated[int, Setting("nominal height and width of the position tab
 SmallWidth = Annotated[int, Setting("channels of the first stage; `cotnet_small`: a multiple of 8", least=1)]
 
 
-class HeadConfig(TypedDict, total=False):
+class CommonConfig(TypedDict, total=False):
     """The settings that every constructor takes."""
 
     num_classes: NumClasses
