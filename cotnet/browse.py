@@ -7,7 +7,6 @@ torchvision, their difference (16 times as strong), and the crop after each part
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +14,40 @@ import torch
 from PIL import Image
 
 from cotnet import parts
-from cotnet.commands.contact_sheet import after_each_part, contact_sheet
+from cotnet.commands.contact_sheet import after_each_part, captions, contact_sheet, first_batch
 from cotnet.commands.program import one_line
 from cotnet.config.build import build
 from cotnet.config.compose import Config, compose
-from cotnet.engine.distributed import Ranks
 from cotnet.errors import InputError
 from cotnet.settings import Settings
 from data.loading.plan import Batch
 from data.prepare.commands import positive
 from data.sets.image_set import ImageSet
-from data.sets.read import class_words
 
 DALI, TORCHVISION = "data.loading.dali.DaliLoader", "data.loading.torchvision.TorchvisionLoader"
 
 
 def columns(
-    config: Config, settings: Settings, *, train: ImageSet, epoch: int
+    config: Config, settings: Settings, *, train: ImageSet, count: int, epoch: int
 ) -> tuple[dict[str, torch.Tensor], Batch]:
-    """The sheet's columns by title, each (batch_size, 3, S, S) uint8, and the epoch's first batch, which they show."""
-    by_dali = _first_batch(config, settings, train=train, epoch=epoch, loader=DALI)
-    by_torchvision = _first_batch(config, settings, train=train, epoch=epoch, loader=TORCHVISION)
-    off = {"crop_scale": None, "flip": 0.0}
-    central = _first_batch(config, settings, train=train, epoch=epoch, loader=TORCHVISION, **off)
+    """The sheet's columns by title, each (count, 3, S, S) uint8, and the epoch's first images, which they show."""
+
+    def drawn(loader: str, **changes: Any) -> Batch:
+        node = {"_target_": loader, "threads": 1, "prefetch": 1}
+        augmentation = {**config["augmentation"], "progressive": None, **changes}
+        changed = {**config, "loader": node, "augmentation": augmentation}
+        return first_batch(changed, settings, images=train, count=count, epoch=epoch)
+
+    by_dali, by_torchvision = drawn(DALI), drawn(TORCHVISION)
     difference = (by_dali.images.int() - by_torchvision.images.int()).abs().mul(16).clamp(max=255)
     crops = {
-        "central crop": central.images,
+        "central crop": drawn(TORCHVISION, crop_scale=None, flip=0.0).images,
         "DALI": by_dali.images,
         "torchvision": by_torchvision.images,
         "difference x16": difference.to(torch.uint8),
     }
     augmentation = build(config["augmentation"], "augmentation")
     return crops | after_each_part(augmentation, settings, batch=by_dali, epoch=epoch), by_dali
-
-
-def _first_batch(
-    config: Config, settings: Settings, *, train: ImageSet, epoch: int, loader: str, **changes: Any
-) -> Batch:
-    node = {"_target_": loader, "threads": 1, "prefetch": 1}
-    augmentation = {**config["augmentation"], "progressive": None, **changes}
-    changed = {**config, "loader": node, "augmentation": augmentation}
-    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    opened, _ = parts.train_loader(changed, settings, train, alone)
-    try:
-        batch: Batch = next(opened.batches(epoch))
-    finally:
-        opened.close()
-    return batch
 
 
 def write(sheet: Image.Image, out: Path) -> None:
@@ -90,10 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train, _ = parts.read_data(settings.data)
         if given.images > len(train.files):
             raise InputError(f"--images {given.images}: the training set has {len(train.files)}; ask for at most these")
-        words = class_words(settings.data.root, train.classes)
-        few = replace(settings.train, batch_size=given.images, accumulation=1)
-        found, batch = columns(config, replace(settings, train=few), train=train, epoch=given.epoch)
-        write(contact_sheet(found, [words[label] for label in batch.targets.tolist()]), given.out)
+        found, batch = columns(config, settings, train=train, count=given.images, epoch=given.epoch)
+        write(contact_sheet(found, captions(settings.data, train, batch)), given.out)
     sys.stdout.write(f"{given.out}: {given.images} images, {len(found)} columns\n")
 
 

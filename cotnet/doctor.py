@@ -3,26 +3,21 @@
 The overrides are train.py's. Nothing is changed, no server is asked. Exit code 1 where a run could not start.
 """
 
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import features
 
-from cotnet import parts
+from cotnet.commands.checks import Lines, checked, image_lines, machine_lines, show
 from cotnet.commands.program import one_line
-from cotnet.commands.train import checked as checked_training
 from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
-from cotnet.engine.precision import choose_precision
-from cotnet.errors import InputError
+from cotnet.parts import read_settings
 from cotnet.reporting.environment import driver, machine, versions
+from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_logger import login_state
-from data.sets.read import class_words
-
-Lines = Iterator[tuple[str, str]]
 
 
 def hardware() -> Lines:
@@ -57,25 +52,10 @@ def software() -> Lines:
 
 def choices(config: Config) -> Lines:
     """What a run of this configuration would use; the first problem raises as it would in train.py."""
-    settings = parts.settings_of(config)
-    ranks = count_ranks(settings.launch.ranks)
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    node = config["loader"]
-    name = node["_target_"].rpartition(".")[2]
-    decodes = "GPU" if name == "DaliLoader" and device.type == "cuda" else "CPU"
-    yield "device", f"{ranks} x {device.type}, {choose_precision(settings.train.precision, device)}"
-    cores = len(os.sched_getaffinity(0))
-    advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
-    yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"
-    logger = config["logger"]["_target_"].rpartition(".")[2]
-    yield "backbone", config["backbone"]["_target_"].rpartition(".")[2]
-    yield "logger", logger
-    _, _, train, val = checked_training(config)
-    excluded = train.excluded + val.excluded
-    state = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"
-    words = class_words(settings.data.root, train.classes)
-    yield "image set", f"{settings.data.root}: {len(train.files)} train, {len(val.files)} val images, {state}"
-    yield "classes", f"{len(words)}: {', '.join(words[:4])}{', ...' if len(words) > 4 else ''}"
+    settings = read_settings(config)
+    yield from machine_lines(config, settings.train, count_ranks(settings.launch.ranks))
+    _, _, *splits = checked(config)
+    yield from image_lines(settings.data, *splits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,21 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = given or ["experiment=digits"]
     with one_line(keep=False):
         config = compose("train", overrides)
-    _print("This machine", hardware())
-    _print("Software", software())
-    code = 0
-    try:
-        _print(f"A run of: train.py {' '.join(overrides)}", choices(config))
-    except InputError as error:
-        sys.stdout.write(f"  PROBLEM      {error}\n")
-        code = int(bool(given))  # without a question, a set that is not there yet is no failure
-    sys.exit(code)
-
-
-def _print(title: str, lines: Lines) -> None:
-    sys.stdout.write(f"{title}\n")
-    for name, text in lines:
-        sys.stdout.write(f"  {name:<12} {text}\n")
+    run = f"A run of: train.py {' '.join(overrides)}"
+    for title, page in {"This machine": hardware, "Software": software, run: lambda: choices(config)}.items():
+        say(title)
+        refused = show(page)
+    sys.exit(int(bool(refused and given)))  # without a question, a set that is not there yet is no failure
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cotnet.config.build import about, bind, build, check, nearest, require_group, shown, typed
+from cotnet.config.build import about, bind, build, check, convert, nearest, require_group, shown, typed
 from cotnet.config.compose import Config
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.optimizer import parameter_groups
@@ -19,19 +19,16 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.settings import DataSettings, Pretrained, Section, Settings
+from cotnet.settings import OPTIMIZER, DataSettings, Pretrained, Settings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
 from data.loading.plan import EvaluationPlan, TrainPlan
-from data.loading.plan import check_loader as check_loader_settings
 from data.loading.progressive import ProgressiveLoader, ramp
 from data.sets.image_set import ImageSet
 from data.sets.read import read_splits
 
-SECTIONS = {
-    one.name: one.type
-    for one in dataclasses.fields(Settings)
-    if isinstance(one.type, type) and issubclass(one.type, Section)
+SECTIONS: dict[str, Any] = {
+    field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)
 }
 CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
 
@@ -47,9 +44,8 @@ def read_settings(config: Config) -> Settings:
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
-    if not isinstance(config["explain"], bool):
-        raise InputError(f"explain={shown(config['explain'])} must be true or false")
-    return Settings(seed=seed, output_dir=config["output_dir"], explain=config["explain"], **sections)
+    explain = convert(config["explain"], bool, "explain")
+    return Settings(seed=seed, output_dir=config["output_dir"], explain=explain, **sections)
 
 
 def check_keys(config: Config, known: set[str]) -> None:
@@ -60,7 +56,6 @@ def check_keys(config: Config, known: set[str]) -> None:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
-COUNTS = {"num_classes", "image_size", "width", "heads", "stride", "kernel_size", "dilation"}  # of a backbone
 LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
 
 
@@ -100,21 +95,12 @@ def on_meta(node: Mapping[str, Any]) -> nn.Module:
 
 def check_loader(config: Config) -> None:
     """Raises InputError for an unknown loader or loader setting."""
-    node = config["loader"]
-    check(node, "loader", LOADER_GIVEN)
-    least = 0 if node["_target_"].endswith("TorchvisionLoader") else 1  # 0: in the training process
-    try:
-        check_loader_settings("bilinear", threads=node["threads"], prefetch=node["prefetch"], least_threads=least)
-    except DataError as error:
-        raise InputError(about("loader", error)) from None
+    check(config["loader"], "loader", LOADER_GIVEN)
 
 
 def check_backbone(node: Mapping[str, Any]) -> None:
     """Raises InputError for an unknown backbone or backbone setting."""
     check(trusted_backbone(dict(node)), "backbone", ())
-    for name in COUNTS & node.keys():
-        if isinstance(node[name], int) and node[name] < 1:
-            raise InputError(f"backbone.{name}={node[name]} must be at least 1")
     start = pretrained(node)
     if start.weights is not None and not start.weights.exists():
         raise InputError(f"backbone.weights={start.weights} does not exist; give the path of a weights file")
@@ -163,19 +149,12 @@ def default_warmup(config: Config) -> str | None:
 
 
 def _optimizer_node(config: Config) -> Config:
-    node = {key: value for key, value in config["optimizer"].items() if key not in OURS}
-    for key in ("lr_per_256", "lr"):
-        value = config["optimizer"].get(key, 1.0 if key == "lr_per_256" else None)
-        if not _is_number(value) or value <= 0:
-            raise InputError(f"optimizer.{key}={shown(value)} must be a positive number")
-    decay = config["optimizer"].get("layer_decay")
-    if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
-        raise InputError(f"optimizer.layer_decay={shown(decay)} must be above 0 and at most 1, or null")
-    return node
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    """The settings of the optimizer's constructor. Raises InputError for one, of it or of OURS, that is wrong."""
+    given = {"lr": None, **config["optimizer"]}
+    for key, hint in OPTIMIZER.items():
+        if key in given:
+            convert(given[key], hint, f"optimizer.{key}")
+    return {key: value for key, value in config["optimizer"].items() if key not in OURS}
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -196,26 +175,22 @@ def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
     except DataError as error:
         names_root = str(error).startswith(f"{settings.root}:")
         raise InputError(f"data.root{'=' if names_root else ': '}{error}") from None
-    check_classes(settings, splits[0])
-    return splits
-
-
-def check_classes(settings: DataSettings, images: ImageSet) -> None:
-    """Raises InputError unless the set has `data.num_classes` classes."""
-    classes = len(images.classes)
+    classes = len(splits[0].classes)
     if classes != settings.num_classes:
         raise InputError(
             f"{settings.root} has {classes} classes but data.num_classes is {settings.num_classes}; "
             f"set data.num_classes={classes}"
         )
+    return splits
 
 
 def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ranks) -> tuple[Any, int]:
     """The training loader of this rank and the number of optimizer steps in an epoch.
 
     Raises:
-        InputError: the batch does not divide over the ranks; DataError: it is larger than the set.
+        InputError: the batch does not divide over the ranks, or is larger than the set.
     """
+    settings.train.check_batch(ranks.world_size, len(images.files))
     augmentation: Augmentation = build(config["augmentation"], "augmentation")
     plan = TrainPlan(
         samples=len(images.files),
@@ -251,11 +226,6 @@ def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) ->
         return ramp(epoch, start=start, end=data.image_size, begin=begin, until=until)
     except DataError as error:
         raise InputError(f"augmentation.progressive: {error}") from None
-
-
-def image_size_at(config: Config, settings: Settings, epoch: int) -> int:
-    """Side of the training images in an epoch of this configuration, in pixels."""
-    return training_size(build(config["augmentation"], "augmentation"), settings.data, epoch)
 
 
 def evaluation_loader(

@@ -1,22 +1,62 @@
-"""The settings of a run in `train`, `data`, `launch` and `checkpoint`, each with its meaning and range.
+"""What a setting is, and the settings of `train`, `data`, `launch`, `checkpoint`, `optimizer` and evaluate.py.
 
 Default values are in conf/ only. Settings of other groups are declared where they are built.
 """
 
+import operator
 import types
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from cotnet.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+_LIMITS: Final = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
-def setting(meaning: str, **bounds: float) -> Any:
-    """A field with its meaning and range: `least` and `most` are allowed values, `above` and `below` are not."""
-    return field(metadata={"meaning": meaning, "bounds": bounds})
+class Setting:
+    """The meaning of a setting, with its unit, and its limits: `least` and `most` are allowed, `above` and `below` not.
+
+    `off` is allowed outside the limits: it turns something off. A field is declared by `setting`, a parameter of a
+    function by its type: `lr: Annotated[float, Setting("peak learning rate", above=0)]`.
+    """
+
+    def __init__(self, meaning: str, *, off: float | None = None, **limits: float) -> None:
+        self.meaning, self.off, self.limits = meaning, off, limits
+
+    @property
+    def range(self) -> str:
+        """The range in words: "above 0 and at most 1"; empty without limits."""
+        words = " and ".join(f"{_LIMITS[name][0]} {number(limit)}" for name, limit in self.limits.items())
+        if self.limits == {"above": 0}:
+            words = "positive"
+        if self.limits.keys() == {"least", "most"}:
+            words = f"from {number(self.limits['least'])} to {number(self.limits['most'])}"
+        return words if self.off is None else f"{number(self.off)}, which is off, or {words}"
+
+    def refusal(self, name: str, value: Any, *, nullable: bool) -> str:
+        """What is wrong with a number, or a list of numbers, for a person; empty if it is in the range, or null."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        checks = (_LIMITS[kind][1](one, limit) for one in numbers for kind, limit in self.limits.items())
+        if value in (None, self.off) or all(checks):
+            return ""
+        text = ",".join(map(number, numbers))
+        text = f"[{text}]" if isinstance(value, tuple) else text
+        return f"{name}={text} must be {self.range}{', or null' if nullable else ''}"
+
+
+def setting(meaning: str, *, default: Any = MISSING, **limits: float) -> Any:
+    """A field that is a Setting."""
+    return field(default=default, metadata={"setting": Setting(meaning, **limits)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,34 +69,9 @@ class Section:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            bounds, value = one.metadata.get("bounds"), getattr(self, one.name)
-            if bounds and value is not None:
-                check_range(one.name, value, bounds, nullable=is_nullable(one.type))
-
-
-def check_range(name: str, value: Any, bounds: dict[str, float], *, nullable: bool = False) -> None:
-    """Raises ValueError unless the number, or each of a list, lies in the range."""
-    within = {
-        "least": lambda number, bound: number >= bound,
-        "most": lambda number, bound: number <= bound,
-        "above": lambda number, bound: number > bound,
-        "below": lambda number, bound: number < bound,
-    }
-    numbers = value if isinstance(value, tuple) else (value,)
-    if not all(within[kind](number, bound) for number in numbers for kind, bound in bounds.items()):
-        shown = [_short(number) for number in numbers]
-        text = f"[{','.join(shown)}]" if isinstance(value, tuple) else shown[0]
-        raise ValueError(f"{name}={text} must be {range_in_words(bounds)}{', or null' if nullable else ''}")
-
-
-def range_in_words(bounds: dict[str, float]) -> str:
-    """{"above": 0, "most": 1} -> "above 0 and at most 1"."""
-    if bounds == {"above": 0}:
-        return "positive"
-    if bounds.keys() == {"least", "most"}:
-        return f"from {_short(bounds['least'])} to {_short(bounds['most'])}"
-    words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
-    return " and ".join(f"{words[kind]} {_short(bound)}" for kind, bound in bounds.items())
+            declared, value = one.metadata.get("setting"), getattr(self, one.name)
+            if declared and (line := declared.refusal(one.name, value, nullable=is_nullable(one.type))):
+                raise ValueError(line)
 
 
 def is_nullable(kind: Any) -> bool:
@@ -64,11 +79,9 @@ def is_nullable(kind: Any) -> bool:
     return types.NoneType in typing.get_args(kind)
 
 
-def _short(number: float) -> str:
-    return str(number).removesuffix(".0")
-
-
-CROP_RATIOS: Final = (0.1, 1.0)  # images are resized to size / crop_ratio, which costs much memory below 0.1
+def number(value: float) -> str:
+    """A number as messages show it: 2.0 as 2."""
+    return str(value).removesuffix(".0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +155,10 @@ class DataSettings(Section):
     eval_batch_size: int = setting("images per rank and evaluation step; changes no figure", least=1)
     crop_ratio: float = setting(
         "the shorter side is resized to `eval_size / crop_ratio` before the central crop",
-        least=CROP_RATIOS[0],
-        most=CROP_RATIOS[1],
+        least=0.1,  # below, the resized images take much memory
+        most=1,
     )
-    eval_interpolation: Literal["bilinear", "bicubic"] = setting("filter of that resize, antialiased")
+    eval_interpolation: Interpolation = setting("filter of that resize, antialiased")
     eval_flip: bool = setting("evaluate the mean of the logits of each image and its mirror image")
     mean: tuple[float, float, float] = setting("per channel, of images in [0, 1]")
     std: tuple[float, float, float] = setting("per channel, of images in [0, 1]", above=0)
@@ -155,16 +168,18 @@ class DataSettings(Section):
 class Pretrained(Section):
     """Which weights a backbone starts from: keys of `backbone`."""
 
-    weights: Path | None = None
-    ema: bool = True
-    head: Literal["keep", "reset"] = "keep"
+    weights: Path | None = setting("a `.pth`, `.pt` or `.safetensors` file to start from", default=None)
+    ema: bool = setting("of a file with both: the averaged weights, else those of the last step", default=True)
+    head: Literal["keep", "reset"] = setting(
+        "the classifier of that file: `keep` it, or `reset` it for other classes", default="keep"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings(Section):
     """`launch` of the configuration."""
 
-    ranks: int | None = setting("processes; null: one per visible GPU, one without a GPU")
+    ranks: int | None = setting("processes; null: one per visible GPU, one without a GPU", least=1)
     timeout_minutes: float = setting("how long a rank waits for another before the run ends with a hint", above=0)
 
 
@@ -176,6 +191,22 @@ class CheckpointSettings(Section):
     every_minutes: float | None = setting("minutes between two saves within an epoch", above=0)
     keep_every: int | None = setting("keep `epoch_NNNN.pt` of every n-th epoch", above=0)
     keep_top: int | None = setting("keep `epoch_NNNN.pt` of the best k epochs by top-1", above=0)
+
+
+# Of torch's and timm's optimizers, and this project's own `lr_per_256` and `layer_decay`.
+OPTIMIZER: Final[dict[str, Any]] = {
+    "lr_per_256": Annotated[float, Setting("peak learning rate for a batch of 256", above=0)],
+    "lr": Annotated[float, Setting("peak learning rate; default: `lr_per_256` x `train.batch_size` / 256", above=0)],
+    "layer_decay": Annotated[
+        float | None,
+        Setting("each layer's rate is this times that of the layer after it; null: one rate", above=0, most=1),
+    ],
+    "weight_decay": Annotated[float, Setting("of weights; biases and norms have none", least=0)],
+    "momentum": Annotated[float, Setting("decay of the running sum of gradients", least=0, most=1)],
+    "nesterov": Annotated[bool, Setting("Nesterov's momentum")],
+    "betas": Annotated[tuple[float, ...], Setting("decay of the gradient's averages", least=0, below=1)],
+    "eps": Annotated[Any, Setting("added to the denominator")],
+}
 
 
 @dataclass(frozen=True, kw_only=True)

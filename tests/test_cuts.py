@@ -148,7 +148,7 @@ def test_the_first_thing_a_newcomer_tries(digits, tmp_path):
     refused = run(
         "train.py", *given, "train.epochs=1", "schedule.warmup_epochs=1", "output_dir=x", cwd=tmp_path, code=2
     )
-    line = "schedule.warmup_epochs=1 must be at least 0 and below the run's 1 epochs; set schedule.warmup_epochs=0.1"
+    line = "schedule.warmup_epochs=1 must be below the run's 1 epochs; set schedule.warmup_epochs=0.1"
     assert line in refused.stderr
     evaluated = run("evaluate.py", f"checkpoint={next((tmp_path / 'outputs').iterdir())}", cwd=tmp_path)
     assert "/checkpoints/best.pt (" in evaluated.stdout

@@ -17,16 +17,15 @@ def test_one_page_about_the_machine_and_a_run(tmp_path):
     page = run_process("-m", "cotnet.doctor", *given, cwd=tmp_path).stdout
     found = dict(re.findall(r"^  (\S[\w &]*?) {2,}(.+)$", page, re.MULTILINE))
     assert found["torch"].startswith(str(torch.__version__).split("+")[0])
-    assert found["image set"] == f"{root}: 30 train, 10 val images, checked, 1 excluded"
+    assert found["images"] == f"30 to train on, 10 to evaluate, in {root}: checked, 1 excluded"
     assert found["classes"] == "10: 0, 1, 2, 3, ..."
     assert found["loader"].startswith("TorchvisionLoader, decodes on the CPU, 4 threads per rank")
-    assert found["backbone"] == "cotnet_small"
     assert {"processor", "driver", "C compiler", "DALI", "decoders", "W&B", "device", "logger"} <= found.keys()
     assert len(page.splitlines()) < 40
 
 
 def test_a_run_that_cannot_start(tmp_path):
     done = run_process("-m", "cotnet.doctor", "experiment=digits", "data.root=nowhere", cwd=tmp_path, code=1)
-    assert "PROBLEM      data.root=nowhere: no such folder" in done.stdout
+    assert "REFUSED        data.root=nowhere: no such folder" in done.stdout
     done = run_process("-m", "cotnet.doctor", "backbone=cotnet5", cwd=tmp_path, code=2)
     assert "backbone=cotnet5 is unknown" in done.stderr

@@ -39,7 +39,6 @@ RIGHT = {
     ),
     "text": ("logger.project", "logger.entity", "logger.group"),
     "list": ("logger.tags",),
-    "huge": ("optimizer.lr_per_256",),  # a rate that the loss will not survive
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import SMALL, checkpoint, make_digits, run
+from programs import SMALL, assert_same_weights, checkpoint, make_digits, run
 
 from cotnet import parts
 from cotnet.config.compose import compose
@@ -43,8 +43,26 @@ def test_growing_images(digits):
     sizes = [next(loader.batches(epoch)).images.shape[-1] for epoch in range(5)]
     loader.close()
     assert sizes == [16, 16, 32, 64, 64]
-    with pytest.raises(InputError, match=r"^augmentation.progressive: image size 64 to 32 over the epochs 1 to 3 does"):
-        open_loader(digits, "augmentation.progressive=[64,1,3]")
+    for size, begin, until in ((64, 1, 3), (0, 1, 3), (16, 2, 2), (16, -1, 2)):
+        line = rf"^augmentation.progressive: image size {size} to 32 over the epochs {begin} to {until} does not grow; "
+        with pytest.raises(InputError, match=line):
+            open_loader(digits, f"augmentation.progressive=[{size},{begin},{until}]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.batch_size=24", "train.accumulation=5"],
+            "train.batch_size=24 is not divisible by 1 ranks x 5 accumulation steps; use 20 or 25",
+        ),
+        (["train.batch_size=41"], "train.batch_size=41 exceeds the 40 training images; lower it"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(overrides, message, digits):
+    with pytest.raises(InputError) as caught:
+        open_loader(digits, *overrides)
+    assert str(caught.value) == message
 
 
 @pytest.mark.slow
@@ -76,3 +94,23 @@ def test_another_set_is_refused_and_an_excluded_file_is_not(digits, tmp_path):
     done = run("train.py", *given, "train.max_steps=2", cwd=tmp_path)
     assert f"{root}: 1 train and 0 val files are excluded, for the reasons in {root}/manifest.json" in done.stdout
     assert checkpoint(tmp_path / "run")["progress"]["step"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_continues_where_its_images_have_moved(digits, tmp_path):
+    """In its default folder, to the same last bit; a set with other images is refused, though the run is finished."""
+    first, second = Path(shutil.copytree(digits, tmp_path / "first")), tmp_path / "second"
+    run("train.py", *SMALL, f"data.root={first}", "output_dir=uncut", cwd=tmp_path)
+    run("train.py", *SMALL, f"data.root={first}", "train.max_steps=3", cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert checkpoint(folder)["progress"]["step"] == 3
+    first.rename(second)
+    done = run("train.py", *SMALL, f"data.root={second}", cwd=tmp_path)
+    assert f'(data.root was "{first}", now "{second}"; train.max_steps was 3, now null)' in done.stdout
+    assert list((tmp_path / "outputs").iterdir()) == [folder]
+    assert_same_weights(tmp_path / "uncut", folder)
+    other = Path(shutil.copytree(second, tmp_path / "other"))
+    next((other / "train" / "3").iterdir()).unlink()
+    line = run("train.py", *SMALL, f"data.root={other}", cwd=tmp_path, code=2).stderr
+    assert " was trained on image set " in line and line.endswith("or choose another output_dir\n")
+    assert "is finished" in run("train.py", *SMALL, f"data.root={second}", cwd=tmp_path).stdout

@@ -1,6 +1,7 @@
 """Pictures of what training sees: a grid of images under titles, and a batch after each part of its augmentation."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -8,10 +9,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cotnet.settings import Settings
+from cotnet import parts
+from cotnet.config.compose import Config
+from cotnet.engine.distributed import Ranks
+from cotnet.settings import DataSettings, Settings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform
 from data.loading.plan import Batch
+from data.sets.image_set import ImageSet
+from data.sets.read import class_words
 
 _HEAD: Final = 16  # pixels above each picture, for its caption
 _OFF: Final[dict[str, Any]] = {
@@ -20,13 +26,29 @@ _OFF: Final[dict[str, Any]] = {
 }
 
 
+def first_batch(config: Config, settings: Settings, *, images: ImageSet, count: int, epoch: int = 0) -> Batch:
+    """The first `count` training images of an epoch, as the configuration's loader gives them to a single rank."""
+    few = replace(settings.train, batch_size=count, accumulation=1)
+    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    loader, _ = parts.train_loader(config, replace(settings, train=few), images, alone)
+    with closing(loader):
+        batch: Batch = next(loader.batches(epoch))
+        return batch
+
+
+def captions(data: DataSettings, images: ImageSet, batch: Batch) -> list[str]:
+    """What people call the class of each image of a batch."""
+    words = class_words(data.root, images.classes)
+    return [words[label] for label in batch.targets.tolist()]
+
+
 def after_each_part(
     augmentation: Augmentation, settings: Settings, *, batch: Batch, epoch: int
 ) -> dict[str, torch.Tensor]:
     """The batch (n, 3, S, S) uint8 after each part that is on, one more part in each column."""
     data, columns = settings.data, {}
     present = replace(augmentation, **_OFF)
-    parts: dict[str, dict[str, Any]] = {
+    changes: dict[str, dict[str, Any]] = {
         "vertical flip": {"vertical_flip": augmentation.vertical_flip},
         "colour jitter": {"color_jitter": augmentation.color_jitter, "hue": augmentation.hue},
         augmentation.policy or "": {"policy": augmentation.policy},
@@ -34,7 +56,7 @@ def after_each_part(
         "mixed": {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix},
     }
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    for title, part in parts.items():
+    for title, part in changes.items():
         if not any(part.values()):
             continue
         present = replace(present, **part)

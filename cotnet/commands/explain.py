@@ -3,34 +3,27 @@
 Writes only to `explain/` in the run's folder. Lists every reason why training would be refused.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from cotnet import parts
-from cotnet.commands.contact_sheet import after_each_part, contact_sheet
+from cotnet.commands.checks import Lines, image_lines, machine_lines, show
+from cotnet.commands.contact_sheet import after_each_part, captions, contact_sheet, first_batch
 from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.build import build
 from cotnet.config.compose import Config, chosen
-from cotnet.engine.distributed import Ranks
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.rank_environment import first_process
-from cotnet.errors import DataError, InputError
+from cotnet.errors import InputError
 from cotnet.figures import BLUE, GRID, ORANGE, figure
 from cotnet.parts import read_settings
-from cotnet.reporting.terminal import say
 from cotnet.settings import Settings
 from data.augmentation.settings import Augmentation
 from data.sets.image_set import ImageSet
-from data.sets.read import class_words, read_splits
 
 IMAGENET: Final = {1000: 1_281_167}  # classes -> training images, as ILSVRC 2012 publishes them
 ROWS: Final = 8  # images in the contact sheet
-Lines = Iterator[tuple[str, str]]
 
 
 def explain(config: Config) -> int:
@@ -40,58 +33,44 @@ def explain(config: Config) -> int:
     missing = config["data"]["root"] is None
     config["data"]["root"] = config["data"]["root"] or "data.root"
     settings = read_settings(config)
-    wanted = settings.launch.ranks
-    ranks = wanted if wanted and wanted > 0 else count_ranks(wanted)  # may be more than this machine has GPUs
+    ranks = settings.launch.ranks or count_ranks(None)  # may be more than this machine has GPUs
     folder = Path(config["output_dir"]) / "explain"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
-    absent, train = image_set(settings, missing=missing)
+    splits, absent = None, "data.root is not given"
+    if not missing:
+        try:
+            splits = parts.read_data(settings.data)
+        except InputError as error:
+            absent = str(error)
+    train = splits[0] if splits else None
     images = len(train.files) if train else IMAGENET.get(settings.data.num_classes)
-    refused: dict[str, None] = {}  # an ordered set
-    pages: tuple[Callable[[], Lines], ...] = (
-        lambda: budget(config, settings, ranks, images, absent),
-        lambda: fit(settings, ranks, images, train),
+    refused = show(
+        lambda: machine_lines(config, settings.train, ranks),
+        lambda: image_lines(settings.data, *splits) if splits else published(images, absent, refused=not missing),
+        lambda: budget(config, settings, ranks, images),
         lambda: rate(config, settings, folder),
         lambda: model(config, settings),
         lambda: evaluation(settings),
         lambda: pictures(config, settings, train, folder),
         lambda: remarks(config, images),
-        lambda: checked(config),
     )
-    for page in pages:
-        try:
-            for name, text in page():
-                say(f"  {name:<14} {text}")
-        except InputError as error:
-            refused[str(error)] = None
-    for line in refused:
-        say(f"  REFUSED        {line}")
     return 2 if refused else 0
 
 
-def checked(config: Config) -> Lines:
-    """No line; raises what training would be refused for."""
-    parts.settings_of(config)
-    yield from ()
+def published(images: int | None, absent: str, *, refused: bool) -> Lines:
+    """The number of images of a published set, where they are `absent` here; `refused`: training needs them."""
+    number = f"{images:,} to train on, ImageNet-1k's published number" if images else "unknown"
+    yield "images", f"{number}: {absent}"
+    if refused:
+        raise InputError(absent)
 
 
-def image_set(settings: Settings, *, missing: bool) -> tuple[str, ImageSet | None]:
-    """Why there are no images, or an empty string and the training set."""
-    if missing:
-        return "data.root is not given", None
-    try:
-        return "", read_splits(settings.data.root)[0]
-    except DataError as error:
-        return str(error), None
-
-
-def budget(config: Config, settings: Settings, ranks: int, images: int | None, absent: str) -> Lines:
-    """Images, batch, steps."""
+def budget(config: Config, settings: Settings, ranks: int, images: int | None) -> Lines:
+    """Batch and steps; raises if the batch does not fit the images or the ranks."""
     train, data = settings.train, settings.data
-    published = f"{images:,} to train on, ImageNet-1k's published number: {absent}" if images else f"unknown: {absent}"
-    yield "images", published if absent else f"{images:,} to train on, in {data.root}"
     shares = f"{ranks} rank{'s' * (ranks > 1)}"
     if train.accumulation > 1:
         shares += f" x {train.accumulation} micro-batches"
@@ -105,14 +84,7 @@ def budget(config: Config, settings: Settings, ranks: int, images: int | None, a
     repeats = config["augmentation"]["repeats"]
     if isinstance(repeats, int) and repeats > 1:
         yield "", f"{repeats} crops of each image in a batch, so an epoch shows 1/{repeats} of the images"
-
-
-def fit(settings: Settings, ranks: int, images: int | None, train: ImageSet | None) -> Lines:
-    """Whether batch, ranks and classes fit the images; says nothing if they do."""
-    settings.train.check_batch(ranks, images or settings.train.batch_size)
-    if train is not None:
-        parts.check_classes(settings.data, train)
-    yield from ()
+    train.check_batch(ranks, images or train.batch_size)
 
 
 def rate(config: Config, settings: Settings, folder: Path) -> Lines:
@@ -170,28 +142,22 @@ def pictures(config: Config, settings: Settings, train: ImageSet | None, folder:
     if train is None:
         yield "an image", "there is no image set to show it on"
         return
-    few = dataclasses.replace(settings.train, batch_size=min(ROWS, len(train.files)), accumulation=1)
-    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    loader, _ = parts.train_loader(config, dataclasses.replace(settings, train=few), train, alone)
-    try:
-        batch = next(loader.batches(0))
-    finally:
-        loader.close()
+    batch = first_batch(config, settings, images=train, count=min(ROWS, len(train.files)))
     columns = {"cropped": batch.images} | after_each_part(augmentation, settings, batch=batch, epoch=0)
-    words = class_words(settings.data.root, train.classes)
     png = folder / "images.png"
-    contact_sheet(columns, [words[label] for label in batch.targets.tolist()]).save(png)
+    contact_sheet(columns, captions(settings.data, train, batch)).save(png)
     yield "an image", f"{', '.join(columns).replace(', +', ', then')}: {png}"
 
 
 def remarks(config: Config, images: int | None) -> Lines:
-    """What differs from the published recipe, and what is probably not meant."""
+    """What differs from the published recipe, and what is probably not meant; raises what else would be refused."""
     ranks = config["launch"]["ranks"] or count_ranks(None)
     plan = plan_of(config, images=images, recipe=chosen("experiment"), ranks=ranks)
     for line in differences(plan):
         yield "not the recipe", line
     for line in lints(plan):
         yield "LINT", line
+    parts.settings_of(config)
 
 
 def draw_schedule(png: Path, epochs: list[float], rates: list[float], sizes: list[int]) -> None:

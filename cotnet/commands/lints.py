@@ -1,15 +1,15 @@
 """Settings that are probably a mistake: one line each, with the remedy."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
 from cotnet import parts
-from cotnet.config.build import build
+from cotnet.config.build import build, shown
 from cotnet.config.compose import Config, compose, flatten
 from cotnet.engine.schedule import warmup_of
 from cotnet.parts import read_settings
@@ -153,7 +153,7 @@ def unread(plan: Plan) -> Iterator[str]:
     for name, (is_read, reason) in READ_IF.items():
         value = plan.config["augmentation"][name]
         if value != usual[name] and not is_read(plan.augmentation):
-            yield f"augmentation.{name}={_written(value)} is not read: {reason}; turn that on or leave this out"
+            yield f"augmentation.{name}={shown(value)} is not read: {reason}; turn that on or leave this out"
     yield from _unread_rates(plan)
     backbone, train = plan.config["backbone"], plan.config["train"]
     if backbone.get("weights") is None and backbone.get("ema") is False:
@@ -191,7 +191,7 @@ def published_evaluation(plan: Plan) -> Iterator[str]:
     for key in EVALUATION:
         if ours[key] != theirs[key]:
             yield (
-                f"{key}={_written(ours[key])}: experiment={name} evaluates with {_written(theirs[key])}; "
+                f"{key}={shown(ours[key])}: experiment={name} evaluates with {shown(theirs[key])}; "
                 "leave it out to compare with the published accuracy"
             )
 
@@ -232,16 +232,8 @@ def differences(plan: Plan) -> list[str]:
     same = ("data.root", "output_dir", "explain", *(f"{group}." for group in ("launch", "logger", "loader", "sweep")))
     keys = [key for key in sorted(theirs.keys() | ours.keys()) if not key.startswith(same)]
     return [
-        f"{key}={_written(ours.get(key))} ({_written(theirs.get(key))})"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
+        f"{key}={shown(ours.get(key))} ({shown(theirs.get(key))})" for key in keys if ours.get(key) != theirs.get(key)
     ]
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, Mapping | list | tuple):
-        return str(value)
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 RULES: Final = (magnitude, colour, average, early_end, late, unread, published_evaluation, micro_batch)

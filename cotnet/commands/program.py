@@ -46,7 +46,8 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
                 given = config["output_dir"]  # a folder may be called 1
                 if isinstance(given, list | dict | bool):
                     raise InputError(f"output_dir={shown(given)} must be a path, or null for a folder of its own")
-                folder = default_folder(Path(outputs), overrides) if given is None else str(given)
+                root = config_name != "train"
+                folder = default_folder(Path(outputs), overrides, root=root) if given is None else str(given)
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code
             if not multirun:

@@ -12,25 +12,26 @@ from torch import distributed as dist
 from torch import nn
 
 from cotnet import parts
+from cotnet.commands.checks import checked
 from cotnet.commands.explain import explain
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled, require_compiler
+from cotnet.engine.compilation import compiled
 from cotnet.engine.distributed import Ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate, figures
-from cotnet.engine.launch import count_ranks, launch
+from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
-from cotnet.engine.precision import Precision, choose_precision, precision_of
+from cotnet.engine.precision import Precision, precision_of
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
 from cotnet.engine.training import fit
-from cotnet.errors import INTERRUPTED, InputError
+from cotnet.errors import INTERRUPTED
 from cotnet.models.checkpointing import checkpoint_stages
 from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
@@ -56,27 +57,6 @@ def run(config: Config) -> int:
         if code == 0:
             run_folder.say_where(folder)
         return code
-
-
-def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
-    """The configuration with its precision chosen, the number of ranks, and the train and val splits.
-
-    Raises:
-        InputError: a setting or an image set is wrong.
-    """
-    settings = parts.settings_of(config)
-    parts.check_parts(config)
-    ranks = count_ranks(settings.launch.ranks)
-    train_set, val_set = parts.read_data(settings.data)
-    settings.train.check_batch(ranks, len(train_set.files))
-    ExtraSets(config, settings, val_set)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = {"precision": choose_precision(settings.train.precision, device)}
-    if settings.train.sync_bn and device.type == "cpu":
-        raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
-    if settings.train.compile:
-        require_compiler(device, "train.compile")
-    return {**config, "train": config["train"] | chosen}, ranks, train_set, val_set
 
 
 def worker(config: Config, store: dist.Store | None) -> int:
@@ -154,7 +134,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             evaluate_every=settings.evaluation.every,
             stop_requested=lambda: stop.received,
         )
-        settle_buckets(context, state, parts.image_size_at(config, settings, state.epoch))
+        augmentation = build(config["augmentation"], "augmentation")
+        settle_buckets(context, state, parts.training_size(augmentation, settings.data, state.epoch))
         fit(context, state)
 
 

@@ -14,9 +14,10 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from cotnet.errors import DataError, InputError
+from cotnet.settings import Setting, is_nullable
 
 T = TypeVar("T")
 
@@ -49,8 +50,8 @@ def about(key: str, error: ValueError) -> str:
 def typed(cls: type[T], node: Any, key: str) -> T:
     """The frozen dataclass `cls` from a configuration node.
 
-    Raises InputError that names the key for an unknown, missing, mistyped or out-of-range value; `cls` checks its
-    ranges in `__post_init__` by raising ValueError.
+    Raises InputError that names the key for an unknown, missing, mistyped or out-of-range value; what does not go
+    together `cls` refuses in `__post_init__` by raising ValueError.
     """
     require_group(node, key)
     return _call(cls, node, key, {})
@@ -67,22 +68,23 @@ def build(node: Mapping[str, Any], key: str, **given: Any) -> Any:
 
     Raises InputError for a target outside the group's allow-list and as `typed` does.
     """
-    return _call(_target(node, key), _without_target(node), key, given)
+    return _call(target_of(node, key), _without_target(node), key, given)
 
 
 def bind(node: Mapping[str, Any], key: str, *, later: tuple[str, ...], **given: Any) -> functools.partial[Any]:
     """`build`, but for a function whose arguments `later` come with each call."""
-    target, values = _target(node, key), _without_target(node)
+    target, values = target_of(node, key), _without_target(node)
     return functools.partial(target, **_values(target, values, key, {*given, *later}), **given)
 
 
 def check(node: Mapping[str, Any], key: str, given: Iterable[str]) -> None:
     """Raise what `build` would raise before calling, knowing only the names of what will be `given`."""
-    target = _target(node, key)
+    target = target_of(node, key)
     _values(target, _without_target(node), key, set(given))
 
 
-def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
+def target_of(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    """The function or class that a node of the group `key` names; InputError for one that is not allowed or missing."""
     name = node.get("_target_")
     if not isinstance(name, str) or not re.fullmatch(TARGETS[key], name):
         raise InputError(f"{key}._target_ {name!r} is not allowed; it must match {TARGETS[key]}")
@@ -109,7 +111,8 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
     except InputError:
         raise
     except (ValueError, *BUILD_ERRORS) as error:
-        if target.__module__.startswith(("cotnet.engine", "data.")) or _names_setting(error):
+        names_setting = isinstance(error, ValueError) and re.match(r"\w+=", str(error))
+        if target.__module__.startswith(("cotnet.engine", "data.")) or names_setting:
             if not isinstance(error, ValueError):  # a fault of ours
                 raise
             raise InputError(about(key, error)) from None
@@ -122,43 +125,61 @@ def _call(target: Callable[..., T], node: Mapping[str, Any], key: str, given: Ma
 BUILD_ERRORS = (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
-def _names_setting(error: Exception) -> bool:
-    return isinstance(error, ValueError) and re.match(r"\w+=", str(error)) is not None
-
-
 def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given: set[str]) -> dict[str, Any]:
-    hints, required, open_ended = settings_of_target(target)
+    hints, required, others = settings_of_target(target)
     names = hints.keys() - given
     for name in node:
-        if name not in names and not open_ended:
+        if name not in names and others is None:
             raise InputError(f"{key}.{name} is not a setting; {nearest(name, names, prefix=f'{key}.')}")
     for name in sorted(required - given - node.keys()):
-        wanted = in_words(hints[name]) if hints[name] is not Any else "a value"
+        wanted = in_words(plain(hints[name])) if hints[name] is not Any else "a value"
         raise InputError(f"{key}.{name} is required; set {key}.{name} to {wanted}")
     return {name: convert(value, hints.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
 
-def settings_of_target(target: Callable[..., Any]) -> tuple[dict[str, Any], set[str], bool]:
-    """The names and types of what a function or class takes, those without a default, and whether it takes any others.
+def settings_of_target(target: Callable[..., Any]) -> tuple[dict[str, Any], set[str], Any]:
+    """The types by name of what a function or class takes, the names without a default, and the type of any others.
 
-    `**settings: Unpack[T]` stands for the keys of the typed dictionary T.
+    A declared setting's type is Annotated with its Setting. `**settings: Unpack[T]` stands for the keys of the typed
+    dictionary T. The type of any others is None if the target takes no others.
     """
     parameters = inspect.signature(target).parameters
     is_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
-    annotations = typing.get_type_hints(inspect.getattr_static(target, "__init__") if is_class else target)
+    function = inspect.getattr_static(target, "__init__") if is_class else target
+    annotations = typing.get_type_hints(function, include_extras=True)
+    if dataclasses.is_dataclass(target):
+        declared = {field.name: field.metadata.get("setting") for field in dataclasses.fields(target)}
+        annotations |= {name: Annotated[annotations[name], known] for name, known in declared.items() if known}
     named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     hints = {p.name: annotations.get(p.name, Any) for p in named}
     required = {p.name for p in named if p.default is p.empty}
-    others = [annotations.get(p.name) for p in parameters.values() if p.kind is p.VAR_KEYWORD]
-    if others and typing.get_origin(others[0]) is typing.Unpack:
-        (keys,) = typing.get_args(others.pop())
-        hints |= typing.get_type_hints(keys)
+    others = next((annotations.get(p.name, Any) for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    if typing.get_origin(others) is typing.Unpack:
+        (keys,) = typing.get_args(others)
+        shared = typing.get_type_hints(keys, include_extras=True).items()
+        hints |= {name: plain(hint) if typing.get_origin(hint) is typing.Required else hint for name, hint in shared}
         required |= keys.__required_keys__
-    return hints, required, bool(others)
+        others = None
+    return hints, required, others
+
+
+def plain(hint: Any) -> Any:
+    """The type itself, without its Setting or Required."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) in (Annotated, typing.Required) else hint
+
+
+def setting_of(hint: Any) -> Setting | None:
+    """The declaration in a type that is Annotated with one."""
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Setting)), None)
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as `hint` wants it (an integer is a float, a list a tuple, a name a Path), or InputError."""
+    if declared := setting_of(hint):
+        converted = convert(value, plain(hint), key)
+        if line := declared.refusal(key, converted, nullable=is_nullable(plain(hint))):
+            raise InputError(line)
+        return converted
     if isinstance(value, Mapping) and "_target_" in value:
         raise InputError(f"{key}: a nested _target_ is not allowed")
     converted = _as(value, hint)

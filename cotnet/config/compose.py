@@ -82,7 +82,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Config:
     """{'train': {'epochs': 3}} -> {'train.epochs': 3}."""
     flat: Config = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
 
 

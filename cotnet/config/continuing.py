@@ -3,15 +3,15 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from cotnet.engine.schedule import warmup_of
 from cotnet.errors import InputError
 
-# "free": any value; "grows": only upwards.
-MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
+Change = Literal["free", "grows", "moves"]  # any value; only upwards; another path of the same images
+MAY_CHANGE: Final[dict[str, Change]] = {
     "output_dir": "free",
     "explain": "free",
     "launch.*": "free",
@@ -27,32 +27,36 @@ MAY_CHANGE: Final[dict[str, Literal["free", "grows"]]] = {
     "train.epochs": "grows",
     "train.max_steps": "grows",
     "train.max_minutes": "grows",
+    "data.root": "moves",
 }
 
 
-def rule(key: str) -> Literal["free", "grows"] | None:
+def rule(key: str) -> Change | None:
     """How a key may change; None: it must not."""
     group = f"{key.partition('.')[0]}.*" if "." in key else ""
     return MAY_CHANGE.get(key) or MAY_CHANGE.get(group)
 
 
-def names_run(override: str) -> bool:
-    """Whether an override makes another run, so that the default folder's name holds it."""
+def names_run(override: str, *, root: bool = True) -> bool:
+    """Whether an override makes another run, so that the default folder's name holds it. `root`: whether `data.root`
+    does, as in sweeps and evaluations; a run compares its images by their fingerprint instead."""
     key = re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
-    return rule(key) is None and key.split(".")[0] != "hydra"
+    how = rule(key)
+    return (how is None or (root and how == "moves")) and key.split(".")[0] != "hydra"
 
 
-def run_name(overrides: Iterable[str]) -> str:
+def run_name(overrides: Iterable[str], *, root: bool = True) -> str:
     """A folder name for the run of these overrides, without a clock: the same command finds its run again."""
-    return folder_name(filter(names_run, overrides))
+    return folder_name(override for override in overrides if names_run(override, root=root))
 
 
-def default_folder(outputs: Path, overrides: Iterable[str]) -> Path:
-    """The folder of the run of these overrides. Version 0.1 also put settings that may change into the name: its runs
-    continue in their folders."""
+def default_folder(outputs: Path, overrides: Sequence[str], *, root: bool) -> Path:
+    """The folder of the run of these overrides; `root` as in `names_run`. Earlier versions also put `data.root` into
+    a run's name, and version 0.1 settings that may change: their runs continue in their folders."""
     free = r"[+~]*(output_dir=|explain=|(launch|checkpoint|logger|hydra)[./]|logger=)"
-    before = outputs / folder_name(override for override in overrides if not re.match(free, override))
-    return before if (before / "checkpoints").exists() else outputs / run_name(overrides)
+    first = folder_name(override for override in overrides if not re.match(free, override))
+    earlier = (outputs / name for name in (first, run_name(overrides)))
+    return next((at for at in earlier if (at / "checkpoints").exists()), outputs / run_name(overrides, root=root))
 
 
 def folder_name(overrides: Iterable[str]) -> str:
@@ -76,7 +80,7 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> l
         if was == now or key == "output_dir":
             continue
         longer = how == "grows" and (now is None or (was is not None and now >= was))
-        changes = allowed if longer or how == "free" else refused
+        changes = allowed if longer or how in ("free", "moves") else refused  # images are compared by their fingerprint
         changes.append(f"{key} was {json.dumps(was)}, now {json.dumps(now)}")
     if refused:
         shown = "; ".join(refused[:8]) + (f"; and {len(refused) - 8} more" if len(refused) > 8 else "")
@@ -89,8 +93,9 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> l
 
 def described() -> str:
     """The table in words."""
-    growing, free = (", ".join(key for key in MAY_CHANGE if MAY_CHANGE[key] == how) for how in ("grows", "free"))
-    return f"{growing} upwards, {free}"
+    kinds: tuple[Change, ...] = ("grows", "moves", "free")
+    growing, moving, free = (", ".join(key for key in MAY_CHANGE if MAY_CHANGE[key] == how) for how in kinds)
+    return f"{growing} upwards, {moving} to another path of the same images, {free}"
 
 
 def _with_default_warmup(flat: Mapping[str, Any]) -> dict[str, Any]:

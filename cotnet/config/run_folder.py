@@ -53,10 +53,12 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
     if not last.exists():  # nothing there to protect or to continue
         return False
     checkpoint = checkpoints.load(last)
-    changes = compare(flatten(stored_config(checkpoint)), flatten(config), str(folder))
-    progress = checkpoint["progress"]
-    if not finished(typed(TrainSettings, config["train"], "train"), progress):
+    stored, progress = stored_config(checkpoint), checkpoint["progress"]
+    changes = compare(flatten(stored), flatten(config), str(folder))
+    done = finished(typed(TrainSettings, config["train"], "train"), progress)
+    if not done or stored["data"]["root"] != config["data"]["root"]:
         checkpoints.require_image_set(checkpoint, image_set, last)
+    if not done:
         require_same_batches(checkpoint, last)
         if first_process():
             changed = f" ({'; '.join(changes)})" if changes else ""

@@ -38,8 +38,6 @@ def count_ranks(wanted: int | None) -> int:
         if wanted not in (None, existing):
             raise InputError(f"launch.ranks={wanted} but {existing} ranks were started; leave launch.ranks out")
         return existing
-    if wanted is not None and wanted < 1:
-        raise InputError(f"launch.ranks={wanted} must be at least 1")
     if wanted is not None and 0 < gpus < wanted:
         raise InputError(f"launch.ranks={wanted} but {gpus} GPUs are visible; use at most {gpus}")
     return wanted or max(gpus, 1)

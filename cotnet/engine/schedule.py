@@ -11,12 +11,18 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cotnet.settings import Setting
 
 if TYPE_CHECKING:
     import torch
 
 Schedule = Callable[..., float]
+Power = Annotated[float, Setting("exponent of the share of epochs that are left", above=0)]
+PeakEpoch = Annotated[float, Setting("epoch until which the rate stays at its peak, after the warm-up", least=0)]
+Milestones = Annotated[tuple[float, ...], Setting("epochs from each of which the rate is `gamma` times as large")]
+Gamma = Annotated[float, Setting("factor of the rate at each of the milestones", above=0)]
 WARMUP_EPOCHS: Final = 5.0  # of the released recipes of CoTNet and PVT
 
 
@@ -27,35 +33,34 @@ def warmup_of(given: float | None, *, epochs: float) -> float:
 
 def phased(decay: Schedule) -> Schedule:
     """Adds warm-up and cool-down to `decay(epoch, *, peak, epochs, end, ...)`. The schedule raises ValueError if they
-    are negative or leave no epoch in between."""
+    leave no epoch in between."""
 
     def schedule(
         epoch: float,
         *,
         peak: float,
         epochs: float,
-        warmup_epochs: float,
-        warmup_start: float,
-        cooldown_epochs: float,
-        end: float,
+        warmup_epochs: Annotated[
+            float, Setting("epochs in which the rate rises to `optimizer.lr`; null: 5, at most a tenth of all", least=0)
+        ],
+        warmup_start: Annotated[float, Setting("learning rate at the start of the warm-up", least=0)],
+        cooldown_epochs: Annotated[float, Setting("last epochs of the run, which stay at `schedule.end`", least=0)],
+        end: Annotated[float, Setting("learning rate at the end; `step`: of the cool-down only", least=0)],
         **shape: float | tuple[float, ...],
     ) -> float:
-        for name, rate in (("warmup_start", warmup_start), ("end", end)):
-            if rate < 0:
-                raise ValueError(f"{name}={rate:g} must be at least 0")
         until = epochs - cooldown_epochs
         before = f" before the cool-down of {cooldown_epochs:g}" if cooldown_epochs else ""
         phases = (("cooldown_epochs", cooldown_epochs, epochs, ""), ("warmup_epochs", warmup_epochs, until, before))
         for name, length, most, where in phases:
-            if not 0 <= length < most:
-                allowed = f"at least 0 and below the run's {most:g} epochs{where}"
+            if length >= most:
+                allowed = f"below the run's {most:g} epochs{where}"
                 raise ValueError(f"{name}={length:g} must be {allowed}; set schedule.{name}={most / 10:g} or less")
         own = decay(min(epoch, until), peak=peak, epochs=until, end=end, **shape)
         if epoch < warmup_epochs:
             return warmup_start + (peak - warmup_start) * epoch / warmup_epochs
         return end if cooldown_epochs and epoch >= until else own
 
-    both = [p for function in (schedule, decay) for p in inspect.signature(function).parameters.values()]
+    both = [p for function in (decay, schedule) for p in inspect.signature(function).parameters.values()]
     named = {p.name: p for p in both if p.kind is not p.VAR_KEYWORD}
     functools.update_wrapper(schedule, decay)
     schedule.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
@@ -76,29 +81,23 @@ def linear(epoch: float, *, peak: float, epochs: float, end: float) -> float:
 
 
 @phased
-def polynomial(epoch: float, *, peak: float, epochs: float, end: float, power: float) -> float:
-    """From `peak` at epoch 0 to `end` at `epochs` as (1 - epoch / epochs) ** power (ParseNet, arXiv:1506.04579, 3.2).
-    Raises ValueError unless `power` is positive."""
-    if not power > 0:
-        raise ValueError(f"power={power:g} must be positive")
+def polynomial(epoch: float, *, peak: float, epochs: float, end: float, power: Power) -> float:
+    """From `peak` at epoch 0 to `end` at `epochs` as (1 - epoch / epochs) ** power (arXiv:1506.04579, section 3.2)."""
     return end + (peak - end) * (1 - epoch / epochs) ** power
 
 
 @phased
-def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epoch: float) -> float:
+def triangular(epoch: float, *, peak: float, epochs: float, end: float, peak_epoch: PeakEpoch) -> float:
     """`peak` until `peak_epoch`, then a straight line to `end` at `epochs`; the warm-up is the rise (FFCV, and the
     slanted triangle of arXiv:1801.06146, eq. 3). Raises ValueError if `peak_epoch` is not within the run."""
-    if not 0 <= peak_epoch < epochs:
-        raise ValueError(f"peak_epoch={peak_epoch:g} must be at least 0 and below {epochs:g}, where the schedule ends")
+    if peak_epoch >= epochs:
+        raise ValueError(f"peak_epoch={peak_epoch:g} must be below {epochs:g}, where the schedule ends")
     return end + (peak - end) * min(1.0, (epochs - epoch) / (epochs - peak_epoch))
 
 
 @phased
-def step(epoch: float, *, peak: float, milestones: tuple[float, ...], gamma: float, **_unused: float) -> float:
-    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4).
-    `end` is the rate of the cool-down only. Raises ValueError unless `gamma` is positive."""
-    if not gamma > 0:
-        raise ValueError(f"gamma={gamma:g} must be positive")
+def step(epoch: float, *, peak: float, milestones: Milestones, gamma: Gamma, **_unused: float) -> float:
+    """`peak` times `gamma` for each of the `milestones` (epochs) reached (ResNet, arXiv:1512.03385, section 3.4)."""
     return peak * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 

@@ -6,7 +6,7 @@ no PyTorch code or weights; state-dict keys are torchvision's, except in the att
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite
 from cotnet.models.resnet import convolution
-from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, stem
+from cotnet.models.resnet_base import CommonConfig, ImageSize, Operator, ResNet, stem
+from cotnet.settings import Setting
 
 __all__ = ["botnet50", "botnet101", "botnet152", "botnet200"]
 __all__ += ["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "botnet_s1_128"]
@@ -95,58 +96,54 @@ def attention(width: int, stride: int, *, act: Activation, **settings: Any) -> d
 
 def botnet50(
     *,
-    image_size: int = 224,
-    c4: tuple[int, ...] = (),
-    c5: tuple[int, ...] = ALL,
-    stride: int = 2,
-    heads: int = 4,
-    positions: bool = True,
+    image_size: ImageSize = 224,
+    c4: Annotated[tuple[int, ...], Setting("blocks of the third stage, from 0, that attend")] = (),
+    c5: Annotated[tuple[int, ...], Setting("blocks of the last stage, from 0, that attend")] = ALL,
+    stride: Annotated[int, Setting("stride of the last stage", least=1)] = 2,
+    heads: Annotated[int, Setting("attention heads; a divisor of the stages' width", least=1)] = 4,
+    positions: Annotated[bool, Setting("attention to relative positions, beside that to content")] = True,
     **common: Unpack[CommonConfig],
 ) -> ResNet:
-    """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1).
-
-    `c4` and `c5` are the blocks, counted from 0, of the last two stages that attend; `stride` is that of c5. `heads`
-    must divide their width. `positions` False leaves content attention alone.
-    """
+    """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1)."""
     return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
 
 
-def botnet101(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet101(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-101."""
     return _botnet((3, 4, 23, 3), image_size, **common)
 
 
-def botnet152(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet152(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-152."""
     return _botnet((3, 8, 36, 3), image_size, **common)
 
 
-def botnet200(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet200(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-200."""
     return _botnet((3, 24, 36, 3), image_size, **common)
 
 
-def botnet_s1_50(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_50(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
     return _botnet((3, 4, 6, 3), image_size, stride=1, **common)
 
 
-def botnet_s1_59(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_59(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
     return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_77(*, image_size: int = 320, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_77(*, image_size: ImageSize = 320, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
     return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_110(*, image_size: int = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_110(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
     return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
-def botnet_s1_128(*, image_size: int = 256, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_128(*, image_size: ImageSize = 256, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
     return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 

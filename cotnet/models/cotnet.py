@@ -4,19 +4,33 @@ Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), sect
 those of the authors' release.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
-from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, deep_stem, pooled_projection, stem
+from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, SmallWidth, deep_stem, pooled_projection, stem
+from cotnet.settings import Setting
 
 __all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
 __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
+
+StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
+Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; the others are convolutions")]
+CoTFusion = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
+
+
+class CoTNetConfig(CommonConfig, total=False):
+    """The settings of CoTNet-50 and CoTNet-101."""
+
+    stages: Stages
+    fusion: CoTFusion
+    kernel_size: Annotated[int, Setting("height and width of CoT's kernels; odd", least=1)]
+    dilation: Annotated[int, Setting("distance between the positions of a CoT kernel, in pixels", least=1)]
 
 
 def cot(width: int, stride: int, **settings: Any) -> dict[str, nn.Module]:
@@ -38,33 +52,14 @@ def blurred(width: int, stride: int, *, operator: Operator) -> dict[str, nn.Modu
     return {**operator(width, 1), **({"avd": BlurPool(width, stride)} if stride > 1 else {})}
 
 
-def cotnet50(
-    *,
-    stages: tuple[int, ...] = (1, 2, 3, 4),
-    fusion: Fusion = "attention",
-    kernel_size: int = 3,
-    dilation: int = 1,
-    **common: Unpack[CommonConfig],
-) -> ResNet:
-    """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px.
-
-    The blocks of `stages` are CoT, all others 3x3 convolutions; `fusion` as in CoTLayer.
-    """
-    operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 6, 3), operator, stages=stages, **common)
+def cotnet50(**settings: Unpack[CoTNetConfig]) -> ResNet:
+    """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px."""
+    return _cotnet((3, 4, 6, 3), cot, **settings)
 
 
-def cotnet101(
-    *,
-    stages: tuple[int, ...] = (1, 2, 3, 4),
-    fusion: Fusion = "attention",
-    kernel_size: int = 3,
-    dilation: int = 1,
-    **common: Unpack[CommonConfig],
-) -> ResNet:
-    """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px; settings as in cotnet50."""
-    operator = partial(cot, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    return _cotnet((3, 4, 23, 3), operator, stages=stages, **common)
+def cotnet101(**settings: Unpack[CoTNetConfig]) -> ResNet:
+    """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px."""
+    return _cotnet((3, 4, 23, 3), cot, **settings)
 
 
 def cotnext50_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
@@ -78,12 +73,12 @@ def cotnext101_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
 
 
 def se_cotnetd_50(
-    *, stages: tuple[int, ...] = (3, 4), alternate: tuple[int, ...] = (3,), **common: Unpack[CommonConfig]
+    *,
+    stages: Stages = (3, 4),
+    alternate: Annotated[StageNumbers, Setting("stages of them in which only every other block is CoT")] = (3,),
+    **common: Unpack[CommonConfig],
 ) -> ResNet:
-    """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px.
-
-    The blocks of `stages` are CoT, but only every other one in `alternate`; all others are gated convolutions.
-    """
+    """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px."""
     return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **common)
 
 
@@ -98,20 +93,25 @@ def se_cotnetd_152(**common: Unpack[CommonConfig]) -> ResNet:
     return _se_cotnetd((3, 8, 36, 3), operators=operators, **common)
 
 
-def cotnet_small(*, width: int = 16, fusion: Fusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
-    """A CoTNet of this project for images of 28 to 64 pixels, not in the paper: narrow stages, no pooling in the stem.
-
-    `width`, a multiple of 8, is the width of the stem and the first stage; `fusion` as in CoTLayer.
-    """
+def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
+    """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
     return small_resnet(partial(cot, fusion=fusion), width, **common)
 
 
 def _cotnet(
-    depths: Sequence[int], operator: Operator, *, stages: Sequence[int] = (1, 2, 3, 4), **settings: Any
+    depths: Sequence[int],
+    operator: Callable[..., dict[str, nn.Module]],
+    *,
+    stages: Sequence[int] = (1, 2, 3, 4),
+    width: int = 64,
+    fusion: Fusion = "attention",
+    kernel_size: int = 3,
+    dilation: int = 1,
+    **common: Any,
 ) -> ResNet:
-    _check_stages(stages)
-    blocks = [[operator if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem, blocks, **settings)
+    attend = partial(operator, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
+    blocks = [[attend if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
+    return ResNet(stem, blocks, width=width, **common)
 
 
 def _se_cotnetd(
@@ -123,15 +123,9 @@ def _se_cotnetd(
     alternate: Sequence[int] = (3,),
     **common: Unpack[CommonConfig],
 ) -> ResNet:
-    _check_stages((*stages, *alternate))
     blocks = []
     for level, depth in enumerate(depths, start=1):
         attends = [level in stages and (index % 2 == 0 or level not in alternate) for index in range(depth)]
         blocks.append([operators[0] if attend else operators[1] for attend in attends])
     first = partial(deep_stem, width=stem_width, pool=False)
     return ResNet(first, blocks, strides=(2, 2, 2, 2), shortcut=pooled_projection, **common)
-
-
-def _check_stages(stages: Sequence[int]) -> None:
-    if not set(stages) <= {1, 2, 3, 4}:
-        raise ValueError(f"stages {tuple(stages)} are not all among 1, 2, 3, 4")

@@ -1,17 +1,21 @@
 """Classifiers of torchvision and timm by name, with fresh weights. Each library is imported when it is first used."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from cotnet.errors import InputError
+from cotnet.models.resnet_base import NumClasses
+from cotnet.settings import Setting
 
 __all__ = ["timm_model", "torchvision_model"]
+ModelName = Annotated[str, Setting("one of torchvision.models.list_models() or of timm.list_models()")]
+Other = Annotated[Any, Setting("a setting of the library's constructor")]
 
 
-def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> nn.Module:
-    """The torchvision classifier of that name (torchvision.models.list_models); settings go to its constructor.
+def torchvision_model(*, model_name: ModelName, num_classes: NumClasses = 1000, **settings: Other) -> nn.Module:
+    """A torchvision classifier.
 
     Raises InputError for an unknown name or setting.
     """
@@ -24,8 +28,8 @@ def torchvision_model(*, model_name: str, num_classes: int = 1000, **settings: A
     return _create("torchvision", torchvision.models.get_model, model_name, settings)
 
 
-def timm_model(*, model_name: str, num_classes: int = 1000, **settings: Any) -> nn.Module:
-    """The timm model of that name (timm.list_models); settings go to timm.create_model.
+def timm_model(*, model_name: ModelName, num_classes: NumClasses = 1000, **settings: Other) -> nn.Module:
+    """A timm model.
 
     Raises InputError for an unknown name or setting, or if timm is not installed.
     """

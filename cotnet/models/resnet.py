@@ -11,7 +11,16 @@ from typing import Any, Unpack
 from torch import nn
 
 from cotnet.models.layers import Activation, BlurredConv2d, SplitAttention, SqueezeExcite, conv_norm
-from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, deep_stem, pooled_projection, small_stem, stem
+from cotnet.models.resnet_base import (
+    CommonConfig,
+    Operator,
+    ResNet,
+    SmallWidth,
+    deep_stem,
+    pooled_projection,
+    small_stem,
+    stem,
+)
 
 __all__ = ["resnet50", "resnet50_blurpool", "resnet50d", "resnet101", "resnet101d", "resnet152", "resnet_small"]
 __all__ += ["resnest50", "resnest101", "resnext50_32x4d", "resnext101_32x4d"]
@@ -110,7 +119,7 @@ def resnest101(**common: Unpack[CommonConfig]) -> ResNet:
     return _resnet_d((3, 4, 23, 3), operator=split_attention, stem_width=64, **common)
 
 
-def resnet_small(*, width: int = 16, **common: Unpack[CommonConfig]) -> ResNet:
+def resnet_small(*, width: SmallWidth = 16, **common: Unpack[CommonConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
     return small_resnet(convolution, width, **common)
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple, TypedDict
+from typing import Annotated, NamedTuple, TypedDict
 
 import torch
 from torch import nn
 
 from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, new_head
+from cotnet.settings import Setting
 
 # (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride.
 Operator = Callable[[int, int], dict[str, nn.Module]]
@@ -25,16 +26,19 @@ Projection = Callable[[int, int, int], nn.Module]
 Gate = Callable[[int], nn.Module]
 
 
+# Settings that several constructors share.
+NumClasses = Annotated[int, Setting("classes that the backbone tells apart", least=1)]
+ImageSize = Annotated[int, Setting("nominal height and width of the position tables, in pixels", least=1)]
+SmallWidth = Annotated[int, Setting("channels of the first stage; `cotnet_small`: a multiple of 8", least=1)]
+
+
 class CommonConfig(TypedDict, total=False):
-    """The keywords that every constructor takes.
+    """The settings that every constructor takes."""
 
-    `drop_path` and `dropout` are the probabilities of dropping a residual branch and a feature before the classifier.
-    """
-
-    num_classes: int
-    in_channels: int
-    drop_path: float
-    dropout: float
+    num_classes: NumClasses
+    in_channels: Annotated[int, Setting("channels of the images", least=1)]
+    drop_path: Annotated[float, Setting("probability of skipping the last block; grows with depth", least=0, most=1)]
+    dropout: Annotated[float, Setting("probability of zeroing a feature before the classifier", least=0, most=1)]
 
 
 class Stem(NamedTuple):

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cotnet import records
 from cotnet.errors import InputError
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_file import LocalRecord, as_logged, difference, latest_id, run_files
+from cotnet.settings import Setting
 
 if TYPE_CHECKING:
     import wandb
@@ -75,11 +76,11 @@ class WandbLogger:
     def __init__(
         self,
         *,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        tags: tuple[str, ...],
-        mode: Literal["auto", "online", "offline"],
+        project: Annotated[str, Setting("the project at W&B")],
+        entity: Annotated[str | None, Setting("user or team at W&B; null: the one you are logged in to")],
+        group: Annotated[str | None, Setting("runs of one group are shown together")],
+        tags: Annotated[tuple[str, ...], Setting("words to find the run by")],
+        mode: Annotated[Literal["auto", "online", "offline"], Setting("`auto`: online when logged in, else offline")],
     ) -> None:
         self._mode = mode
         self._chosen: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": tags}

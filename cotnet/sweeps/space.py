@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 
 from cotnet.config.continuing import folder_name
 from cotnet.errors import InputError
+from cotnet.settings import Section, setting
 
 GRAMMAR = "write " + " or ".join(
     ("1,2", "choice(a,b)", "range(1,9,2)", "interval(0.1,1)", "int(interval(1,8))", "tag(log,interval(0.01,1))")
@@ -23,24 +24,27 @@ GRAMMAR = "write " + " or ".join(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings:
-    """`sweep` of the configuration."""
+class SweepSettings(Section):
+    """`sweep` of the configuration: of a `--multirun` only."""
 
-    sampler: Literal["grid", "random", "tpe"]
-    space: Mapping[str, Any]
-    target: str
-    direction: Literal["maximize", "minimize"]
-    parallel: int
-    retry: bool
-    trials: int | None
-    startup: int
-    seed: int
+    sampler: Literal["grid", "random", "tpe"] = setting("`grid`: every combination; `random`; `tpe`: Bayesian search")
+    space: Mapping[str, Any] = setting(
+        "what varies, by key: `1, 2`, `choice(a, b)`, `range(1, 9, 2)`, `interval(0.1, 1)`, `int(interval(1, 8))` or "
+        "`tag(log, interval(0.01, 1))`; the command line adds to it"
+    )
+    target: str = setting("the figure of `metrics.jsonl` whose best value counts")
+    direction: Literal["maximize", "minimize"] = setting("`maximize` or `minimize` the target")
+    parallel: int = setting(
+        "trials at a time, each with an equal share of the GPUs (`CUDA_VISIBLE_DEVICES`), or of the cores without GPUs",
+        least=1,
+    )
+    retry: bool = setting("run failed trials again")
+    trials: int | None = setting("of a search: the number of trials", least=1)
+    startup: int = setting("of `tpe`: random trials before it begins", least=1)
+    seed: int = setting("of a search: the seed of its draws")
 
     def __post_init__(self) -> None:
-        for name in ("parallel", "trials", "startup"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        super().__post_init__()
         if self.search and self.trials is None:
             raise ValueError(
                 f"trials=null, but sweep.sampler={self.sampler} wants to know when to end; set sweep.trials=N"

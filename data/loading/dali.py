@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from nvidia.dali import fn, pipeline_def, types
 from torch.nn.functional import interpolate
 
 from cotnet.errors import DataError
-from data.loading.plan import Batch, BatchPlan, Geometry, check_loader, of_sizes, to_device
+from cotnet.settings import Setting
+from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, of_sizes, to_device
 from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -107,10 +108,9 @@ class DaliLoader:
         *,
         device: torch.device,
         interpolation: str,
-        threads: int,
-        prefetch: int,
+        threads: Annotated[int, Setting("CPU threads per rank", least=1, most=1024)],
+        prefetch: Prefetch,
     ) -> None:
-        check_loader(interpolation, threads=threads, prefetch=prefetch, least_threads=1)
         self._set, self._plan, self._device, self._interpolation = image_set, plan, device, interpolation
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet

@@ -7,22 +7,17 @@ loader's whole state is (epoch, batch).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from cotnet.errors import DataError
-from cotnet.settings import CROP_RATIOS
+from cotnet.settings import Setting
 from data.loading.random import Stream, hashes, uniforms
 
 PADDING: Final = -1  # index of an entry that only fills a batch
-INTERPOLATIONS: Final = ("bilinear", "bicubic")  # both antialiased
 ATTEMPTS: Final = 10  # candidates for a box, as in torchvision's RandomResizedCrop and RandomErasing
 CROP_UNIFORMS: Final = 2 * ATTEMPTS + 2
-_MAX_THREADS: Final = 1024
-_MAX_PREFETCH: Final = 1000
-_MAX_REPEATS: Final = 1000
 
 
 class Batch(NamedTuple):
@@ -43,14 +38,16 @@ def of_sizes(images: Sequence[torch.Tensor]) -> Any:
     return tuple(images) if len(images) > 1 else images[0]
 
 
+Prefetch = Annotated[int, Setting("batches made ahead; torchvision: by each process", least=1, most=1000)]
+
+
 class BatchLoader(Protocol):
     """Executes a plan. DaliLoader and TorchvisionLoader have the same arguments:
 
     image_set, plan: the files, and what to do with them.
     device: where images and targets go.
     interpolation: bilinear or bicubic, antialiased.
-    threads: CPU threads (DALI) or worker processes (torchvision, 0 for none), up to 1024.
-    prefetch: batches made ahead (torchvision: by each worker), 1 to 1000.
+    threads, prefetch: as each loader declares them.
     """
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -61,27 +58,6 @@ class BatchLoader(Protocol):
 
     def close(self) -> None:
         """End all threads and processes. The loader cannot be used afterwards."""
-
-
-def number(value: float) -> str:
-    """A number as messages show it: 2.0 as 2."""
-    return str(value).removesuffix(".0")
-
-
-def check_loader(interpolation: str, *, threads: int, prefetch: int, least_threads: int) -> None:
-    """Raise DataError for a loader setting out of range."""
-    if interpolation not in INTERPOLATIONS:
-        raise DataError(f"interpolation={interpolation} is unknown; use {' or '.join(INTERPOLATIONS)}")
-    if not least_threads <= threads <= _MAX_THREADS:
-        raise DataError(f"threads={threads} must be from {least_threads} to {_MAX_THREADS}")
-    if not 1 <= prefetch <= _MAX_PREFETCH:
-        raise DataError(f"prefetch={prefetch} must be from 1 to {_MAX_PREFETCH}")
-
-
-def check_repeats(repeats: int) -> None:
-    """Raise DataError if out of range."""
-    if not 1 <= repeats <= _MAX_REPEATS:
-        raise DataError(f"repeats={repeats} must be from 1, every image once, to {_MAX_REPEATS}; PVT uses 3")
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -164,7 +140,7 @@ def central_geometry(sizes: np.ndarray, image_size: int, *, crop_ratio: float) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What both plans know. Raises DataError for an impossible crop ratio."""
+    """What both plans know."""
 
     samples: int  # images in the split
     batch_size: int  # of all ranks in training, per rank in evaluation
@@ -173,11 +149,6 @@ class _Plan:
     image_size: int
     more_sizes: tuple[int, ...] = ()  # each image is also made at these
     crop_ratio: float  # of the evaluation's geometry, which crop_scale=None takes in training
-
-    def __post_init__(self) -> None:
-        least, most = CROP_RATIOS
-        if not least <= self.crop_ratio <= most:
-            raise DataError(f"crop_ratio={number(self.crop_ratio)} must be from {least:g} to {most:g}; 0.875 is usual")
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -199,14 +170,12 @@ class _Plan:
 class TrainPlan(_Plan):
     """Shuffled training batches. No sample comes twice in an epoch, except with repeats.
 
-    crop_scale, flip, repeats: as in Augmentation; aspect_ratio: its crop_ratio. left_out: positions of excluded files
-    (ImageSet). accumulation: micro-batches of a rank's batch, one after another in `indices`; matters only with
-    repeats.
+    batch_size is at most `samples`, and a multiple of world_size x accumulation. crop_scale, flip, repeats: as in
+    Augmentation; aspect_ratio: its crop_ratio. left_out: positions of excluded files (ImageSet). accumulation:
+    micro-batches of a rank's batch, one after another in `indices`; matters only with repeats.
 
     Repeats (Hoffer et al., "Augment Your Batch", 2020): copies of a sample go to different micro-batches and ranks, as
     in DeiT's and PVT's sampler. With at least `repeats` micro-batches, mixup never mixes a sample with itself.
-
-    Raises DataError for settings that do not go together.
     """
 
     seed: int
@@ -216,20 +185,6 @@ class TrainPlan(_Plan):
     repeats: int
     accumulation: int
     left_out: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_repeats(self.repeats)
-        if self.accumulation < 1:
-            raise DataError(f"accumulation={self.accumulation} must be at least 1")
-        parts = self.world_size * self.accumulation
-        if self.batch_size % parts:
-            below = max(self.batch_size // parts, 1) * parts
-            steps = f" x {self.accumulation} accumulation steps" if self.accumulation > 1 else ""
-            ranks = f"{self.world_size} ranks{steps}"
-            raise DataError(f"batch_size={self.batch_size} is not divisible by {ranks}; use {below}")
-        if self.batch_size > self.samples:
-            raise DataError(f"batch_size={self.batch_size} is larger than the training set; use at most {self.samples}")
 
     @property
     def rank_batch(self) -> int:

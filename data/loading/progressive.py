@@ -14,7 +14,8 @@ def ramp(epoch: int, *, start: int, end: int, begin: float, until: float, multip
     """
     if not 0 < start <= end or not 0 <= begin < until or multiple < 1:
         raise DataError(
-            f"image size {start} to {end} over the epochs {begin:g} to {until:g} does not grow; check the numbers"
+            f"image size {start} to {end} over the epochs {begin:g} to {until:g} does not grow; give a size of at most "
+            f"{end}, the epoch from which it grows and a later one"
         )
     if epoch <= begin:
         return start

@@ -7,6 +7,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
-from data.loading.plan import Batch, BatchPlan, Geometry, all_sizes, check_loader, of_sizes
+from cotnet.settings import Setting
+from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, all_sizes, of_sizes
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
@@ -30,10 +32,9 @@ class TorchvisionLoader:
         *,
         device: torch.device,
         interpolation: str,
-        threads: int,
-        prefetch: int,
+        threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
+        prefetch: Prefetch,
     ) -> None:
-        check_loader(interpolation, threads=threads, prefetch=prefetch, least_threads=0)
         self._plan, self._device = plan, device
         self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
         with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from programs import SMALL, make_digits, once, run
 
@@ -33,7 +34,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_explains_a_run_without_starting_or_touching_it(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "output_dir=run", "train.batch_size=10", "launch.ranks=2"]
     said = page(run("train.py", *given, "explain=true", cwd=tmp_path))
-    assert said["images"] == [f"30 to train on, in {digits}"]
+    assert said["images"] == [f"30 to train on, 10 to evaluate, in {digits}: not checked (python -m data.check)"]
+    assert said["classes"] == ["10: 0, 1, 2, 3, ..."]
+    assert said["loader"] == ["DaliLoader, decodes on the CPU, 1 threads per rank"]
+    assert said["device"] == ["2 x cpu, fp32"]
     assert said["batch"] == ["10 in all, 5 for each of 2 ranks"]
     assert said["steps"] == ["3 an epoch, 6 in 2 epochs: 60 images seen, crops of 32 px"]
     assert said["learning rate"][0].startswith("0.015625 at its peak, 0.0001 at first, 1e-05 at last")
@@ -75,11 +79,27 @@ def test_says_all_that_a_run_would_be_refused_for(tmp_path):
         "data.num_classes=1000",
     ]
     said = page(run("train.py", *given, "launch.ranks=3", cwd=tmp_path, code=2))
-    assert "nowhere: no such folder" in said["images"][0]
+    assert said["images"][0].startswith(
+        "1,281,167 to train on, ImageNet-1k's published number: data.root=nowhere: no such"
+    )
     assert said["backbone"]
     refused = " | ".join(said["REFUSED"])
+    assert "data.root=nowhere: no such folder" in refused
     assert "train.batch_size=64 is not divisible by 3 ranks" in refused
-    assert "schedule.warmup_epochs=20 must be at least 0 and below the run's 20 epochs" in refused
+    assert "schedule.warmup_epochs=20 must be below the run's 20 epochs" in refused
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refused because there is no GPU")
+@pytest.mark.parametrize("given", ["train.sync_bn=true", "train.precision=tf32", "train.compile=true"])
+def test_refuses_what_this_machine_lacks_as_training_does(given, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run", "train.batch_size=10", given]
+    overrides = [override for override in overrides if given.partition("=")[0] not in override or override == given]
+    line = run("train.py", *overrides, cwd=tmp_path, code=2).stderr.strip()
+    assert line.startswith(f"error: {given} needs ")
+    said = page(run("train.py", *overrides, "explain=true", cwd=tmp_path, code=2))
+    assert said["REFUSED"] == [line.removeprefix("error: ")]
+    assert said["backbone"] == ["cotnet_small: 533,928 parameters, 10 classes"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +186,7 @@ def test_another_evaluation_than_the_published_one_is_said():
     given = ["data.eval_flip=false", "train.batch_size=1024", "data.eval_size=224", "data.root=x"]
     config = compose("train", ["experiment=resnet50_ffcv_88", *given])
     plan = plan_of(config, images=None, recipe="resnet50_ffcv_88", ranks=2)
-    assert [line.partition(":")[0] for line in lints(plan)] == ["data.eval_size=224", "data.eval_flip=False"]
+    assert [line.partition(":")[0] for line in lints(plan)] == ["data.eval_size=224", "data.eval_flip=false"]
     assert "evaluates with 256" in lints(plan)[0]
     changed = [line.partition("=")[0] for line in differences(plan)]
     assert changed == ["data.eval_flip", "data.eval_size", "optimizer.lr", "train.batch_size"]

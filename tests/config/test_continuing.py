@@ -11,7 +11,6 @@ from cotnet.config.continuing import (
     memory_advice,
     names_run,
     rule,
-    run_name,
 )
 from cotnet.errors import InputError
 
@@ -34,7 +33,8 @@ def test_every_key_may_change_or_is_refused_by_its_name(key):
             compare(FLAT, changed, "run")
     elif key != "output_dir":
         assert [line.partition(" was ")[0] for line in compare(FLAT, changed, "run")] == [key]
-    assert names_run(f"{key}=1") == (rule(key) is None)
+    assert names_run(f"{key}=1", root=False) == (rule(key) is None)
+    assert names_run(f"{key}=1") == (rule(key) is None or key == "data.root")
 
 
 def test_the_table_names_real_keys_and_is_told_whole():
@@ -64,11 +64,13 @@ def test_a_default_warmup_follows_the_length_of_the_run():
         compare({**FLAT, "schedule.warmup_epochs": 3}, FLAT, "run")
 
 
-def test_a_run_of_version_0_1_is_found_in_the_folder_that_was_named_for_it(tmp_path):
-    overrides = ["backbone=cotnet50", "train.epochs=3", "launch.ranks=2"]
-    assert default_folder(tmp_path, overrides) == tmp_path / run_name(overrides) == tmp_path / "backbone-cotnet50"
-    (tmp_path / "backbone-cotnet50__train.epochs-3" / "checkpoints").mkdir(parents=True)
-    assert default_folder(tmp_path, overrides) == tmp_path / "backbone-cotnet50__train.epochs-3"
+def test_a_run_is_found_in_the_folder_that_an_earlier_version_named(tmp_path):
+    overrides = ["backbone=cotnet50", "train.epochs=3", "launch.ranks=2", "data.root=x"]
+    assert default_folder(tmp_path, overrides, root=False) == tmp_path / "backbone-cotnet50"
+    assert default_folder(tmp_path, overrides, root=True) == tmp_path / "backbone-cotnet50__data.root-x"
+    for name in ("backbone-cotnet50__data.root-x", "backbone-cotnet50__data.root-x__train.epochs-3"):  # the next, 0.1
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        assert default_folder(tmp_path, overrides, root=False) == tmp_path / name
 
 
 def test_advice_for_a_begun_run_is_what_may_still_change():

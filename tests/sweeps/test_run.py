@@ -48,9 +48,9 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     failed, finished = "optimizer.lr--1", "optimizer.lr-0.05"
     assert states(folder) == {finished: "finished", failed: "failed"}
     assert json.loads((folder / finished / "summary.json").read_text())["status"] == "finished"
-    assert (folder / failed / "log.txt").read_text() == "error: optimizer.lr=-1 must be a positive number\n"
+    assert (folder / failed / "log.txt").read_text() == "error: optimizer.lr=-1 must be positive\n"
     table = done.stdout[done.stdout.index("status") :]
-    assert "failed: optimizer.lr=-1 must be a positive number" in table
+    assert "failed: optimizer.lr=-1 must be positive" in table
     top1 = max(record["val/top1"] for record in metrics(folder / finished) if "val/top1" in record)
     assert f"{top1:.6g}" in table
     assert "optimizer.lr=0.05 train.epochs=3" in table

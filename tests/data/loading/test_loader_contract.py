@@ -8,7 +8,8 @@ import pytest
 import torch
 from loaders import CPU, EVALUATION, LOADERS, TRAIN, assert_same
 
-from cotnet.errors import DataError
+from cotnet.config.build import build
+from cotnet.errors import InputError
 from data.loading.dali import DaliLoader
 from data.loading.plan import PADDING
 
@@ -123,14 +124,13 @@ def test_batches_stay_what_they_were(loader, train_set, open_loader):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interpolation": "lanczos"}, "^interpolation=lanczos is unknown; use bilinear or bicubic$"),
-        ({"threads": -1}, "^threads=-1 must be from [01] to 1024$"),
-        ({"threads": 10**12}, "^threads=1000000000000 must be from [01] to 1024$"),
-        ({"prefetch": 0}, "^prefetch=0 must be from 1 to 1000$"),
-        ({"prefetch": 10**12}, "^prefetch=1000000000000 must be from 1 to 1000$"),
+        ({"threads": -1}, r"^loader\.threads=-1 must be from [01] to 1024$"),
+        ({"threads": 2000}, r"^loader\.threads=2000 must be from [01] to 1024$"),
+        ({"prefetch": 0}, r"^loader\.prefetch=0 must be from 1 to 1000$"),
+        ({"prefetch": 10**12}, r"^loader\.prefetch=1000000000000 is too large"),
     ],
 )
 def test_impossible_settings(loader, change, message, train_set):
-    settings = {"interpolation": "bilinear", "threads": 1, "prefetch": 1, **change}
-    with pytest.raises(DataError, match=message):
-        loader(train_set, TRAIN, device=CPU, **settings)
+    node = {"_target_": f"{loader.__module__}.{loader.__name__}", "threads": 1, "prefetch": 1, **change}
+    with pytest.raises(InputError, match=message):
+        build(node, "loader", image_set=train_set, plan=TRAIN, device=CPU, interpolation="bilinear")

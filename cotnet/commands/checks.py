@@ -1,0 +1,87 @@
+"""What is checked before a run starts, and lines about it for people: train.py, explain=true and cotnet.doctor."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+from cotnet import parts
+from cotnet.commands.extra_sets import ExtraSets
+from cotnet.config.compose import Config
+from cotnet.engine.compilation import require_compiler
+from cotnet.engine.launch import count_ranks
+from cotnet.engine.precision import choose_precision
+from cotnet.errors import InputError
+from cotnet.reporting.terminal import say
+from cotnet.settings import DataSettings, TrainSettings
+from data.sets.image_set import ImageSet
+from data.sets.read import class_words
+
+Lines = Iterator[tuple[str, str]]
+
+
+def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
+    """The configuration with its precision chosen, the number of ranks, and the train and val splits.
+
+    Raises:
+        InputError: a setting or an image set is wrong, or this machine lacks what a setting needs.
+    """
+    settings = parts.settings_of(config)
+    parts.check_parts(config)
+    ranks = count_ranks(settings.launch.ranks)
+    train_set, val_set = parts.read_data(settings.data)
+    settings.train.check_batch(ranks, len(train_set.files))
+    ExtraSets(config, settings, val_set)
+    chosen = {"precision": check_machine(settings.train)}
+    return {**config, "train": config["train"] | chosen}, ranks, train_set, val_set
+
+
+def check_machine(train: TrainSettings) -> str:
+    """The precision that `auto` stands for; raises InputError for a setting that needs what this machine lacks."""
+    precision = choose_precision(train.precision, device())
+    if train.sync_bn and device().type == "cpu":
+        raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
+    if train.compile:
+        require_compiler(device(), "train.compile")
+    return precision
+
+
+def device() -> torch.device:
+    """What a run here computes on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def show(*pages: Callable[[], Lines]) -> list[str]:
+    """Prints the lines of pages, then the reasons why training would be refused, which pages raise; returns these."""
+    refused: dict[str, None] = {}  # an ordered set
+    for page in pages:
+        try:
+            for name, text in page():
+                say(f"  {name:<14} {text}")
+        except InputError as error:
+            refused[str(error)] = None
+    for line in refused:
+        say(f"  REFUSED        {line}")
+    return list(refused)
+
+
+def machine_lines(config: Config, train: TrainSettings, ranks: int) -> Lines:
+    """What the run would use of this machine."""
+    parts.check_loader(config)
+    node = config["loader"]
+    name = node["_target_"].rpartition(".")[2]
+    decodes = "GPU" if name == "DaliLoader" and device().type == "cuda" else "CPU"
+    cores = len(os.sched_getaffinity(0))
+    advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
+    yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"
+    yield "logger", config["logger"]["_target_"].rpartition(".")[2]
+    yield "device", f"{ranks} x {device().type}, {check_machine(train)}"
+
+
+def image_lines(data: DataSettings, train: ImageSet, val: ImageSet) -> Lines:
+    """The images that the run would read."""
+    excluded = train.excluded + val.excluded
+    checks = "not checked (python -m data.check)" if train.sizes is None else f"checked, {excluded} excluded"
+    yield "images", f"{len(train.files):,} to train on, {len(val.files):,} to evaluate, in {data.root}: {checks}"
+    words = class_words(data.root, train.classes)
+    yield "classes", f"{len(words)}: {', '.join(words[:4])}{', ...' if len(words) > 4 else ''}"
