@@ -19,9 +19,11 @@ from cotnet.config.build import nearest, shown
 from cotnet.config.compose import CONF, Config, flatten, resolve
 from cotnet.config.continuing import default_folder
 from cotnet.engine.rank_environment import adopt_slurm
+from cotnet.engine.signals import end_with_launcher
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.command import register_sweeper
 
+end_with_launcher()  # this module is the first that a rank imports
 register_sweeper()
 
 

@@ -47,16 +47,14 @@ def evaluate(
     Each rank fills the rows of its images, and the tables are added: the same bits on any number of ranks.
 
     Args:
-        flip: average the logits of each image and its mirror image.
-        prepare: normalises uint8 images.
+        flip: average the logits of each image and its mirror image. prepare: normalises uint8 images.
         advance: called with the number of images done since its last call.
         keep_logits: called with a model's name, sample indices (b,) and logits (b, classes) of each batch.
 
     Raises:
-        Interrupted: `stop()` was true on some rank.
-        RuntimeError: a sample was evaluated not exactly once.
+        Interrupted: `stop()` was true on some rank. RuntimeError: a sample was evaluated not exactly once.
     """
-    tables = {name: torch.zeros(samples, COLUMNS, dtype=torch.float64, device=ranks.device) for name in models}
+    tables = {name: torch.zeros(samples, COLUMNS, device=ranks.device, dtype=torch.float64) for name in models}
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from cotnet.engine.rank_environment import adopt_slurm, started_outside
-from cotnet.engine.signals import end_with_parent, stop_request
+from cotnet.engine.signals import LAUNCHER, end_with_parent, stop_request
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
@@ -56,7 +56,9 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
     group = ranks, store.port, os.getpid()
+    os.environ[LAUNCHER] = str(os.getpid())
     context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
+    del os.environ[LAUNCHER]
 
     def end_ranks(received: list[int]) -> None:
         """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""

@@ -25,6 +25,15 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
         os._exit(INTERRUPTED)
 
 
+LAUNCHER = "COTNET_LAUNCHER"  # in the environment of a starting rank: the process that starts it
+
+
+def end_with_launcher() -> None:
+    """In a rank that starts up: ends with its launcher. Called before torch is imported, which takes seconds."""
+    if launcher := os.environ.pop(LAUNCHER, None):
+        end_with_parent(int(launcher), signal.SIGKILL)
+
+
 @dataclass
 class StopRequest:
     """Stop signals so far. With `forward`, a handler installed before ours (a cluster launcher's, which requeues the

@@ -93,8 +93,7 @@ def predict(
     missing: filled by the loader. calibration: keep the logits, for its figures. given: as for `evaluate`.
     """
     images, columns = chosen.images, chosen.columns
-    outputs = classes if columns is None else len(columns)
-    keep = calibration and chosen.label_sets is None and len(images.files) * outputs * len(sizes) <= MOST_LOGITS
+    keep = calibration and chosen.label_sets is None and len(images.files) * classes * len(sizes) <= MOST_LOGITS
     kept: dict[str, list[tuple[Tensor, Tensor]]] = {str(size): [] for size in sizes}
 
     def keep_logits(name: str, rows: Tensor, logits: Tensor) -> None:
@@ -115,22 +114,22 @@ def predict(
     if not ranks.first:
         return None
     absent = {row: reason for theirs, _ in gathered for row, reason in theirs.items()}
-    present = np.ones(len(images.files), dtype=bool)
-    present[list(absent)] = False
+    present = ~np.isin(np.arange(len(images.files)), list(absent))
     found = {}
     for size in sizes:
-        logits = np.zeros((len(images.files), outputs), dtype=np.float32) if keep else None
-        for _, parts in gathered:
-            for rows, part in parts[str(size)]:
-                assert logits is not None
-                logits[rows] = part
+        parts = [part for _, theirs in gathered for part in theirs[str(size)]]
+        logits = _in_order(parts, len(images.files)) if keep else None
+        sets = chosen.label_sets
         table = from_table(
-            tables[str(size)],
-            images.files,
-            images.labels,
-            columns=columns,
-            label_sets=chosen.label_sets,
-            logits=logits,
+            tables[str(size)], images.files, images.labels, columns=columns, label_sets=sets, logits=logits
         )
         found[size] = table.rows(present) if absent else table
     return found, {images.files[row]: absent[row] for row in sorted(absent)}
+
+
+def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """(count, C) from parts of rows (n,) and values (n, C)."""
+    values = np.zeros((count, parts[0][1].shape[1]), dtype=np.float32)
+    for rows, part in parts:
+        values[rows] = part
+    return values
