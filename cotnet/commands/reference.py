@@ -64,10 +64,14 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
     for group in TARGETS:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
-    if config_name == "evaluate":
-        found |= declared(settings.EvaluateSettings) | declared(settings.EvaluationData, "data.")
-        found |= declared(settings.AverageSettings, "average.") | declared(settings.SuiteSettings, "suite.")
+    found |= of_evaluate() if config_name == "evaluate" else {}
     return {key: found.get(_declared_key(key), "") for key in flatten(config)}
+
+
+def of_evaluate() -> dict[str, str]:
+    """The meaning of each key that evaluate.py alone has."""
+    own = declared(settings.EvaluateSettings) | declared(settings.EvaluationData, "data.")
+    return own | declared(settings.AverageSettings, "average.") | declared(settings.SuiteSettings, "suite.")
 
 
 def _declared_key(key: str) -> str:
@@ -101,10 +105,10 @@ def _wrapped(line: str, indent: int) -> str:
 def tables() -> str:
     """The settings of both programs as Markdown tables, with their defaults."""
     lines = []
-    for program, section in (("train", settings.Settings), ("evaluate", settings.EvaluateSettings)):
-        defaults = flatten(unresolved(program, []))
+    for program, keys, given in (("train", declared(), []), ("evaluate", of_evaluate(), ["suite=imagenet"])):
+        defaults = flatten(unresolved(program, given))
         lines += ["", f"| key of `{program}.py` | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{key}` | {_default(defaults[key])} | {text} |" for key, text in declared(section).items()]
+        lines += [f"| `{key}` | {_default(defaults[key])} | {text} |" for key, text in keys.items()]
     return "\n".join([*lines, ""])
 
 
