@@ -6,7 +6,7 @@ from cotnet.commands.program import Config, entry
 @entry("evaluate", outputs="outputs/evaluation")
 def main(config: Config) -> int:
     """Evaluate a checkpoint or published weights on the val split."""
-    from cotnet.commands import evaluate  # imports torch; --help needs none
+    from cotnet.commands import evaluate
 
     return evaluate.run(config)
 

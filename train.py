@@ -6,7 +6,7 @@ from cotnet.commands.program import Config, entry
 @entry("train", outputs="outputs")
 def main(config: Config) -> int:
     """Train, or explain what would be trained."""
-    from cotnet.commands import train  # imports torch; --help needs none
+    from cotnet.commands import train
 
     return train.run(config)
 

@@ -77,6 +77,7 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
         estimate_batch_norm(model, config, data, precision, images=job.average)
     model = (fuse(model) if config["fuse"] else model).eval()
     cost = {size: speed.cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
+    latency: dict[int, dict[str, float]] = {}
     called = compiled(model) if config["compile"] else model
     sets = {one.name: one for one in read_sets(config, job.classes)}
     for name, leaves in itertools.groupby(job.leaves, key=lambda leaf: leaf.set):
@@ -94,7 +95,8 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
         ).found()
         for size, leaf in one_pass.items():
             if found is not None:
-                found[size].figures |= cost[size] | speed.latency(called, precision, size)
+                latency[size] = latency.get(size) or speed.latency(called, precision, size)
+                found[size].figures |= cost[size] | latency[size]
                 found[size].figures["peak_memory_mib"] = speed.peak_memory_mib(ranks.device)
             yield leaf, None if found is None else found[size]
 

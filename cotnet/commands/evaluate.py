@@ -1,7 +1,7 @@
 """What evaluate.py runs: for each checkpoint complete the configuration from its own, then evaluate on every rank."""
 
 import dataclasses
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.rank_environment import first_process
 from cotnet.errors import FAILED, INTERRUPTED
 from cotnet.evaluation.predictions import require_parquet
+from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
@@ -36,10 +37,11 @@ def run(config: Config) -> int:
     folder, average = Path(config["output_dir"]), eval_model.average_images(config["average"])
     groups = [paths] if average else [[path] for path in paths]
     names = eval_model.short_names(paths) if len(groups) > 1 else [""]
-    code = 0
+    one, code = prepared(config, groups[0], average), 0  # before anything is written
     with run_folder.claimed(folder):
-        for name, group in zip(names, groups, strict=True):
-            code = max(code, _run_one(config, group, folder / name, average))
+        for number, (name, group) in enumerate(zip(names, groups, strict=True)):
+            one = prepared(config, group, average) if number else one
+            code = max(code, _evaluate(one, folder / name, average))
             if code == INTERRUPTED:
                 return code
         if first_process() and len(groups) > 1:
@@ -72,32 +74,43 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     return config, eval_model.checkpoint_files(config["checkpoint"])
 
 
-def _run_one(config: Config, group: list[Path], folder: Path, average: int | None) -> int:
-    """One model: reads its checkpoint, checks that it fits, evaluates. `group`: several files to average."""
+@dataclass(kw_only=True)
+class Prepared:
+    """A model that is read, checked and ready to be evaluated. `config`: completed."""
+
+    read: eval_model.EvaluatedModel
+    ranks: int
+    sets: list[EvaluationSet]
+
+    @property
+    def config(self) -> Config:
+        return self.read.config
+
+
+def prepared(config: Config, group: list[Path], average: int | None) -> Prepared:
+    """Reads a checkpoint, or several to average, and the images; writes nothing.
+
+    Raises:
+        InputError: the checkpoint, the images or a setting are wrong.
+    """
     read = eval_model.read(config, group)
-    config, leaves = read.config, []
-    ranks = count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
-    data = eval_model.data_settings(config)
+    ranks = count_ranks(typed(LaunchSettings, read.config["launch"], "launch").ranks)
     if average:
-        parts.read_data(data)
-    sets = read_sets(config, read.classes)
-    several = len(sets) * len(config["sizes"]) > 1
-    for one in sets:
-        for size in config["sizes"]:
-            name = "/".join([one.name] * (len(sets) > 1) + [str(size)] * (len(config["sizes"]) > 1))
-            inputs = {
-                "weights_checksum": read.checksum,
-                "image_set": one.images.fingerprint,
-                "settings": eval_report.settings(config, dataclasses.replace(data, eval_size=size), one),
-            }
-            leaves.append(Leaf(set=one.name, size=size, folder=str(folder / name), inputs=inputs))
+        parts.read_data(eval_model.data_settings(read.config))
+    return Prepared(read=read, ranks=ranks, sets=read_sets(read.config, read.classes))
+
+
+def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
+    """Evaluates one model on its sets at its sizes; the exit code. What is done already is not done again."""
+    config, read = one.config, one.read
+    leaves = _leaves(one, folder)
     if first_process():
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_config(folder / "evaluation.yaml", {k: v for k, v in config.items() if k not in INTERNAL})
-    open_leaves = [leaf for leaf in leaves if not (several and eval_report.done(leaf))]
-    job = Job(config=config, leaves=open_leaves, weights=to_bytes(read.model), classes=read.classes, average=average)
+    left = [leaf for leaf in leaves if not (len(leaves) > 1 and eval_report.done(leaf))]
+    job = Job(config=config, leaves=left, weights=to_bytes(read.model), classes=read.classes, average=average)
     del read.model
-    code = launch(worker, job, ranks) if open_leaves else 0
+    code = launch(worker, job, one.ranks) if left else 0
     if code not in (0, FAILED):
         return code
     if first_process():
@@ -105,6 +118,21 @@ def _run_one(config: Config, group: list[Path], folder: Path, average: int | Non
         if read.better:
             say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
     return code
+
+
+def _leaves(one: Prepared, folder: Path) -> list[Leaf]:
+    """Each set at each size, with its folder."""
+    data, sizes, found = eval_model.data_settings(one.config), one.config["sizes"], []
+    for chosen in one.sets:
+        for size in sizes:
+            name = "/".join([chosen.name] * (len(one.sets) > 1) + [str(size)] * (len(sizes) > 1))
+            inputs = {
+                "weights_checksum": one.read.checksum,
+                "image_set": chosen.images.fingerprint,
+                "settings": eval_report.settings(one.config, dataclasses.replace(data, eval_size=size), chosen),
+            }
+            found.append(Leaf(set=chosen.name, size=size, folder=str(folder / name), inputs=inputs))
+    return found
 
 
 INTERNAL = ("evaluation_data", "sizes", "own_checkpoint")

@@ -1,5 +1,6 @@
 """Every figure of an evaluation, computed from its table of predictions."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -51,7 +52,7 @@ def metrics(predictions: Predictions) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    return None if np.isnan(values).any() else float(values.sum()) / len(values)
+    return None if np.isnan(values).any() else math.fsum(values.tolist()) / len(values)
 
 
 def _temperature(predictions: Predictions) -> dict[str, Any]:

@@ -117,8 +117,9 @@ def test_images_without_labels(imagenet):
     assert "no file nothing.jpg" in done.stderr
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(
+    ("loader", "ranks"), [("dali", 3), ("torchvision", 1), pytest.param("torchvision", 3, marks=pytest.mark.long)]
+)
 def test_images_that_do_not_decode_are_named_and_counted(imagenet, loader, ranks):
     folder, _ = imagenet
     run("evaluate.py", *SUBSET, f"loader={loader}", "loader.threads=1", "output_dir=whole", cwd=folder)
@@ -136,8 +137,9 @@ def test_images_that_do_not_decode_are_named_and_counted(imagenet, loader, ranks
     table = {row["file"]: row for row in rows(folder / "out" / "predictions.csv")}
     assert table.keys() == whole.keys() - set(broken)
     assert all(table[name]["top1"] == whole[name]["top1"] for name in table)
-    run("evaluate.py", *given, "data.allow_missing=true", "output_dir=allowed", cwd=folder)
-    assert figures(folder / "allowed")["top1"] == found["top1"]
+    if ranks == 1:
+        run("evaluate.py", *given, "data.allow_missing=true", "output_dir=allowed", cwd=folder)
+        assert figures(folder / "allowed")["top1"] == found["top1"]
 
 
 def test_two_checkpoints_are_compared(uncut, digits, tmp_path):
@@ -189,7 +191,7 @@ def test_a_cut_evaluation_goes_on_with_what_is_left(imagenet):
     """Two sets, stopped during the second: the first is not done again, and the figures are those of an uncut one."""
     folder, _ = imagenet
     fill(folder / "imagenetv2", str, images=4)
-    fill(folder / "sketch", lambda one: synsets()[one], images=60)
+    fill(folder / "sketch", lambda one: synsets()[one], images=40)
     given = ["checkpoint=weights.pth", *SETTINGS, "suite=robustness", "suite.sets=[v2,sketch]", "suite.root=."]
     given += ["data.eval_size=160", "data.eval_batch_size=1"]
     run("evaluate.py", *given, "output_dir=uncut", cwd=folder)
@@ -224,18 +226,12 @@ def test_mean_of_checkpoints(uncut, digits, tmp_path):
     del other["checksum"]
     torch.save(other, tmp_path / "other.pt")
     found = {}
-    for ranks in (1, 2):
-        given = [
-            f"checkpoint=[{last},copy.pt]",
-            "average.images=40",
-            f"launch.ranks={ranks}",
-            f"output_dir=mean{ranks}",
-        ]
+    for ranks, average in ((1, "average=true"), (2, "average.images=90")):  # all images
+        given = [f"checkpoint=[{last},copy.pt]", average, f"launch.ranks={ranks}", f"output_dir=mean{ranks}"]
         run("evaluate.py", *given, cwd=tmp_path)
         found[ranks] = (tmp_path / f"mean{ranks}" / "predictions.csv").read_bytes()
     assert found[1] == found[2]
     assert "the mean of" in figures(tmp_path / "mean1")["checkpoint"]
-    run("evaluate.py", f"checkpoint=[{last},other.pt]", "average=true", "output_dir=shifted", cwd=tmp_path)
     config = eval_model.separated(compose("evaluate", [f"checkpoint={last}"]))
     model = eval_model.read(config, [last, tmp_path / "other.pt"]).model
     for key, tensor in model.state_dict().items():
