@@ -25,7 +25,7 @@ from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
-from cotnet.settings import EvaluateSettings, EvaluationData, LaunchSettings
+from cotnet.settings import DataSettings, EvaluateSettings, EvaluationData, LaunchSettings
 
 GROUPS = ("backbone", "data", "loader", "suite", "launch", "average")
 KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
@@ -61,6 +61,10 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     for field in fields(EvaluateSettings):
         if field.name not in ("precision", "checkpoint"):  # choose_precision and checkpoint_files check these
             convert(config[field.name], field.type, field.name)
+    for field in fields(DataSettings):
+        if (value := config["data"].get(field.name)) is not None:
+            several = int | tuple[int, ...] if field.name == "eval_size" else field.type
+            convert(value, several, f"data.{field.name}")
     if config["images"] is not None:
         unlabelled(config["images"], classes=1)
     eval_model.average_images(config["average"])

@@ -1,20 +1,19 @@
-"""The ways from a file to the model's pixels, so that an evaluation can say what its loader costs in accuracy."""
+"""The ways from a file to the model's pixels, so that an evaluation can say what its loader costs in accuracy.
+
+torchvision and DALI are imported where they are used: they take seconds, and few evaluations want a certificate.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional
 
 from cotnet.engine.distributed import Ranks
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.statistics import paired_difference, percent
 from cotnet.settings import DataSettings
-from data.loading.dali import DaliLoader
 from data.loading.plan import Batch, EvaluationPlan
-from data.loading.torchvision import TorchvisionLoader
 from data.sets.image_set import ImageSet, damaged, image_size
 
 Maker = Callable[[ImageSet], Any]
@@ -26,7 +25,7 @@ class TensorLoader:
 
     def __init__(self, images: ImageSet, plan: EvaluationPlan, *, device: torch.device, interpolation: str) -> None:
         self._set, self._plan, self._device = images, plan, device
-        self._interpolation = functional.InterpolationMode(interpolation)
+        self._interpolation = interpolation
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """As BatchLoader."""
@@ -37,6 +36,10 @@ class TensorLoader:
             yield Batch(pixels.to(self._device), torch.from_numpy(targets).to(self._device), torch.from_numpy(indices))
 
     def _image(self, epoch: int, index: np.ndarray) -> torch.Tensor:
+        from torchvision.io import ImageReadMode, decode_image
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
         path = self._set.path(int(index[0]))
         geometry = self._plan.geometry(epoch, index, np.array([image_size(path)]))
         try:
@@ -44,7 +47,8 @@ class TensorLoader:
         except RuntimeError as error:
             raise damaged(path, error) from None
         box, size, offset = (part[0].tolist() for part in geometry[:3])
-        image = functional.resized_crop(image, *box, size=size, interpolation=self._interpolation, antialias=True)
+        kind = InterpolationMode(self._interpolation)
+        image = functional.resized_crop(image, *box, size=size, interpolation=kind, antialias=True)
         side = self._plan.image_size
         return functional.crop(image, *offset, side, side)
 
@@ -68,6 +72,9 @@ class _OnDevice:
 
 def paths_to_pixels(ranks: Ranks, data: DataSettings, border: int) -> dict[str, Maker]:
     """A loader of a set by each way: PIL, torchvision's tensors, DALI on the CPU, and on the GPU where there is one."""
+    from data.loading.dali import DaliLoader
+    from data.loading.torchvision import TorchvisionLoader
+
     device, cpu = ranks.device, torch.device("cpu")
 
     def plan(images: ImageSet) -> EvaluationPlan:

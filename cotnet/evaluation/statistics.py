@@ -1,6 +1,7 @@
 """Intervals, calibration and paired comparison, from arrays with a row per image. Everything is float64.
 
 Intervals are over images: another sample of images from the same source. Two trainings with other seeds differ too.
+SciPy is imported where it is used: it takes a second, and every rank of a training imports this module.
 """
 
 import hashlib
@@ -9,9 +10,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import logsumexp
-from scipy.stats import binomtest, norm
 
 BINS: Final = 15
 _CONFIDENCE: Final = 0.95
@@ -24,6 +22,8 @@ def percent(right: np.ndarray) -> float:
 
 def wilson(correct: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, in percent (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     interval = binomtest(correct, images).proportion_ci(_CONFIDENCE, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
@@ -56,6 +56,8 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
 
 def classwise_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean over classes of the ECE of that class's probability (Kull et al. 2019). logits (N, C), labels (N,)."""
+    from scipy.special import logsumexp
+
     normaliser = logsumexp(logits.astype(np.float64), axis=1)
     errors = [
         expected_calibration_error(np.exp(logits[:, number] - normaliser), (labels == number).astype(np.float64))
@@ -69,6 +71,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     The NLL is convex in 1 / T; its slope there is the mean of the expected logit minus the label's.
     """
+    from scipy.optimize import brentq
+
     scores = torch.from_numpy(logits)
     own = scores[torch.arange(len(scores)), torch.from_numpy(labels)]
 
@@ -86,6 +90,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N,) cross-entropy of logits (N, C)."""
+    from scipy.special import logsumexp
+
     wide = logits.astype(np.float64)
     return logsumexp(wide, axis=1) - wide[np.arange(len(wide)), labels]
 
@@ -112,6 +118,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> Difference:
 
     a, b: (N,) bool, whether each image is right.
     """
+    from scipy.stats import binomtest, norm
+
     only_a, only_b, images = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     changed, difference = only_a + only_b, (only_a - only_b) / images
     half = norm.ppf(0.5 + _CONFIDENCE / 2) * np.sqrt(changed - (only_a - only_b) ** 2 / images) / images

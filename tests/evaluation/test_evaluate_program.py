@@ -394,3 +394,22 @@ def test_ranks_get_the_weights_and_do_not_read_the_checkpoint(uncut, digits):
     logged = [record for record in metrics(uncut(1)) if "val/top1" in record][-1]
     assert table_metrics(found.predictions)["top1"] == logged["val/top1_ema"]
     assert read.classes == tuple("0123456789")
+
+
+def test_other_classes_than_the_checkpoints_are_refused(uncut, digits, tmp_path):
+    """As many classes with other names: the first of each side. Some of its classes, by their names: evaluated."""
+    shutil.copytree(digits / "val", tmp_path / "set" / "val")
+    (tmp_path / "set" / "val" / "3").rename(tmp_path / "set" / "val" / "cat")
+    last = f"checkpoint={uncut(1)}/checkpoints/last.pt"
+    done = run("evaluate.py", last, "data.root=set", "output_dir=out", cwd=tmp_path, code=2)
+    assert "only the model has 3, only the set cat; evaluate it on images of its own classes" in done.stderr
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "set" / "val" / "cat")
+    shutil.rmtree(tmp_path / "set" / "val" / "0")
+    run("evaluate.py", last, "data.root=set", "data.classes=subset", "output_dir=some", cwd=tmp_path)
+    run("evaluate.py", last, "output_dir=all", cwd=tmp_path)
+    kept = {row["file"]: row for row in rows(tmp_path / "all" / "predictions.csv") if row["file"][0] not in "03"}
+    few = {row["file"]: row for row in rows(tmp_path / "some" / "predictions.csv")}
+    assert few.keys() == kept.keys() and figures(tmp_path / "some")["classes"] == "8 of 10"
+    for name, row in few.items():
+        assert (row["label"], row["top1"]) == (kept[name]["label"], kept[name]["top1"])
