@@ -137,6 +137,7 @@ def _values(target: Callable[..., Any], node: Mapping[str, Any], key: str, given
     return {name: convert(value, hints.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
 
+@functools.cache
 def settings_of_target(target: Callable[..., Any]) -> tuple[dict[str, Any], set[str], Any]:
     """The types by name of what a function or class takes, the names without a default, and the type of any others.
 

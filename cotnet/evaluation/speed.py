@@ -13,8 +13,8 @@ from cotnet.engine.precision import Precision
 from cotnet.models.table import count_multiply_adds, count_parameters
 
 _WARM_UP: Final = 3
-_RUNS: Final = 50
-_SECONDS: Final = 3.0  # of measuring, at most
+_RUNS: Final = 40
+_SECONDS: Final = 2.0  # of measuring, at most
 
 
 @torch.inference_mode()

@@ -118,7 +118,7 @@ def test_images_without_labels(imagenet):
 
 
 @pytest.mark.parametrize(
-    ("loader", "ranks"), [("dali", 3), ("torchvision", 1), pytest.param("torchvision", 3, marks=pytest.mark.long)]
+    ("loader", "ranks"), [("dali", 2), ("torchvision", 1), pytest.param("torchvision", 3, marks=pytest.mark.long)]
 )
 def test_images_that_do_not_decode_are_named_and_counted(imagenet, loader, ranks):
     folder, _ = imagenet
