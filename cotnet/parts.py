@@ -228,17 +228,11 @@ def training_size(augmentation: Augmentation, data: DataSettings, epoch: int) ->
         raise InputError(f"augmentation.progressive: {error}") from None
 
 
-def evaluation_loader(
-    config: Config,
-    data: DataSettings,
-    images: ImageSet,
-    ranks: Ranks,
-    *,
-    border: int = 0,
-    more_sizes: tuple[int, ...] = (),
-) -> Any:
-    """The loader of every validation image once, in batches of one shape. border, more_sizes: as in EvaluationPlan."""
-    plan = EvaluationPlan(
+def evaluation_plan(
+    data: DataSettings, images: ImageSet, ranks: Ranks, *, border: int = 0, more_sizes: tuple[int, ...] = ()
+) -> EvaluationPlan:
+    """Every image once, in batches of one shape. border, more_sizes: as in EvaluationPlan."""
+    return EvaluationPlan(
         samples=len(images.files),
         batch_size=min(data.eval_batch_size, len(images.files)),
         rank=ranks.rank,
@@ -248,6 +242,11 @@ def evaluation_loader(
         border=border,
         more_sizes=more_sizes,
     )
+
+
+def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, ranks: Ranks, **more: Any) -> Any:
+    """The loader of an `evaluation_plan`."""
+    plan = evaluation_plan(data, images, ranks, **more)
     return _loader(config, images, plan, ranks, data.eval_interpolation)
 
 

@@ -29,6 +29,7 @@ from cotnet.models.fusing import fuse
 from cotnet.models.weights import from_bytes
 from cotnet.reporting.terminal import evaluation_bar
 from cotnet.settings import DataSettings
+from data.loading.plan import EvaluationPlan
 from data.sets.image_set import ImageSet
 
 
@@ -146,10 +147,12 @@ class Pass:
     def other_ways(self, size: int) -> dict[str, Predictions]:
         """The predictions through each way to the pixels, for the certificate."""
         data = dataclasses.replace(self.data, eval_size=size)
-        results = {
-            name: self.through(make, (size,))
-            for name, make in paths_to_pixels(self.ranks, data, self.chosen.border).items()
-        }
+
+        def plan(images: ImageSet) -> EvaluationPlan:
+            return parts.evaluation_plan(data, images, self.ranks, border=self.chosen.border)
+
+        makers = paths_to_pixels(plan, self.ranks.device, data.eval_interpolation)
+        results = {name: self.through(make, (size,)) for name, make in makers.items()}
         return {name: result[0][size] for name, result in results.items() if result is not None}
 
     def found(self) -> dict[int, Found] | None:

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cotnet.engine.distributed import Ranks
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.statistics import paired_difference, percent
-from cotnet.settings import DataSettings
 from data.loading.plan import Batch, EvaluationPlan
 from data.sets.image_set import ImageSet, damaged, image_size
 
@@ -70,29 +68,18 @@ class _OnDevice:
         self._loader.close()
 
 
-def paths_to_pixels(ranks: Ranks, data: DataSettings, border: int) -> dict[str, Maker]:
+def paths_to_pixels(
+    plan: Callable[[ImageSet], EvaluationPlan], device: torch.device, interpolation: str
+) -> dict[str, Maker]:
     """A loader of a set by each way: PIL, torchvision's tensors, DALI on the CPU, and on the GPU where there is one."""
     from data.loading.dali import DaliLoader
     from data.loading.torchvision import TorchvisionLoader
 
-    device, cpu = ranks.device, torch.device("cpu")
-
-    def plan(images: ImageSet) -> EvaluationPlan:
-        return EvaluationPlan(
-            samples=len(images.files),
-            batch_size=min(data.eval_batch_size, len(images.files)),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            image_size=data.eval_size,
-            crop_ratio=data.crop_ratio,
-            border=border,
-        )
-
-    kind = data.eval_interpolation
-    given: dict[str, Any] = {"interpolation": kind, "prefetch": 2}
+    cpu = torch.device("cpu")
+    given: dict[str, Any] = {"interpolation": interpolation, "prefetch": 2}
     makers: dict[str, Maker] = {
         REFERENCE: lambda images: TorchvisionLoader(images, plan(images), device=device, threads=2, **given),
-        "tensors": lambda images: TensorLoader(images, plan(images), device=device, interpolation=kind),
+        "tensors": lambda images: TensorLoader(images, plan(images), device=device, interpolation=interpolation),
         "dali_cpu": lambda images: _OnDevice(DaliLoader(images, plan(images), device=cpu, threads=2, **given), device),
     }
     if device.type == "cuda":

@@ -4,6 +4,7 @@ A loader only executes a plan. So both loaders give the same crops, a run contin
 loader's whole state is (epoch, batch).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -139,7 +140,7 @@ def central_geometry(sizes: np.ndarray, image_size: int, *, crop_ratio: float) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Plan(ABC):
     """What both plans know."""
 
     samples: int  # images in the split
@@ -155,9 +156,9 @@ class _Plan:
         """All sizes, in pixels."""
         return (self.image_size, *self.more_sizes)
 
+    @abstractmethod
     def geometry(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> Geometry:
         """What happens to the images `indices`, whose stored height, width are `sizes` (n, 2)."""
-        raise NotImplementedError
 
     def geometries(self, epoch: int, indices: np.ndarray, sizes: np.ndarray) -> list[Geometry]:
         """The geometry at each size."""
