@@ -1,6 +1,8 @@
 """A classifier of ImageNet's 1,000 classes with weights of chance, and small test sets whose answers it is known to
 give: an image lies in the folder of the class that the model gives it, or of another one."""
 
+import csv
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -97,3 +99,12 @@ def fill(
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
     return count
+
+
+def figures(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
