@@ -165,13 +165,9 @@ def compare_all(folder: Path, names: Sequence[str]) -> None:
                      for path in sorted((folder / name).rglob("predictions.csv"))} for name in names}  # fmt: skip
     found = []
     for a, b in combinations(names, 2):
-        for place in tables[a].keys() & tables[b].keys():
-            try:
-                one, other = (predictions.read(tables[name][place]) for name in (a, b))
-            except InputError:  # without labels
-                continue
+        for place in sorted(tables[a].keys() & tables[b].keys()):
+            one, other = (predictions.read(tables[name][place]) for name in (a, b))
             figures = comparison.compare(one, other, (a, b))
             found.append({"set": "" if place == "." else place, **figures})
             say(comparison.line(figures) + (f" [{place}]" if place != "." else ""))
-    if found:
-        records.write_json(folder / COMPARISON, {"comparisons": found})
+    records.write_json(folder / COMPARISON, {"comparisons": found})

@@ -67,21 +67,18 @@ def _val_split(config: Config, names: Sequence[str] | None) -> EvaluationSet:
     root, count = Path(config["data"]["root"]), config["backbone"]["num_classes"]
     images = read_split(root, "val")
     subset = typed(EvaluationData, config["evaluation_data"], "data").classes == "subset"
-    numbered = names is None and len(images.classes) > 10 and all(one.isdecimal() for one in images.classes)
-    if numbered and not config["own_checkpoint"]:  # published: folders are numbers of classes, not names to sort
-        return EvaluationSet(name="val", images=suites.with_labels(images, np.array(list(map(int, images.classes)))))
-    if names is None and subset and count == len(synsets()):
+    numbered = not config["own_checkpoint"] and all(one.isdecimal() for one in images.classes)
+    if names is None and (subset or numbered) and count == len(synsets()):
         names = synsets()
-    if subset:
-        if names is None:
-            raise InputError(
-                "data.classes=subset: the checkpoint does not hold its classes' names; evaluate all classes"
-            )
-        labels = labels_of_folders(images.root, images.classes, names)
-        some_of = f"{len(images.classes)} of {count}" if len(images.classes) < count else None
-        return EvaluationSet(name="val", images=suites.with_labels(images, labels), classes=some_of)
-    _check_classes(config, images, names)
-    return EvaluationSet(name="val", images=images)
+    if subset and names is None:
+        raise InputError("data.classes=subset: the checkpoint does not hold its classes' names; evaluate all classes")
+    if not subset:
+        _check_classes(config, images, None if numbered else names)
+    if names is None or not (subset or numbered):
+        return EvaluationSet(name="val", images=images)
+    labels = labels_of_folders(images.root, images.classes, names)
+    some_of = f"{len(images.classes)} of {count}" if len(images.classes) < count else None
+    return EvaluationSet(name="val", images=suites.with_labels(images, labels), classes=some_of)
 
 
 def _check_classes(config: Config, images: ImageSet, names: Sequence[str] | None) -> None:

@@ -19,7 +19,7 @@ from cotnet.engine.compilation import require_compiler
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.rank_environment import first_process
-from cotnet.errors import FAILED, INTERRUPTED
+from cotnet.errors import FAILED, INTERRUPTED, InputError
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
@@ -37,6 +37,9 @@ def run(config: Config) -> int:
     folder, average = Path(config["output_dir"]), eval_model.average_images(config["average"])
     groups = [paths] if average else [[path] for path in paths]
     names = eval_model.short_names(paths) if len(groups) > 1 else [""]
+    compared = len(groups) > 1 and config["images"] is None
+    if compared and "csv" not in config["predictions"]:
+        raise InputError("predictions: several checkpoints are compared by their predictions.csv; add csv")
     one, code = prepared(config, groups[0], average), 0  # before anything is written
     with run_folder.claimed(folder):
         for number, (name, group) in enumerate(zip(names, groups, strict=True)):
@@ -44,7 +47,7 @@ def run(config: Config) -> int:
             code = max(code, _evaluate(one, folder / name, average))
             if code == INTERRUPTED:
                 return code
-        if first_process() and len(groups) > 1:
+        if first_process() and compared:
             eval_report.compare_all(folder, names)
     return code
 
@@ -147,10 +150,10 @@ def worker(job: Job, store: dist.Store | None) -> int:
     config = job.config
     code = 0
     with joined(config, store) as (ranks, stop):
+        names = words_of(config, job.classes) if ranks.first else ((), ())
         try:
             for leaf, found in measure(job, ranks, stop):
                 if found is not None:
-                    names = words_of(config, job.classes)
                     code = max(code, eval_report.write(config, leaf, found, *names))
         except Interrupted:
             stop.forward = True

@@ -177,11 +177,10 @@ def snapshot(tree: Any) -> Any:
     return tree
 
 
-def kept_epochs(saving: CheckpointSettings, history: list[list[float]]) -> set[int]:
-    """The epochs whose checkpoints stay beside last.pt and best.pt, from [epochs done, top-1] of each evaluation:
-    every n-th, and the best k (the earlier of two equal ones)."""
-    epochs = [int(epoch) for epoch, _ in history if epoch == int(epoch)]
-    nth = {epoch for epoch in epochs if saving.keep_every is not None and epoch % saving.keep_every == 0}
+def kept_epochs(saving: CheckpointSettings, history: list[list[float]], epochs: int) -> set[int]:
+    """The epochs whose checkpoints stay beside last.pt and best.pt: every n-th of those done, and the best k (the
+    earlier of two equal ones) of `history`, [epochs done, top-1] of each evaluation."""
+    nth = set(range(saving.keep_every, epochs + 1, saving.keep_every)) if saving.keep_every else set()
     ranked = sorted((-top1, int(epoch)) for epoch, top1 in history if epoch == int(epoch))
     return nth | {epoch for _, epoch in ranked[: saving.keep_top or 0]}
 

@@ -83,6 +83,7 @@ def _rank(
     # A rank without its parent could wait forever in C code, where no Python handler runs, or write into a folder that
     # another start already uses.
     end_with_parent(parent, signal.SIGKILL)
+    os.environ.pop(LAUNCHER, None)
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:

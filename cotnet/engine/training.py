@@ -123,7 +123,7 @@ def save(context: TrainContext, state: State, *, best: bool = False) -> None:
     checkpoint = pack(state, context.ranks, output.config)
     if not context.ranks.first:
         return
-    files = {epoch: f"epoch_{epoch:04d}.pt" for epoch in kept_epochs(output.saving, state.history)}
+    files = {epoch: f"epoch_{epoch:04d}.pt" for epoch in kept_epochs(output.saving, state.history, state.epoch)}
     also = {files[state.epoch]} if state.batch_in_epoch == 0 and state.epoch in files else set()
     given = {"also": also | ({"best.pt"} if best else set()), "keep": set(files.values())}
     folder, copied = output.folder / "checkpoints", snapshot(checkpoint)  # training changes the original

@@ -77,21 +77,18 @@ def asset(name: str) -> bytes:
     return content
 
 
-def labels_of_folders(folder: Path, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """The class of each folder: numbers count classes, other names are classes.
-
-    Numbers are read as numbers: sorted as text, 10 comes before 2.
+def labels_of_folders(
+    folder: Path, names: Sequence[str], classes: Sequence[str], *, numbered: bool = True
+) -> np.ndarray:
+    """The class of each folder, by its name. `numbered`: names that are all numbers count the classes instead, read as
+    numbers: sorted as text, 10 comes before 2.
 
     Raises:
         InputError: names that are neither.
     """
-    if (
-        all(re.fullmatch(r"\d{1,3}", name) for name in names)
-        and len(classes) == 1000
-        and not set(names) <= set(classes)
-    ):
-        return np.array([int(name) for name in names], dtype=np.int64)
     where = {name: number for number, name in enumerate(classes)}
+    if numbered and all(name.isdecimal() for name in names) and not set(names) <= where.keys():
+        where = {name: int(name) for name in names if int(name) < len(classes)}
     if unknown := [name for name in names if name not in where]:
         raise InputError(
             f"{folder}: {len(unknown)} of {len(names)} folders are no classes of the model, among them "
@@ -137,16 +134,11 @@ def evaluation_sets(names: Sequence[str], root: Path | None, val: ImageSet | Non
     """
     found: list[EvaluationSet] = []
     for name in names:
-        if name in NEED_VAL:
-            found += (
-                []
-                if val is None
-                else [EvaluationSet(name="imagenet", images=val)]
-                if name == "imagenet"
-                else real(root, val)
-            )
-            continue
-        for variant in (one for one in FOLDERS if one.split("-")[0] == name):
+        if name == "imagenet" and val is not None:
+            found.append(EvaluationSet(name="imagenet", images=val))
+        if name == "real" and val is not None:
+            found += real(root, val)
+        for variant in (one for one in FOLDERS if one.split("-")[0] == name and name in _READERS):
             folder = None if root is None else find(root, variant)
             if folder is None and len(names) == 1 and variant == name:
                 folder = root
@@ -177,9 +169,9 @@ def _restricted(name: str, folder: Path, val: ImageSet | None) -> list[Evaluatio
     columns = np.array(json.loads(asset("imagenet_a_r.json"))[name]["indices"], dtype=np.int64)
     names = [synsets()[column] for column in columns]
     images = _read(folder)
-    labels = labels_of_folders(folder, images.classes, names)
-    found = [EvaluationSet(name=name, images=with_labels(images, labels), columns=columns,
-                           classes=_some_of(images, len(columns)))]  # fmt: skip
+    labels = labels_of_folders(folder, images.classes, names, numbered=False)
+    own, some_of = with_labels(images, labels), _some_of(images, len(columns))
+    found = [EvaluationSet(name=name, images=own, columns=columns, classes=some_of)]
     if val is not None:
         few = chosen(val, np.isin(val.labels, columns))
         few = dataclasses.replace(few, labels=np.searchsorted(columns, few.labels))
@@ -233,10 +225,12 @@ def _corruption(name: str, folder: Path) -> EvaluationSet:
     files: list[str] = []
     labels: list[int] = []
     classes: Iterable[str] = ()
-    for severity in corruptions()["severities"]:
-        names = list_folders(folder, str(severity))
-        classes = names
-        numbers = labels_of_folders(folder / str(severity), list(names), synsets())
+    strengths = [one for one in map(str, corruptions()["severities"]) if (folder / one).is_dir()]
+    if not strengths:
+        raise InputError(f"{folder}: holds none of the strengths 1 to 5, each a folder of class folders")
+    for severity in strengths:
+        classes = names = list_folders(folder, severity)
+        numbers = labels_of_folders(folder / severity, list(names), synsets())
         for number, (inside, found) in zip(numbers, names.items(), strict=True):
             files += [f"{severity}/{inside}/{file}" for file in found]
             labels += [int(number)] * len(found)

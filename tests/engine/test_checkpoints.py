@@ -60,7 +60,12 @@ def test_one_job_at_a_time_and_errors_surface():
 )
 def test_kept_epochs(settings, kept):
     history = [[1.0, 70.0], [2.0, 65.0], [3.0, 70.0], [4.0, 69.0], [4.5, 90.0]]  # a part of an epoch has no file
-    assert kept_epochs(saving(**settings), history) == kept
+    assert kept_epochs(saving(**settings), history, 4) == kept
+
+
+def test_every_nth_epoch_is_kept_whether_it_was_evaluated_or_not():
+    """evaluation.every=2 after five epochs."""
+    assert kept_epochs(saving(keep_every=1), [[2.0, 70.0], [4.0, 69.0]], 5) == {1, 2, 3, 4, 5}
 
 
 def test_last_comes_last_and_what_is_not_kept_goes(tmp_path):

@@ -13,9 +13,11 @@ pytestmark = pytest.mark.slow
 def test_evaluation_schedule_and_extra_sets_of_a_run(digits, tmp_path):
     """Every second epoch and at the end; without averaging there is one copy of the weights."""
     given = [*SMALL, f"data.root={digits}", "train.epochs=5", "evaluation.every=2", "train.ema_decay=0"]
+    given.append("checkpoint.keep_every=3")
     run("train.py", *given, "output_dir=run", cwd=tmp_path)
     evaluated = [record["epoch"] for record in metrics(tmp_path / "run") if "val/top1" in record]
     assert evaluated == [2, 4, 5]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("epoch_*")] == ["epoch_0003.pt"]
     saved = checkpoint(tmp_path / "run")
     assert saved["classes"] == list("0123456789")
     assert all(

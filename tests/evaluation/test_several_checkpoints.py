@@ -49,6 +49,8 @@ def test_two_checkpoints_are_compared(uncut, digits, tmp_path):
     run("evaluate.py", "checkpoint=runs", f"data.root={digits}", "output_dir=same", cwd=tmp_path)
     (found,) = json.loads((tmp_path / "same" / "comparison.json").read_text())["comparisons"]
     assert (found["a"], found["b"], found["flipped"]) == ("one", "two", [])
+    done = run("evaluate.py", "checkpoint=runs", "predictions=[]", "output_dir=none", cwd=tmp_path, code=2)
+    assert "several checkpoints are compared by their predictions.csv; add csv" in done.stderr
     other = tmp_path / "out" / names[0] / "per_class.csv"
     done = run_process("-m", "cotnet.compare", tables[0], str(other), cwd=tmp_path, code=2)
     assert "not a whole table of predictions" in done.stderr

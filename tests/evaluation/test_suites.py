@@ -1,5 +1,6 @@
 """The test sets in their authors' layouts, miniature, each with a known answer."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -147,6 +148,31 @@ def test_objectnet_has_a_border_and_several_right_classes(tmp_path):
     )
 
 
+def test_some_strengths_of_a_corruption_have_figures_and_no_mce(tmp_path):
+    for strength in (2, 5):
+        folder = tmp_path / "imagenet-c" / "snow" / str(strength)
+        right = fill(folder, lambda one: synsets()[one], images=3, resize=miniature.SIDE)
+    found = evaluated(tmp_path, "suite=c", "suite.root=.")
+    assert found["top1_by_severity"] == {one: pytest.approx(100 * right / 3) for one in ("2", "5")}
+    assert "mce" not in found
+
+
+def test_published_weights_read_a_val_split_in_numbered_folders_by_number(tmp_path):
+    """All 1,000 folders: sorted as text, nearly every label would be another class."""
+    val = tmp_path / "imagenet" / "val"
+    right = fill(val, str)
+    for number in range(1000):
+        if not (val / str(number)).exists():
+            (val / str(number)).mkdir()
+            miniature.pool(64)[number % 64].save(val / str(number) / "x.png")
+    found = evaluated(tmp_path, "data.root=imagenet")
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["label"] == row["file"].split("/")[0] for row in rows)
+    assert sum(int(row["correct"]) for row in rows if not row["file"].endswith("x.png")) == right
+    assert found["top1"] == pytest.approx(100 * np.mean([row["top1"] == row["label"] for row in rows]))
+
+
 def test_robustness_is_what_is_found(tmp_path):
     fill(tmp_path / "sketch", lambda one: synsets()[one], images=4)
     fill(tmp_path / "imagenetv2-top-images", str, images=4)
@@ -164,6 +190,12 @@ def test_robustness_is_what_is_found(tmp_path):
         (["imagenet-a/n01440764/x.png"], "a", "1 of 1 folders are no classes of the model, among them n01440764"),
         (["imagenet-c/dust/1/n01440764/x.png"], "c", "holds none of ImageNet-C's corruptions, such as gaussian_noise"),
         (["objectnet/ale_glass/x.png"], "objectnet", "it has ale_glass, expected are alarm_clock, backpack"),
+        (["imagenet-c/snow/6/n01440764/x.png"], "c", "snow: holds none of the strengths 1 to 5"),
+        (
+            ["imagenetv2/1/x.png", "imagenetv2/1000/x.png"],
+            "v2",
+            "1 of 2 folders are no classes of the model, among them 1000",
+        ),
         (["elsewhere/x.png"], "robustness", "suite.root=.: none of the suite's files are there"),
     ],
 )
