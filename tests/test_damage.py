@@ -75,6 +75,16 @@ def test_the_line_names_the_whole_checkpoint_that_is_furthest_on(kept, digits, t
     assert "continuing run at epoch 1, step 4" in done.stdout
 
 
+def test_a_file_that_ends_early_is_said_to(kept, tmp_path):
+    """Too short to hold an archive's directory, as a download that stopped leaves it."""
+    path = tmp_path / "short.pt"
+    path.write_bytes((kept / "checkpoints" / "best.pt").read_bytes()[:5000])
+    with pytest.raises(
+        InputError, match=r"short\.pt is damaged or truncated \(it is no whole archive\); no whole checkpoint"
+    ):
+        checkpoints.load(path)
+
+
 def test_files_of_the_version_before_have_no_checksum_and_are_checked_by_their_zip(kept, tmp_path):
     content = checkpoints.load(kept / "checkpoints" / "best.pt")
     del content["checksum"]

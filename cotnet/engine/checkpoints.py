@@ -97,7 +97,8 @@ def _read(path: Path) -> Checkpoint:
             raise Damaged(reason) from None
         if isinstance(error, pickle.UnpicklingError):
             raise InputError(f"{path} holds more than tensors and numbers; refused, nothing in it was run") from None
-        raise Damaged(re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]) from None
+        first = re.split(r"[.;:] |\n", str(error) or type(error).__name__)[0][:120]
+        raise Damaged(first if zipfile.is_zipfile(path) else "it is no whole archive") from None
     ours = isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT
     if ours and "checksum" in checkpoint:  # files of version 0.1 have none
         if checkpoint["checksum"] != checksum(_content(checkpoint)):

@@ -62,6 +62,8 @@ def _temperature(predictions: Predictions) -> dict[str, Any]:
     if fitting.all() or not fitting.any():
         return {"temperature": None, "held_out": None}
     temperature = statistics.fit_temperature(logits[fitting], labels[fitting])
+    if temperature is None:
+        return {"temperature": None, "held_out": None}
     others, names = predictions.rows(~fitting), ("before", "after")
     figures: dict[str, float] = {}
     for name, scale in zip(names, (1.0, temperature), strict=True):

@@ -66,8 +66,9 @@ def classwise_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float
     return float(np.mean(errors))
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T from 0.05 to 20 that minimises the NLL of logits / T (Guo et al. 2017). logits (N, C), labels (N,).
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """The T that minimises the NLL of logits / T (Guo et al. 2017); None if there is no minimum from 0.05 to 20, as where
+    every image is right. logits (N, C), labels (N,).
 
     The NLL is convex in 1 / T; its slope there is the mean of the expected logit minus the label's.
     """
@@ -81,10 +82,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float((expected - own).double().mean())
 
     least, most = 1 / 20, 20.0
-    if slope(least) >= 0:
-        return 1 / least
-    if slope(most) <= 0:
-        return 1 / most
+    if slope(least) >= 0 or slope(most) <= 0:
+        return None
     return 1 / float(brentq(slope, least, most, xtol=1e-5))
 
 

@@ -106,6 +106,15 @@ def test_temperature_undoes_a_scale():
     assert 0.4 < held_out["images"] / len(logits) < 0.6
 
 
+def test_no_temperature_where_every_image_is_right():
+    """The loss then falls for ever with the temperature."""
+    assert statistics.fit_temperature(np.eye(6) * 2, np.arange(6)) is None
+    found = metrics(
+        predictions(np.eye(12)[np.arange(60) % 12], np.arange(60) % 12, logits=np.eye(12)[np.arange(60) % 12])
+    )
+    assert found["temperature"] is None and found["held_out"] is None and found["top1"] == 100
+
+
 def test_bootstrap_finds_the_interval_of_a_mean():
     rng = np.random.default_rng(3)
     a, b = rng.normal(1, 1, 3_000), rng.normal(0, 1, 3_000)
