@@ -67,8 +67,8 @@ def classwise_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The T that minimises the NLL of logits / T (Guo et al. 2017); None if there is no minimum from 0.05 to 20, as where
-    every image is right. logits (N, C), labels (N,).
+    """The T from 0.05 to 20 that minimises the NLL of logits / T (Guo et al. 2017). logits (N, C), labels (N,). None if
+    the minimum lies elsewhere, as where every image is right.
 
     The NLL is convex in 1 / T; its slope there is the mean of the expected logit minus the label's.
     """
