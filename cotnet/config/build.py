@@ -205,17 +205,20 @@ def _as(value: Any, hint: Any) -> Any:
     if origin in (tuple, list):
         return _as_sequence(value, origin, typing.get_args(hint))
     if origin is dict:
-        of_key, of_value = typing.get_args(hint)
-        items = (
-            {_as(key, of_key): _as(one, of_value) for key, one in value.items()} if isinstance(value, Mapping) else {}
-        )
-        return items if isinstance(value, Mapping) and _UNFIT not in (*items, *items.values()) else _UNFIT
+        return _as_mapping(value, *typing.get_args(hint))
     if origin is typing.Literal:
         same = (option for option in typing.get_args(hint) if type(option) is type(value) and option == value)
         return next(same, _UNFIT)
     if hint is Any or not isinstance(hint, type):  # cannot be checked here; the target checks it
         return value
     return _as_plain(value, hint)
+
+
+def _as_mapping(value: Any, of_key: Any, of_value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return _UNFIT
+    items = {_as(key, of_key): _as(one, of_value) for key, one in value.items()}
+    return _UNFIT if _UNFIT in (*items, *items.values()) else items
 
 
 def _as_plain(value: Any, hint: type) -> Any:
