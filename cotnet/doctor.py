@@ -17,7 +17,7 @@ from cotnet.engine.launch import count_ranks
 from cotnet.parts import read_settings
 from cotnet.reporting.environment import driver, machine, versions
 from cotnet.reporting.terminal import say
-from cotnet.reporting.wandb_logger import login_state
+from cotnet.reporting.wandb_session import login_state
 
 
 def hardware() -> Lines:

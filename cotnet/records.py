@@ -10,6 +10,7 @@ One process writes a file (rank 0); any number may read it meanwhile.
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def cut_back(path: Path, step: int, *, evaluated: bool) -> None:
     )
     if len(kept) != path.stat().st_size:
         write_atomic(path, kept)
+
+
+def best_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The best value so far of each validation figure of these records, as `best/val/...`: the least loss, the largest
+    of the others."""
+    best: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("val/") and value is not None and not key.startswith("val/images"):
+                choose, name = min if "/loss" in key else max, f"best/{key}"
+                best[name] = choose(best.get(name, value), value)
+    return best
 
 
 def sync(path: Path) -> None:

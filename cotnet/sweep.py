@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cotnet import records
 from cotnet.commands.program import one_line
 from cotnet.errors import InputError
 from cotnet.files import write_text
@@ -32,13 +33,22 @@ def export(path: Path, plan: SweepPlan) -> None:
         "name": plan.folder.name,
         "program": "train.py",
         "method": METHODS[settings.sampler],
-        "metric": {"name": settings.target, "goal": settings.direction},
+        "metric": {"name": _metric(settings.target, settings.direction), "goal": settings.direction},
         "parameters": {parameter.key: _parameter(parameter) for parameter in plan.parameters},
         "command": [*command, "${args_no_hyphens}"],
     }
     sweep |= {"run_cap": settings.trials} if settings.trials else {}
     write_text(path, yaml.safe_dump(sweep, sort_keys=False, width=120))
     say(f"{path}: wandb sweep {path}, then the wandb agent line that it prints, as often as there are machines")
+
+
+def _metric(target: str, direction: str) -> str:
+    """What the runs' summary holds of the target: its best value, if the direction is the one that we call best.
+
+    W&B compares the summary's values, and a history's last value stands there.
+    """
+    best = records.best_figures([{target: value} for value in (0.0, 1.0)])
+    return next((name for name, value in best.items() if (value == 1.0) == (direction == "maximize")), target)
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from cotnet.files import in_use
 from cotnet.reporting import wandb_file
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_file import LocalRecord, id_of, is_online
-from cotnet.reporting.wandb_logger import account, wandb_settings
+from cotnet.reporting.wandb_session import account, wandb_settings
 
 ANSWER_SECONDS = 10.0  # how long the server's first answer may take
 DRAFT = ".rebuild"  # in a run's wandb folder: a rebuilt run that is not complete yet
@@ -169,13 +169,15 @@ def _write_draft(folder: Path, draft: Path, files: Sequence[Path]) -> Path:
     ids, rows = list(dict.fromkeys(map(id_of, files))), records.read(folder / "metrics.jsonl")
     first, _ = wandb_file.rebuilt_number(ids[-1])
     number = 1 + max(number for name, number in map(wandb_file.rebuilt_number, ids) if name == first)
-    notes = f"Rebuilt from metrics.jsonl; replaces W&B run {', '.join(ids)}."
+    rebuilt = f"Rebuilt from metrics.jsonl; replaces W&B run {', '.join(ids)}."
+    notes = " ".join(filter(None, [readable[-1].run.notes, rebuilt]))
     best = {key: value for key, value in _summary(folder).items() if key.startswith("best_") and value is not None}
     code = 1 if starts[-1].exit_code is None else starts[-1].exit_code  # None: killed
     try:
         with wandb_settings():
             chosen = readable[-1].identity | {"id": f"{first}-r{number}", "notes": notes}
-            new = wandb_file.write_run(draft, rows, summary=best, exit_code=code, **chosen)
+            summary = best | records.best_figures(rows)
+            new = wandb_file.write_run(draft, rows, summary=summary, exit_code=code, **chosen)
         missing, extra = LocalRecord([new]).compare(rows, all_rows=True)
     except Exception as error:  # wandb's errors have no common base, see WandbLogger
         reason = (str(error) or type(error).__name__).splitlines()[0]

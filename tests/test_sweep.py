@@ -20,7 +20,7 @@ def test_wandb_gets_the_same_space(tmp_path, monkeypatch, capsys):
         "name": "s",
         "program": "train.py",
         "method": "bayes",
-        "metric": {"name": "val/top1", "goal": "maximize"},
+        "metric": {"name": "best/val/top1", "goal": "maximize"},
         "parameters": {
             "optimizer.lr": {"distribution": "log_uniform_values", "min": 0.01, "max": 1.0},
             "train.epochs": {"distribution": "int_uniform", "min": 2, "max": 8},

@@ -32,7 +32,8 @@ wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run wou
 folder, run_id = Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(parents=True, exist_ok=True)
 for steps in sys.argv[3:]:
-    logger = WandbLogger(project="cotnet", entity=None, group="g", tags=("t",), mode="offline")
+    unset = {"entity": None, "notes": "a note", "job_type": None, "artifacts": False}
+    logger = WandbLogger(project="cotnet", group="g", tags=("t",), mode="offline", **unset)
     logger.start(folder, {"seed": 3}, run_id, "a-run")
     for part in steps.split(" "):
         for step in range(*map(int, part.split(","))):
@@ -156,7 +157,7 @@ def test_a_run_whose_record_differs_is_rebuilt_from_its_metrics(tmp_path):
             "displayName": "a-run",
             "groupName": "g",
             "tags": ["t"],
-            "notes": "Rebuilt from metrics.jsonl; replaces W&B run abcd1234.",
+            "notes": "a note Rebuilt from metrics.jsonl; replaces W&B run abcd1234.",
         }
         assert best.items() <= sent["summary"].items()
         assert sent["ended"] == 0
@@ -175,7 +176,8 @@ folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 metrics = folder / "metrics.jsonl"
 kept = records.read(metrics) if metrics.exists() else []
-logger = wandb_logger.WandbLogger(project="cotnet", entity=None, group=None, tags=(), mode="online")
+unset = {"entity": None, "group": None, "notes": None, "job_type": None, "artifacts": False}
+logger = wandb_logger.WandbLogger(project="cotnet", tags=(), mode="online", **unset)
 logger.start(folder, {}, "abcd1234", "a-run", kept=kept)
 for step in range(len(kept), len(kept) + 4):
     records.append(metrics, {"step": step, "train/loss": 1 / (step + 3)})

@@ -8,13 +8,14 @@ from pathlib import Path
 PROLOGUE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from cotnet.reporting import wandb_logger
+from cotnet.reporting import wandb_logger, wandb_session
 from cotnet import records
 from cotnet.reporting.wandb_logger import WandbLogger
 ready = wandb_logger.READY_SECONDS
 wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run would wait
 folder = Path(sys.argv[1])
-logger = WandbLogger(project="cotnet", entity=None, group="g", tags=("a", "b"), mode=sys.argv[2])
+unset = {"entity": None, "notes": None, "job_type": None, "artifacts": False}
+logger = WandbLogger(project="cotnet", group="g", tags=("a", "b"), mode=sys.argv[2], **unset)
 
 def write(record):
     records.append(folder / "metrics.jsonl", record)

@@ -25,6 +25,14 @@ FORM = ("channels_last", "compile", "fuse")  # how the model is run
 AVERAGE_IMAGES = 10_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """The W&B run that a checkpoint is of, and the run's folder."""
+
+    run_id: str
+    folder: Path
+
+
 @dataclass(kw_only=True)
 class EvaluatedModel:
     """What is known of a checkpoint once it is read."""
@@ -34,6 +42,7 @@ class EvaluatedModel:
     checksum: str  # of the weights
     classes: tuple[str, ...] | None  # of the training set; None for published weights and older checkpoints
     better: str | None  # `raw` or `ema` if those were better in training and the others are evaluated
+    trained: list[TrainingRun]  # of each file that knows one
 
 
 def checkpoint_files(given: object) -> list[Path]:
@@ -103,7 +112,10 @@ def read(config: Config, group: Sequence[Path]) -> EvaluatedModel:
                 checksum="",
                 classes=None if names is None else tuple(names),
                 better=better_weights(completed_config, checkpoint) if len(group) == 1 else None,
+                trained=[],
             )
+        if run_id := checkpoint.get("progress", {}).get("run_id"):
+            first.trained.append(TrainingRun(run_id=run_id, folder=path.absolute().parent.parent))
         for key, tensor in model.state_dict().items() if len(group) > 1 else ():
             wide = tensor.double() if tensor.is_floating_point() else tensor
             total[key] = total[key] + wide if key in total and tensor.is_floating_point() else wide

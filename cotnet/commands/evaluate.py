@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from cotnet import parts
-from cotnet.commands import eval_model, eval_report
+from cotnet.commands import eval_logger, eval_model, eval_report
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined
@@ -27,7 +27,7 @@ from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
 from cotnet.settings import DataSettings, EvaluateSettings, EvaluationData, LaunchSettings
 
-GROUPS = ("backbone", "data", "loader", "suite", "launch", "average")
+GROUPS = ("backbone", "data", "loader", "logger", "suite", "launch", "average")
 KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
 
 
@@ -73,6 +73,7 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     eval_model.average_images(config["average"])
     if "parquet" in config["predictions"]:
         require_parquet()
+    eval_logger.logger_of(config)
     config = eval_model.separated(config)
     typed(EvaluationData, config["evaluation_data"], "data")
     count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
@@ -122,9 +123,22 @@ def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
         return code
     if first_process():
         eval_report.summarise(config, folder, leaves)
+        _log(one, [leaf for leaf in leaves if leaf in left or not eval_logger.is_logged(leaf)], folder)
         if read.better:
             say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
     return code
+
+
+def _log(one: Prepared, leaves: list[Leaf], folder: Path) -> None:
+    """Makes a W&B run of each evaluation of a model, if wanted."""
+    if eval_logger.logger_of(one.config) is None:
+        return
+    config = {key: value for key, value in one.config.items() if key not in INTERNAL}
+    images = {chosen.name: chosen.images.root for chosen in one.sets}
+    names, trained = words_of(one.config, one.read.classes), one.read.trained
+    group = eval_logger.group_of(config, folder, trained)
+    for leaf in leaves:
+        eval_logger.log_evaluation(config, leaf, images=images[leaf.set], names=names, trained=trained, group=group)
 
 
 def _leaves(one: Prepared, folder: Path) -> list[Leaf]:

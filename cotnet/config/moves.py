@@ -13,7 +13,13 @@ MOVED: Final = {
     "data.torchvision.TorchvisionLoader": "data.loading.torchvision.TorchvisionLoader",
 }
 # Settings that older configurations lack, with the value of what the older version did.
-ADDED: Final = {"data.eval_flip": False, "evaluation.every": 1, "evaluation.extra": None, "evaluation.root": None}
+ADDED: Final = {
+    "data.eval_flip": False,
+    "evaluation.every": 1,
+    "evaluation.extra": None,
+    "evaluation.root": None,
+    "logger.artifacts": False,
+}
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}
 
@@ -23,7 +29,8 @@ def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     config = with_current_names(json.loads(checkpoint["config"]))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
-        config.setdefault(group, {}).setdefault(name, value)
+        if group != "logger" or "project" in config.get(group, {}):  # of W&B's alone
+            config.setdefault(group, {}).setdefault(name, value)
     return config
 
 

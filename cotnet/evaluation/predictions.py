@@ -162,11 +162,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Any) -> None:
     write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def read(path: Path) -> Predictions:
-    """A predictions.csv.
+def read(path: Path, *, labelled: bool = True) -> Predictions:
+    """A predictions.csv. labelled: it must be of images with labels.
 
     Raises:
-        InputError: it cannot be read, or a column is missing.
+        InputError: it cannot be read, or a column or the labels are missing.
     """
     try:
         with path.open(newline="", errors="surrogateescape") as file:
@@ -183,7 +183,7 @@ def read(path: Path) -> Predictions:
         raise InputError(f"{path}: not a whole table of predictions ({error}); evaluate again") from None
     if not rows:
         raise InputError(f"{path}: holds no image; evaluate again")
-    if "" in right:
+    if labelled and "" in right:
         raise InputError(f"{path}: images without labels have no accuracy; give predictions of a labelled set")
     best_classes = np.array(best, dtype=np.int64)
     several = tuple(  # a set of labels shows only in `correct`

@@ -79,7 +79,7 @@ class RunReports(Reports):
         summary["warnings"] = self.alerts.warnings
         records.write_json(self.folder / "summary.json", summary)
         if state.best:
-            self.logger.summary(state.best)
+            self.logger.summary(state.best | records.best_figures(records.read_existing(self.metrics)))
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()

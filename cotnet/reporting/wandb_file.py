@@ -90,6 +90,22 @@ def read_start(path: Path) -> Start:
     return start
 
 
+def began_as(folder: Path, run_id: str) -> tuple[str, str]:
+    """Project and group of a run, by its last file in the run's folder; empty where unknown."""
+    try:
+        records_of_last = (record for file in run_files(folder, run_id)[-1:] for record in wandb_records(file))
+        run = next((record.run for record in records_of_last if record.HasField("run")), None)
+    except Exception:  # files of another version of wandb
+        run = None
+    return (run.project, run.run_group) if run else ("", "")
+
+
+def logged_artifacts(files: Iterable[Path]) -> set[tuple[str, str]]:
+    """Name and digest of every artifact that offline starts hold."""
+    found = (record.artifact for file in files for record in wandb_records(file) if record.HasField("artifact"))
+    return {(artifact.name, artifact.digest) for artifact in found}
+
+
 def values_of(items: Iterable[Any]) -> Row:
     """The values of a history or summary record."""
     named = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)

@@ -29,6 +29,7 @@ from cotnet.sweeps.space import SweepPlan, Trial, grid, name_trials, quoted
 POLL_SECONDS, DRAW_SECONDS = 0.2, 1.0
 Batch = Callable[[list[list[str]]], list[int]]  # runs jobs, each a list of overrides, and gives their exit codes
 LOG = "log.txt"
+GROUP = "WANDB_RUN_GROUP"  # W&B shows the trials of a sweep as one group, unless the person names another
 HELD_SECONDS = 120.0  # how long a killed sweep's run may still hold its folder: it finishes a step and saves
 
 
@@ -59,6 +60,7 @@ class TrialProcess:
         while in_use(folder / ".lock") and time.monotonic() < deadline:  # after that the run reports it
             time.sleep(0.1)
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
+        grouped = {GROUP: folder.parent.name}
         parent = os.getpid()
 
         def prepare() -> None:
@@ -72,7 +74,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **gpus},
+                env={**grouped, **os.environ, **gpus},
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which forwards it once
                 preexec_fn=prepare,  # noqa: PLW1509 - this process has no other thread that could hold a lock
             )
@@ -193,6 +195,7 @@ def _stop(running: Sequence[TrialProcess], received: Sequence[int]) -> None:
 
 def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> None:
     """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time."""
+    os.environ.setdefault(GROUP, plan.folder.name)  # launchers pass the environment on
     trials = trials_left(plan, ledger)
     while jobs := list(islice(trials, plan.settings.parallel if plan.settings.search else None)):
         began = time.monotonic()

@@ -70,7 +70,7 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path):
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed again: nobody listens there
     code = """
 wandb_logger.READY_SECONDS = ready
-wandb_logger.WANDB_SETTINGS |= {"init_timeout": 4.0}
+wandb_session.WANDB_SETTINGS |= {"init_timeout": 4.0}
 began = time.monotonic()
 run_id = logger.start(folder, {}, None, "r")
 print(time.monotonic() - began)
@@ -92,7 +92,7 @@ print(run_id, time.monotonic() - began)
 
 OUTAGE = """
 wandb_logger.READY_SECONDS, wandb_logger.FINISH_SECONDS = ready, 6.0
-wandb_logger.WANDB_SETTINGS |= {"init_timeout": 3.0, "finish_timeout": 3.0}
+wandb_session.WANDB_SETTINGS |= {"init_timeout": 3.0, "finish_timeout": 3.0}
 began = time.monotonic()
 logger.start(folder, {}, None, "r")
 started = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_full_disk_under_wandbs_folder_costs_training_nothing(tmp_path):
     code = """
 import resource
 wandb_logger.FINISH_SECONDS = 6.0
-wandb_logger.WANDB_SETTINGS |= {"finish_timeout": 3.0}
+wandb_session.WANDB_SETTINGS |= {"finish_timeout": 3.0}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 logger.start(folder, {}, None, "r")
