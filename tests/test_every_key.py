@@ -29,15 +29,16 @@ RIGHT = {
     "null": (
         *("backbone.weights", "augmentation.crop_scale", "augmentation.progressive", "augmentation.policy"),
         *("augmentation.mix_epochs", "optimizer.layer_decay", "schedule.warmup_epochs", "logger.entity"),
+        *("logger.project", "logger.notes", "logger.job_type"),
         *("logger.group", "train.clip_norm", "train.clip_value", "train.bce_threshold", "train.max_steps"),
         *("train.max_minutes", "launch.ranks", "checkpoint.every_steps", "checkpoint.every_minutes"),
         *("checkpoint.keep_every", "checkpoint.keep_top", "evaluation.extra", "evaluation.root"),
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
-        "backbone.positions",
+        *("backbone.positions", "logger.artifacts"),
     ),
-    "text": ("logger.project", "logger.entity", "logger.group"),
+    "text": ("logger.project", "logger.entity", "logger.group", "logger.notes", "logger.job_type"),
     "list": ("logger.tags",),
 }
 

@@ -33,13 +33,14 @@ class TensorBoardLogger:
         *,
         kept: Sequence[Record] = (),
     ) -> str:
-        """Opens `output_dir`/tensorboard, writes the configuration as text and the records in `kept`; returns `run_id`,
-        which another logger may have given."""
+        """Opens `output_dir`/tensorboard, writes the records in `kept` and the configuration as text at their last step;
+        returns `run_id`, which another logger may have given."""
         self._folder = output_dir / "tensorboard"
         self._open(hidden_from=0)
-        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", 0)
         for row in kept:
             self._write(as_logged(row))
+        step = kept[-1]["step"] if kept else 0
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", step)
         self._writer.flush()
         return run_id or ""
 

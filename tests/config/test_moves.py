@@ -27,6 +27,15 @@ def test_an_earlier_configuration_is_the_present_one_in_current_names():
     assert compare(flatten(stored_config(STORED)), flatten(compose("train", [*OVERRIDES])), "run") == []
 
 
+def test_a_run_on_wandb_from_before_its_newer_keys_continues():
+    config = json.loads(STORED["config"])
+    config["logger"] = {"_target_": "cotnet.engine.loggers.WandbLogger", "project": "cotnet", "entity": None}
+    config["logger"] |= {"group": None, "tags": [], "mode": "auto"}
+    present = compose("train", [*OVERRIDES, "logger=wandb"])
+    changes = compare(flatten(stored_config({"config": json.dumps(config)})), flatten(present), "run")
+    assert changes == ['logger.project was "cotnet", now null']
+
+
 def test_moved_names_exist_and_dropped_ones_do_not():
     for old, new in MOVED.items():
         assert pkgutil.resolve_name(new).__name__ == new.rpartition(".")[2] == old.rpartition(".")[2]
