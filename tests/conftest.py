@@ -46,7 +46,8 @@ def uncut(shared, digits):
     """Runs never interrupted, by their number of ranks."""
 
     def folder(ranks: int) -> Path:
-        given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "logger=wandb", "output_dir=run"]
+        given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", "output_dir=run"]
+        given += ["logger=wandb", "logger.artifacts=true", "logger.notes=uncut"]
         return once(shared, f"uncut-{ranks}", lambda folder: run("train.py", *given, cwd=folder)) / "run"
 
     return folder

@@ -3,13 +3,17 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from event_files import assert_shown
 from photographs import make_imagenet
 from programs import ROOT, SMALL, STEPS, assert_same_run, checkpoint, metrics, run, run_process, start
-from wandb_file import history
+from wandb_file import history, summary, wandb_records
 
+from cotnet.records import best_figures
+from cotnet.reporting.wandb_file import read_start
 from cotnet.verify_resume import CLOCK
 
 pytestmark = pytest.mark.slow
@@ -69,7 +73,17 @@ def test_wandb_holds_what_metrics_holds(uncut, ranks):
     (mirror,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history(mirror)]
     assert rows == metrics(folder, timings=True)
-    assert mirror.name == f"run-{checkpoint(folder)['progress']['run_id']}.wandb"
+    run_id = checkpoint(folder)["progress"]["run_id"]
+    assert mirror.name == f"run-{run_id}.wandb"
+    began = read_start(mirror).run
+    assert (began.project, began.job_type, began.notes, began.run_group) == ("cotnet", "train", "uncut", "")
+    assert best_figures(rows).items() <= summary(mirror).items()
+    models = [record.artifact for record in wandb_records(mirror) if record.HasField("artifact")]
+    for model, (name, alias) in zip(models, {"best.pt": "best", "last.pt": "latest"}.items(), strict=True):
+        assert (model.type, model.name) == ("model", f"model-{run_id}") and alias in model.aliases
+        (entry,) = model.manifest.contents
+        assert entry.path == name
+        assert Path(entry.local_path).read_bytes() == (folder / "checkpoints" / name).read_bytes()
 
 
 def test_help_waits_for_nothing_that_only_a_run_needs(tmp_path):
@@ -83,7 +97,7 @@ def test_help_waits_for_nothing_that_only_a_run_needs(tmp_path):
 
 
 def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
-    overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "output_dir=run"]
+    overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "logger=tensorboard", "output_dir=run"]
     run("train.py", *overrides, "train.max_minutes=0.02", "launch.ranks=2", cwd=tmp_path)
     first = checkpoint(tmp_path / "run")["progress"]
     assert 0.02 * 60 <= first["seconds"] < 60
@@ -95,6 +109,7 @@ def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
     second = checkpoint(tmp_path / "run")["progress"]
     assert second["seconds"] >= longer * 60
     assert second["step"] > first["step"]
+    assert_shown(tmp_path / "run")  # two starts, as TensorBoard shows them
 
 
 def test_two_ranks_equal_one_in_float64(digits, tmp_path):

@@ -128,8 +128,8 @@ def telling_rows(table: Predictions, words: Sequence[str], *, labelled: bool) ->
 
 
 def scalars(figures: dict[str, Any]) -> dict[str, Any]:
-    """The single values of metrics.json: an interval as `_low` and `_high`, a group's values as `group.name`, the
-    number of missing images; without null."""
+    """The single values of metrics.json: an interval as `_low` and `_high`, a group's values as `group_name`, the
+    number of missing images; without null. (W&B nests names with a dot.)"""
     found: dict[str, Any] = {}
     for name, value in figures.items():
         if name.endswith("_interval"):
@@ -138,7 +138,7 @@ def scalars(figures: dict[str, Any]) -> dict[str, Any]:
         elif name == "missing":
             found[name] = len(value)
         elif isinstance(value, dict) and name != "settings":
-            found |= {f"{name}.{key}": one for key, one in value.items()}
+            found |= {f"{name}_{key}": one for key, one in value.items()}
         elif isinstance(value, int | float | str):
             found[name] = value
     return {name: value for name, value in found.items() if value is not None}

@@ -33,8 +33,8 @@ class TensorBoardLogger:
         *,
         kept: Sequence[Record] = (),
     ) -> str:
-        """Opens `output_dir`/tensorboard, writes the records in `kept` and the configuration as text at their last step;
-        returns `run_id`, which another logger may have given."""
+        """Opens `output_dir`/tensorboard, writes the records in `kept`, and the configuration as text at their last
+        step; returns `run_id`, which another logger may have given."""
         self._folder = output_dir / "tensorboard"
         self._open(hidden_from=0)
         for row in kept:

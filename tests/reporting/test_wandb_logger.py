@@ -285,6 +285,7 @@ with made:
     mirrored = summary(files(folder)[0])
     assert {name: value for name, value in mirrored.items() if name.startswith("best_")} == best
     assert mirrored["val/top1"] == 50.0
+    assert (mirrored["best/val/top1"], mirrored["best/val/loss"]) == (60.0, 2.0)
     assert best.items() <= json.loads((folder / "summary.json").read_text()).items()
 
 

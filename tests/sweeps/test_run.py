@@ -11,6 +11,7 @@ import pytest
 from programs import SMALL, make_digits, metrics, run, start
 
 from cotnet.errors import InputError
+from cotnet.reporting.wandb_file import read_start, run_files
 from cotnet.sweeps.ledger import Ledger
 from cotnet.sweeps.run import outcome, shares, trials_left
 from cotnet.sweeps.space import Trial
@@ -42,12 +43,14 @@ def starts(folder):
 def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_path):
     make_digits(tmp_path / "digits", train=4, val=2)
     given = [*TINY, "data.root=digits"]
-    done = run("train.py", *given, "optimizer.lr=0.05,-1", cwd=tmp_path, code=1)
+    done = run("train.py", *given, "optimizer.lr=0.05,-1", "logger=wandb", cwd=tmp_path, code=1)
     (folder,) = (tmp_path / "outputs").iterdir()
     assert folder.name.startswith("data.root-digits__experiment-digits__loader-torchvision__")
     failed, finished = "optimizer.lr--1", "optimizer.lr-0.05"
     assert states(folder) == {finished: "finished", failed: "failed"}
     assert json.loads((folder / finished / "summary.json").read_text())["status"] == "finished"
+    (mirror,) = run_files(folder / finished)
+    assert read_start(mirror).run.run_group == folder.name
     assert (folder / failed / "log.txt").read_text() == "error: optimizer.lr=-1 must be positive\n"
     table = done.stdout[done.stdout.index("status") :]
     assert "failed: optimizer.lr=-1 must be positive" in table
@@ -61,10 +64,12 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     assert starts(folder) == [finished, failed, "optimizer.lr--2"]
 
     pair = f"checkpoint={folder / finished},missing.pt"
-    fed = ("data.root=digits", "loader=torchvision", "loader.threads=0")
+    fed = ("data.root=digits", "loader=torchvision", "loader.threads=0", "logger=wandb")
     evaluated = run("evaluate.py", "--multirun", pair, *fed, "output_dir=evaluated", cwd=tmp_path, code=1)
     assert "no checkpoint at missing.pt" in evaluated.stderr
     (written,) = (tmp_path / "evaluated").glob("*/metrics.json")
+    (mirror,) = run_files(written.parent)
+    assert read_start(mirror).run.run_group == folder.name  # that of the training run
     accuracy = f"{json.loads(written.read_text())['top1']:.2f}"
     rows = [line.split() for line in evaluated.stdout.splitlines()[-3:] if line.strip()]
     assert [(row[0], row[3]) for row in rows] == [(accuracy, "finished"), ("-", "failed")]
