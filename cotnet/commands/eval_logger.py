@@ -68,6 +68,8 @@ def log_evaluation(
 ) -> None:
     """Makes the W&B run of one evaluation. What goes wrong there is one line, and changes nothing else.
 
+    Raises InputError if the evaluation's files cannot be read or another process shows them.
+
     images: the folder of the images. names: the model's classes, and what people call them. trained: the runs of the
     checkpoint's files. group: as group_of's.
     """
@@ -80,8 +82,9 @@ def log_evaluation(
     name = "/".join([top.name, *folder.relative_to(top).parts])
     defaults = {"job_type": "eval", "group": group, "notes": notes}
     with run_folder.claimed(folder) if folder != top else contextlib.nullcontext():
+        found = content(folder, images=images, names=names, trained=trained)
         logger.start(folder, shown, secrets.token_hex(4), name, defaults=defaults)
-        logger.evaluation(content(folder, images=images, names=names, trained=trained))
+        logger.evaluation(found)
         logger.finish(0)
 
 

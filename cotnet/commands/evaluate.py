@@ -138,7 +138,10 @@ def _log(one: Prepared, leaves: list[Leaf], folder: Path) -> None:
     names, trained = words_of(one.config, one.read.classes), one.read.trained
     group = eval_logger.group_of(config, folder, trained)
     for leaf in leaves:
-        eval_logger.log_evaluation(config, leaf, images=images[leaf.set], names=names, trained=trained, group=group)
+        try:
+            eval_logger.log_evaluation(config, leaf, images=images[leaf.set], names=names, trained=trained, group=group)
+        except InputError as error:
+            say(f"W&B: {leaf.folder} is not shown: {error}")
 
 
 def _leaves(one: Prepared, folder: Path) -> list[Leaf]:

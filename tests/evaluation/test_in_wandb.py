@@ -1,6 +1,7 @@
 """evaluate.py logger=wandb: what the real wandb wrote offline, beside the evaluation's own files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,11 @@ def test_figures_tables_and_images(uncut, digits, staging, tmp_path):
         assert scalars(found).items() <= shown.items()
         assert_tables(folder, file, found, root=data / "val", broken=broken)
     assert len(ids) == 2 and run_id not in ids
+    shutil.rmtree(tmp_path / "out" / "48" / "wandb")
+    (tmp_path / "out" / "48" / "predictions.csv").unlink()
     again = run("evaluate.py", *given, "logger=wandb", cwd=tmp_path)
-    assert "W&B" not in again.stdout
+    (line,) = [line for line in again.stdout.splitlines() if "W&B" in line]
+    assert line.startswith("W&B: out/48 is not shown: no predictions at out/48/predictions.csv")
 
 
 def assert_tables(folder, file, found, *, root, broken):

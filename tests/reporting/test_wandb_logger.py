@@ -17,7 +17,7 @@ from wandb_file import history, summary
 from wandb_process import REPORTS, environment, files, run, start
 
 from cotnet import records
-from cotnet.reporting.wandb_file import LocalRecord, wandb_records
+from cotnet.reporting.wandb_file import LocalRecord, read_start, wandb_records
 from cotnet.reporting.wandb_logger import NoLogger
 
 pytestmark = pytest.mark.slow
@@ -99,6 +99,65 @@ def test_wandbs_own_switches_are_obeyed(tmp_path):
     out = run(code, tmp_path / "a", environment(tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="k" * 40))
     assert out == "W&B: disabled (W&B's own setting)\n"
     assert files(tmp_path / "a") == []
+
+
+NAMES = """
+own = {"project": "p", "group": "g", "tags": ("t",), "notes": "n", "job_type": "j"}
+for place, keys in (("unset", {}), ("set", own))[: int(sys.argv[3])]:
+    given = dict.fromkeys(("project", "entity", "group", "notes", "job_type")) | {"tags": (), "artifacts": False} | keys
+    logger = WandbLogger(mode="offline", **given)
+    logger.start(folder / place, {}, None, "folder")
+    logger.finish(0)
+"""
+
+
+def test_what_is_not_set_is_left_to_wandbs_variables(tmp_path):
+    variables = {"WANDB_PROJECT": "P", "WANDB_ENTITY": "E", "WANDB_RUN_GROUP": "G", "WANDB_TAGS": "A,B"}
+    variables |= {"WANDB_NAME": "N", "WANDB_NOTES": "long text", "WANDB_JOB_TYPE": "J"}
+    assert names(tmp_path / "some", "2", **variables) == [
+        ("P", "E", "G", ["A", "B"], "long text", "J", "N"),
+        ("p", "E", "g", ["t"], "n", "j", "N"),
+    ]
+    assert names(tmp_path / "none", "1") == [("cotnet", "", "", [], "", "train", "folder")]
+
+
+def names(folder: Path, keys: str, **variables: str) -> list[tuple]:
+    """Under which names runs began, without settings and, if `keys` is 2, with them."""
+    run(NAMES, folder, environment(folder.parent, **variables), "offline", keys)
+    began = [read_start(files(folder / place)[0]).run for place in ("unset", "set")[: int(keys)]]
+    return [(one.project, one.entity, one.run_group, list(one.tags), one.notes, one.job_type, one.display_name)
+            for one in began]  # fmt: skip
+
+
+CHECKPOINTS = """
+(folder / "checkpoints").mkdir()
+best, last = (folder / "checkpoints" / name for name in ("best.pt", "last.pt"))
+best.write_bytes(b"one")
+for content, code in ((b"two", 75), (b"two", 0), (b"three", 0)):
+    last.unlink(missing_ok=True)  # a save replaces the file
+    last.write_bytes(content)
+    logger = WandbLogger(project="cotnet", group=None, tags=(), mode="offline", **unset | {"artifacts": True})
+    logger.start(folder, {}, "1a2b3c4d", "r")
+    logger.finish(code)
+    time.sleep(1)  # wandb names a start by its second
+"""
+
+
+def test_each_checkpoint_is_an_artifact_once(tmp_path):
+    """Three starts: cut, finished, finished with another last.pt."""
+    run(CHECKPOINTS, tmp_path / "run", environment(tmp_path))
+    logged = []
+    for number, file in enumerate(files(tmp_path / "run")):
+        for artifact in (record.artifact for record in wandb_records(file) if record.HasField("artifact")):
+            (entry,) = artifact.manifest.contents
+            assert (artifact.type, artifact.name) == ("model", "model-1a2b3c4d")
+            aliases = set(artifact.aliases) - {"latest"} or {"latest"}  # W&B's own alias of the newest
+            logged.append((number, entry.path, aliases, Path(entry.local_path).read_bytes()))
+    assert logged == [
+        (1, "best.pt", {"best"}, b"one"),
+        (1, "last.pt", {"latest"}, b"two"),
+        (2, "last.pt", {"latest"}, b"three"),
+    ]
 
 
 def test_signals_reach_the_run_alone_and_the_rest_is_still_written(tmp_path):
