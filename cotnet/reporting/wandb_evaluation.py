@@ -39,9 +39,13 @@ class EvaluationContent:
 
 
 def show(run: "wandb.Run", content: EvaluationContent) -> None:
-    """Logs all of it as one row, the figures as the run's summary."""
+    """The figures as the run's summary, then everything else as one row."""
     import wandb
 
+    run.summary.update(dict(content.figures))
+    run_id, project = content.training_run or ("", "")
+    if not run.offline and project == run.project and run.url:
+        run.config.update({"training_url": f"{run.url.rpartition('/')[0]}/{run_id}"})
     rows = [[file, thumbnail(content.root / file), *rest] for file, *rest in content.predictions]
     tables = {"predictions": (COLUMNS, rows), **content.tables}
     logged: dict[str, Any] = {
@@ -57,10 +61,6 @@ def show(run: "wandb.Run", content: EvaluationContent) -> None:
         title = "Accuracy over confidence"
         logged["reliability"] = wandb.plot.line(table, x="confidence", y="accuracy", stroke="line", title=title)
     run.log(logged)
-    run.summary.update(dict(content.figures))
-    run_id, project = content.training_run or ("", "")
-    if not run.offline and project == run.project and run.url:
-        run.config.update({"training_url": f"{run.url.rpartition('/')[0]}/{run_id}"})
 
 
 def reliability_rows(bins: Sequence[Mapping[str, float]]) -> list[list[Any]]:
