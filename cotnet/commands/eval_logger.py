@@ -60,18 +60,19 @@ def group_of(config: Config, folder: Path, trained: Sequence[TrainingRun]) -> st
     of the training run, else the name of the command's folder. Several models share one group."""
     top = Path(config["output_dir"])
     own = began_as(trained[0].folder, trained[0].run_id)[1] if folder == top and len(trained) == 1 else ""
-    return own or top.name
+    return own or top.absolute().name
 
 
 def log_evaluation(
     config: Config, leaf: Leaf, *, images: Path, names: Names, trained: Sequence[TrainingRun], group: str
 ) -> None:
-    """Makes the W&B run of one evaluation. What goes wrong there is one line, and changes nothing else.
-
-    Raises InputError if the evaluation's files cannot be read or another process shows them.
+    """Makes the W&B run of one evaluation. What goes wrong at W&B is one line, and changes nothing else.
 
     images: the folder of the images. names: the model's classes, and what people call them. trained: the runs of the
     checkpoint's files. group: as group_of's.
+
+    Raises:
+        InputError: the evaluation's files cannot be read, or another process is showing them.
     """
     logger = build({**config["logger"], "artifacts": False}, "logger")
     folder, top = Path(leaf.folder), Path(config["output_dir"])
@@ -79,7 +80,7 @@ def log_evaluation(
     shown = {**config, "set": leaf.set, "size": leaf.size, "figures_depend_on": leaf.inputs}
     shown["training_run"] = runs[0] if len(runs) == 1 else runs or None
     notes = f"Evaluation of {config['checkpoint']}" + (f", W&B run {', '.join(runs)}" if runs else "")
-    name = "/".join([top.name, *folder.relative_to(top).parts])
+    name = "/".join([top.absolute().name, *folder.relative_to(top).parts])
     defaults = {"job_type": "eval", "group": group, "notes": notes}
     with run_folder.claimed(folder) if folder != top else contextlib.nullcontext():
         found = content(folder, images=images, names=names, trained=trained)

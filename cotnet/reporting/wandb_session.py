@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from cotnet.reporting.wandb_file import no_error_reports
+
 if TYPE_CHECKING:
     import wandb
 
@@ -73,8 +75,7 @@ def open_run(mode: str, begin: Callable[["wandb.Settings", str, str], "wandb.Run
 
 def set_up() -> "wandb.Settings":
     """wandb's settings from its files, the environment and `WANDB_SETTINGS`; starts its process."""
-    # wandb's error reporting can delay the exit by 10 s when the network drops packets.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    no_error_reports()
     import wandb
 
     known = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
