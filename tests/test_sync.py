@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from programs import ROOT, SMALL, run_process, start
 from wandb_file import history, summary
 from wandb_process import files
-from wandb_server import wandb_server
+from wandb_server import held, wandb_server
 
 from cotnet import records
 from cotnet.reporting.wandb_file import latest_id, read_start
@@ -59,11 +58,6 @@ def sync(folder: Path, code: int, home: Path, address: str = "", *options: str) 
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr
-
-
-def held(address: str) -> dict[str, dict]:
-    with urllib.request.urlopen(f"{address}/runs") as answer:
-        return json.load(answer)
 
 
 def write(folder: Path, home: Path, *steps: str) -> None:

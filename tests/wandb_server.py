@@ -4,7 +4,8 @@
 
 A hanging server takes connections and never answers, a failing one says 500 to everything; a full one opens runs but
 takes no rows (402: the quota is used up). GET /runs tells what it holds: {run id: {"config", "rows", "ended", "named",
-"summary", ...}}.
+"summary", ...}}; GET /artifacts: {id: {"committed", "asked"}}; GET /uploads: the files by their path, an artifact's
+below /uploads/ID/.
 """
 
 import gzip
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +27,8 @@ ME, PROJECT = "me", "cotnet"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     runs: ClassVar[dict[str, dict[str, Any]]] = {}
+    artifacts: ClassVar[dict[str, dict[str, Any]]] = {}
+    uploads: ClassVar[dict[str, str]] = {}
     mode = "healthy"
 
     def log_message(self, *arguments: object) -> None:
@@ -32,10 +36,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._in_order():
-            self._answer(self.runs)
+            self._answer({"/artifacts": self.artifacts, "/uploads": self.uploads}.get(self.path, self.runs))
 
     def do_PUT(self) -> None:
-        self._body()
+        self.uploads[self.path] = self._body().decode(errors="replace")
         self._answer({})
 
     def do_POST(self) -> None:
@@ -44,7 +48,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/graphql":
             query = json.loads(body)
-            self._answer({"data": self._data(query["operationName"], query["variables"] or {})})
+            operation = query["operationName"] or query["query"].split("(")[0].split()[-1]
+            given = query.get("variables") or {}
+            found = self._artifact(operation, given) if "Artifact" in operation else self._data(operation, given)
+            self._answer({"data": found})
         elif self.mode == "full":
             self._answer({"error": "the quota is used up"}, 402)
         else:
@@ -75,6 +82,35 @@ class Handler(BaseHTTPRequestHandler):
         if operation == "Viewer":
             return {"viewer": {"id": "1", "entity": ME, "username": ME, "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def _artifact(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
+        """What creates an artifact, uploads its manifest and files, and commits it."""
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation == "CreateArtifact":
+            asked = given["input"]
+            created = {"id": f"artifact-{len(self.artifacts)}", "state": "PENDING"}
+            self.artifacts[created["id"]] = {"committed": False, "asked": asked}
+            return {"createArtifact": {"artifact": created | {"artifactSequence": {"id": "1", "latestArtifact": None}}}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            owner = given.get("artifactID") or given["artifactManifestID"]
+            file = self._upload(owner, "manifest")
+            name = operation[0].lower() + operation[1:]
+            return {name: {"artifactManifest": {"id": owner, "file": file}}}
+        if operation == "CreateArtifactFiles":
+            asked = given["input"]["artifactFiles"]
+            files = [self._upload(one["artifactID"], one["name"]) for one in asked]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in files]}}}
+        if operation == "CommitArtifact":
+            artifact = self.artifacts[given["artifactID"]]
+            artifact["committed"] = True
+            return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": artifact["asked"]["digest"]}}}
+        return {}
+
+    def _upload(self, owner: str, name: str) -> dict[str, Any]:
+        address = f"http://{self.headers['Host']}/uploads/{owner}/{name}"
+        return {"id": name, "name": name, "displayName": name, "uploadUrl": address, "uploadHeaders": [],
+                "storagePath": name, "uploadMultipartUrls": None, "artifact": {"id": owner}}  # fmt: skip
 
     def _project(self) -> dict[str, Any]:
         return {"id": "1", "name": PROJECT, "entity": {"id": "1", "name": ME}}
@@ -130,6 +166,12 @@ def wandb_server(folder: Path, mode: str = "healthy") -> Iterator[tuple[str, sub
     finally:
         process.kill()
         process.wait()
+
+
+def held(address: str, what: str = "runs") -> dict[str, Any]:
+    """What the server holds: runs, artifacts or uploads."""
+    with urllib.request.urlopen(f"{address}/{what}") as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from miniature import figures, rows
 from PIL import Image
-from programs import checkpoint, make_digits, metrics, run
+from programs import ROOT, checkpoint, make_digits, metrics, run
 from wandb_file import summary, wandb_records
+from wandb_process import environment
+from wandb_server import held, wandb_server
 
 from cotnet.commands.eval_logger import scalars
 from cotnet.reporting.wandb_file import read_start, run_files
@@ -138,6 +142,30 @@ def test_wandb_changes_neither_figures_nor_exit_code(uncut, tmp_path, monkeypatc
     refused = run("evaluate.py", given[0], "logger=tensorboard", "output_dir=no", cwd=tmp_path, code=2)
     assert "evaluate.py shows its results on W&B or nowhere; set logger=wandb or logger=none" in refused.stderr
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.long
+def test_online_the_run_links_to_its_training_run(uncut, tmp_path):
+    """A server of the loopback takes the figures, the tables and their images."""
+    with wandb_server(tmp_path) as (address, _):
+        given = environment(tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY="k" * 40, OMP_NUM_THREADS="1")
+        command = [ROOT / "evaluate.py", f"checkpoint={uncut(1)}", "logger=wandb", "output_dir=out"]
+        streams = {"capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *command], check=False, cwd=tmp_path, env=given, **streams)
+        assert (done.returncode, done.stderr) == (0, "")
+        (run_id,), (run_found,) = zip(*held(address).items(), strict=True)
+        artifacts, uploads = held(address, "artifacts"), held(address, "uploads")
+    assert f"W&B: online at {address}/me/cotnet/runs/{run_id}" in done.stdout
+    assert (run_found["ended"], run_found["named"]["displayName"]) == (0, "out")
+    config = {key: item["value"] for key, item in json.loads(run_found["config"]).items()}
+    training_id = checkpoint(uncut(1))["progress"]["run_id"]
+    assert config["training_run"] == training_id
+    assert config["training_url"] == f"{address}/me/cotnet/runs/{training_id}"
+    assert scalars(figures(tmp_path / "out")).items() <= run_found["summary"].items()
+    names = {artifact["asked"]["artifactCollectionName"].split("-")[-1] for artifact in artifacts.values()}
+    assert names == {"predictions", "per_class", "confusions", "confusion_matrix_table", "reliability_table"}
+    assert all(artifact["committed"] for artifact in artifacts.values())
+    assert sum(path.endswith(".jpg") for path in uploads) > 40
 
 
 def test_single_values():

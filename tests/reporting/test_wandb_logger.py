@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from wandb_file import history, summary
 from wandb_process import REPORTS, environment, files, run, start
+from wandb_server import held, wandb_server
 
 from cotnet import records
 from cotnet.reporting.wandb_file import LocalRecord, read_start, wandb_records
@@ -144,7 +145,7 @@ for content, code in ((b"two", 75), (b"two", 0), (b"three", 0)):
 
 
 def test_each_checkpoint_is_an_artifact_once(tmp_path):
-    """Three starts: cut, finished, finished with another last.pt."""
+    """Three starts: cut, finished, finished with another last.pt; then they are sent."""
     run(CHECKPOINTS, tmp_path / "run", environment(tmp_path))
     logged = []
     for number, file in enumerate(files(tmp_path / "run")):
@@ -158,6 +159,15 @@ def test_each_checkpoint_is_an_artifact_once(tmp_path):
         (1, "last.pt", {"latest"}, b"two"),
         (2, "last.pt", {"latest"}, b"three"),
     ]
+    with wandb_server(tmp_path) as (address, _):
+        given = environment(tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY="k" * 40)
+        command = [sys.executable, "-m", "cotnet.sync", str(tmp_path / "run")]
+        subprocess.run(command, env=given, capture_output=True, check=True)
+        artifacts, uploads = held(address, "artifacts"), held(address, "uploads")
+    assert [artifact["committed"] for artifact in artifacts.values()] == [True] * 3
+    sent = [uploads[f"/uploads/{owner}/{name}"] for owner in artifacts for name in ("best.pt", "last.pt")
+            if f"/uploads/{owner}/{name}" in uploads]  # fmt: skip
+    assert sorted(sent) == ["one", "three", "two"]
 
 
 def test_signals_reach_the_run_alone_and_the_rest_is_still_written(tmp_path):
