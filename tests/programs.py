@@ -49,6 +49,7 @@ def run(program: str, *overrides: str, cwd: Path, code: int | None = 0) -> Done:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [program, *overrides])
+        patch.setenv("WANDB_RUN_GROUP", "")  # a sweep of jobs sets it for them
         with pytest.raises(SystemExit) as end:
             module.main()
     return checked(Done(int(end.value.code or 0), out.getvalue(), err.getvalue()), code)

@@ -60,7 +60,7 @@ class TrialProcess:
         while in_use(folder / ".lock") and time.monotonic() < deadline:  # after that the run reports it
             time.sleep(0.1)
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
-        grouped = {GROUP: folder.parent.name}
+        grouped = {GROUP: os.environ.get(GROUP) or folder.parent.name}
         parent = os.getpid()
 
         def prepare() -> None:
@@ -74,7 +74,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**grouped, **os.environ, **gpus},
+                env={**os.environ, **gpus, **grouped},
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which forwards it once
                 preexec_fn=prepare,  # noqa: PLW1509 - this process has no other thread that could hold a lock
             )
@@ -195,7 +195,7 @@ def _stop(running: Sequence[TrialProcess], received: Sequence[int]) -> None:
 
 def run_batches(plan: SweepPlan, ledger: Ledger, batch: Batch) -> None:
     """Let a launcher run the trials: a grid's at once, a search's `sweep.parallel` at a time."""
-    os.environ.setdefault(GROUP, plan.folder.name)  # launchers pass the environment on
+    os.environ[GROUP] = os.environ.get(GROUP) or plan.folder.name  # launchers pass the environment on
     trials = trials_left(plan, ledger)
     while jobs := list(islice(trials, plan.settings.parallel if plan.settings.search else None)):
         began = time.monotonic()
