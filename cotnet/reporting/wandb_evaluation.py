@@ -76,6 +76,7 @@ def thumbnail(path: Path) -> "wandb.Image | None":
 
     try:
         with Image.open(path) as image:
+            image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # large JPEGs decode faster at a part of their size
             small = image.convert("RGB")
             small.thumbnail((THUMBNAIL, THUMBNAIL))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises for damaged files

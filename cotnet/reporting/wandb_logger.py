@@ -160,7 +160,7 @@ class WandbLogger:
                         self._mirrors = False
                         wandb_evaluation.show(run, content)
             self._summarise_extra(run)
-            if self._artifacts and item[1] == 0:
+            if self._artifacts and self._mirrors and item[1] == 0:
                 wandb_artifacts.log_checkpoints(run, self._folder)
             run.finish(exit_code=item[1])
         # wandb's errors have no common base: wandb.Error, OSError, its mailbox's, pydantic's. All mean the same here:
