@@ -14,6 +14,7 @@ from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import convert, require_group, typed
+from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.evaluation import Interrupted
@@ -41,7 +42,7 @@ def run(config: Config) -> int:
     if compared and "csv" not in config["predictions"]:
         raise InputError("predictions: several checkpoints are compared by their predictions.csv; add csv")
     one, code = prepared(config, groups[0], average), 0  # before anything is written
-    with run_folder.claimed(folder):
+    with claimed(folder):
         for number, (name, group) in enumerate(zip(names, groups, strict=True)):
             one = prepared(config, group, average) if number else one
             code = max(code, _evaluate(one, folder / name, average))

@@ -18,6 +18,7 @@ from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
+from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import compiled
 from cotnet.engine.distributed import Ranks, synchronised
@@ -46,7 +47,7 @@ def run(config: Config) -> int:
         return explain(config)
     config, ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
-    with run_folder.claimed(folder):
+    with claimed(folder):
         if run_folder.already_finished(folder, config, train_set.fingerprint):
             return 0
         run_folder.write_config(folder / "config.yaml", config)

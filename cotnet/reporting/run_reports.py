@@ -60,7 +60,6 @@ class RunReports(Reports):
     def validation(self, record: dict[str, float], state: State) -> None:
         self._write(record)
         self.progress.epoch_line(record, time.monotonic() - self._epoch_started)
-        draw_curves(self.metrics, self.folder / "curves.png")
         self.status("running", state)
 
     def before_save(self) -> None:
@@ -80,6 +79,8 @@ class RunReports(Reports):
         records.write_json(self.folder / "summary.json", summary)
         if state.best:
             self.logger.summary(state.best)
+        if status != "running":
+            draw_curves(self.metrics, self.folder / "curves.png")
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()
