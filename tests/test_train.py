@@ -99,7 +99,8 @@ def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
 
 def test_two_ranks_equal_one_in_float64(digits, tmp_path):
     """A net without BatchNorm computes the same gradients from the same global batch, however it is divided."""
-    overrides = [*SMALL, f"data.root={digits}", "backbone=pvt_tiny", "train.precision=fp64", "train.max_steps=3"]
+    overrides = [*SMALL, f"data.root={digits}", "train.precision=fp64", "train.max_steps=3"]
+    overrides += ["backbone=timm", "backbone.model_name=test_convnext"]
     overrides += [
         "train.log_every=1",
         "optimizer=adamw",
