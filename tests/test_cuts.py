@@ -92,7 +92,7 @@ def test_ctrl_c_during_start_up_leaves_nothing(digits, tmp_path):
     wait_for(lambda: not members(process.pid), seconds=10)
 
 
-@pytest.mark.parametrize("seed", [300_000_000, 2**63 - 1])
+@pytest.mark.parametrize("seed", [pytest.param(300_000_000, marks=LONG), 2**63 - 1])
 def test_large_seeds(seed, digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "augmentation=advanced", "train.max_steps=2", "backbone.dropout=0.1"]
     run("train.py", *given, f"seed={seed}", "output_dir=a", cwd=tmp_path)

@@ -19,7 +19,7 @@ from cotnet.errors import InputError
 from cotnet.models.layers import DropPath
 
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
-QUICK = ("cotnet_small", "pvt_tiny", "botnet50")
+QUICK = ("cotnet_small", "pvt_tiny")
 FAMILIES = ("cotnet_small", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "pvt_tiny", "resnet50", "resnest50")
 DEEPER = (  # more blocks of a kind that another backbone has, nothing else
     *("cotnet101", "cotnext101_2x48d", "se_cotnetd_101", "botnet101", "botnet152", "botnet200", "botnet_s1_77"),
