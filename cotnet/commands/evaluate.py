@@ -24,6 +24,7 @@ from cotnet.errors import FAILED, INTERRUPTED, InputError
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
+from cotnet.pages.folders import try_report
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
 from cotnet.settings import DataSettings, EvaluateSettings, EvaluationData, LaunchSettings
@@ -50,6 +51,7 @@ def run(config: Config) -> int:
                 return code
         if first_process() and compared:
             eval_report.compare_all(folder, names)
+            _say_page(try_report(folder))
     return code
 
 
@@ -123,9 +125,17 @@ def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
         return code
     if first_process():
         eval_report.summarise(config, folder, leaves)
+        for place in dict.fromkeys([*(Path(leaf.folder) for leaf in leaves), folder]):
+            page = try_report(place)
+        _say_page(page)
         if read.better:
             say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
     return code
+
+
+def _say_page(page: Path | None) -> None:
+    if page:
+        say(f"to look at it: {page}")
 
 
 def _leaves(one: Prepared, folder: Path) -> list[Leaf]:

@@ -34,6 +34,7 @@ from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED
 from cotnet.models.checkpointing import checkpoint_stages
+from cotnet.pages.folders import try_report
 from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
 from cotnet.reporting.terminal import say
@@ -176,6 +177,7 @@ def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, st
             environment=start_of(state.step, ranks.world_size),
             steps_per_epoch=steps_per_epoch,
             terminal=sys.stdout.isatty(),
+            page=try_report,
         )
     state.run_id = ranks.broadcast(state.run_id)
     return reports

@@ -82,3 +82,5 @@ def say_where(folder: Path) -> None:
     say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
         f"{summary['best_epoch']:g})")  # fmt: skip
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
+    if (folder / "report.html").exists():
+        say(f"to look at it: {folder / 'report.html'}")
