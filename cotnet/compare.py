@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = comparison.compare(a, b, (str(given.a), str(given.b)))
         say(comparison.line(figures))
         out = given.out or paths[0].with_name("comparison.json")
+        figures["folders"] = [str(path.parent.absolute()) for path in paths]
         records.write_json(out, {"comparisons": [figures]})
         say(f"-> {out}")
         if page := try_report(out.parent):

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 FIGURES = {
     *("top1", "top5", "loss", "images", "weights", "top1_interval", "top5_interval"),
     *("ece", "adaptive_ece", "classwise_ece", "brier", "nll", "temperature", "held_out", "reliability"),
-    *("parameters", "multiply_adds", "checkpoint", "set", "images_in_set", "classes", "missing"),
+    *("parameters", "multiply_adds", "checkpoint", "set", "images_in_set", "image_folder", "classes", "missing"),
+    "device",
     *("weights_checksum", "image_set", "settings"),
 }
 

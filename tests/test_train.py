@@ -19,7 +19,7 @@ def test_run_folder(uncut, digits):
     folder = uncut(1)
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     texts = {"config.yaml", "environment.jsonl", "metrics.jsonl", "summary.json"}
-    assert files == texts | {"checkpoints", "curves.png", "wandb"}
+    assert files == texts | {"checkpoints", "curves.png", "report.html", "wandb"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     records = metrics(folder, timings=True)
     train = [record for record in records if "train/loss" in record]

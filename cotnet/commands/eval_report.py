@@ -172,6 +172,7 @@ def compare_all(folder: Path, names: Sequence[str]) -> None:
         for place in sorted(tables[a].keys() & tables[b].keys()):
             one, other = (predictions.read(tables[name][place]) for name in (a, b))
             figures = comparison.compare(one, other, (a, b))
-            found.append({"set": "" if place == "." else place, **figures})
+            folders = [str(tables[name][place].parent.absolute()) for name in (a, b)]
+            found.append({"set": "" if place == "." else place, **figures, "folders": folders})
             say(comparison.line(figures) + (f" [{place}]" if place != "." else ""))
     records.write_json(folder / COMPARISON, {"comparisons": found})

@@ -28,7 +28,7 @@ def named_in(overrides: Iterable[str]) -> str | None:
 
 
 def differences(config: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
-    """Each setting that is not the recipe's: key, value, the recipe's value. `auto` leaves the choice to the machine."""
+    """Each setting that is not the recipe's: key, value, the recipe's value; `auto` there allows any."""
     a, b = flatten(config), flatten(theirs)
     keys = [key for key in sorted(a.keys() | b.keys()) if not key.startswith(_ASIDE)]
     return [(key, a.get(key), b.get(key)) for key in keys if b.get(key) not in (a.get(key), "auto")]

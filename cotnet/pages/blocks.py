@@ -113,7 +113,7 @@ Block = Tiles | Chart | DataTable | Gallery | Command | Remarks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """Blocks under a heading."""
 
     title: str
@@ -128,5 +128,5 @@ class Page:
     title: str
     kind: str
     status: str = ""
-    sections: Sequence[Section] = field(default_factory=tuple)
+    sections: Sequence[PageSection] = field(default_factory=tuple)
     refresh: int | None = None

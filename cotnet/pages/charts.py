@@ -105,7 +105,7 @@ def scatter(
     kind = "quantitative" if numbers else "nominal"
     horizontal: Spec = {"field": "x", "type": kind, "title": x}
     if numbers:
-        horizontal["scale"] = {"zero": False, "type": "log" if log else "linear"}
+        horizontal["scale"] = {"type": "log"} if log else {"zero": False}
     encoding: Spec = {
         "x": horizontal,
         "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}},

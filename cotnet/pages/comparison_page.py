@@ -13,7 +13,7 @@ from cotnet.pages.blocks import (
     Page,
     Picture,
     Remarks,
-    Section,
+    PageSection,
     Tile,
     Tiles,
     numbers,
@@ -34,10 +34,10 @@ def comparison_page(path: Path) -> Page:
         raise InputError(f"{path}: holds no comparison; compare again")
     first = found[0]
     title = f"{first['a']} against {first['b']}" if len(found) == 1 else f"{len(found)} comparisons"
-    sections = [Section(title="Overview", blocks=overview(found))] if len(found) > 1 else []
+    sections = [PageSection(title="Overview", blocks=overview(found))] if len(found) > 1 else []
     for one in found:
         name = f"{one['a']} against {one['b']}" + (f", {one['set']}" if one.get("set") else "")
-        sections.append(Section(title=name, blocks=comparison(path.parent, one)))
+        sections.append(PageSection(title=name, blocks=comparison(one)))
     return Page(title=title, kind="comparison", sections=sections)
 
 
@@ -54,7 +54,7 @@ def overview(found: list[dict[str, Any]]) -> list[Block]:
     return [Chart(title="Difference in top-1", spec=spec, alt=alt, wide=True)]
 
 
-def comparison(folder: Path, one: dict[str, Any]) -> list[Block]:
+def comparison(one: dict[str, Any]) -> list[Block]:
     """One comparison: the difference with its interval, classes that differ, images that flipped."""
     top1, images = one["top1"], one["images"]
     low, high = top1["interval"]
@@ -82,22 +82,20 @@ def comparison(folder: Path, one: dict[str, Any]) -> list[Block]:
     return [
         Tiles(tiles=tiles),
         Remarks(title="Read this", lines=[f"Intervals are {one['intervals']}."]),
-        *flipped(folder, one),
-        *classes(folder, one),
+        *flipped(one),
+        *classes(one),
     ]
 
 
-def evaluated(folder: Path, name: str, place: str) -> EvaluationFiles | None:
-    """The evaluation that a comparison names, if its folder is still there."""
-    for path in (folder / name / place, Path(name), Path(name).parent):
-        if (path / METRICS).exists():
-            return EvaluationFiles(folder=path, figures=read_json(path / METRICS))
-    return None
+def evaluated(one: dict[str, Any], side: str) -> EvaluationFiles | None:
+    """The evaluation A or B, if its folder is still there."""
+    folder = Path(dict(zip("ab", one.get("folders", ("", "")), strict=True))[side])
+    return EvaluationFiles(folder=folder, figures=read_json(folder / METRICS)) if (folder / METRICS).exists() else None
 
 
-def flipped(folder: Path, one: dict[str, Any]) -> list[Block]:
+def flipped(one: dict[str, Any]) -> list[Block]:
     """Images that only one of the two has right."""
-    found, blocks = evaluated(folder, one["a"], one.get("set", "")), []
+    found, blocks = evaluated(one, "a"), []
     for side, other, name in (("a", "b", one["a"]), ("b", "a", one["b"])):
         rows = [row for row in one["flipped"] if row["right"] == side]
         pictures = []
@@ -116,10 +114,9 @@ def flipped(folder: Path, one: dict[str, Any]) -> list[Block]:
     return list(blocks)
 
 
-def classes(folder: Path, one: dict[str, Any]) -> list[Block]:
+def classes(one: dict[str, Any]) -> list[Block]:
     """Top-1 of each class in both, the largest difference first."""
-    place = one.get("set", "")
-    both = [evaluated(folder, one[side], place) for side in ("a", "b")]
+    both = [evaluated(one, side) for side in "ab"]
     tables = [
         {row["class"]: row for row in read_csv(found.folder / "per_class.csv")} if found else {} for found in both
     ]

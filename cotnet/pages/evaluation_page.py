@@ -22,7 +22,7 @@ from cotnet.pages.blocks import (
     Page,
     Picture,
     Remarks,
-    Section,
+    PageSection,
     Tile,
     Tiles,
     numbers,
@@ -91,17 +91,17 @@ def evaluation_page(folder: Path) -> Page:
     if "images" not in content or "checkpoint" not in content:
         raise InputError(f"{folder / METRICS}: not the figures of an evaluation; evaluate again")
     found = EvaluationFiles(folder=folder, figures=content)
-    sections = [Section(title="Result", blocks=[headline(found), *remarks(found)])]
+    sections = [PageSection(title="Result", blocks=[headline(found), *remarks(found)])]
     if found.labelled:
         sections += [
-            Section(title="Mistakes", blocks=[*mistakes(found), *looks(found)]),
-            Section(title="Classes", blocks=[*per_class(found), *confusions(found)]),
-            Section(title="Calibration", blocks=[reliability(content)]),
-            Section(title="Speed", blocks=speed(found)),
+            PageSection(title="Mistakes", blocks=[*mistakes(found), *looks(found)]),
+            PageSection(title="Classes", blocks=[*per_class(found), *confusions(found)]),
+            PageSection(title="Calibration", blocks=[reliability(content)]),
+            PageSection(title="Speed", blocks=speed(found)),
         ]
     else:
-        sections.append(Section(title="Predictions", blocks=unlabelled(found)))
-    sections.append(Section(title="Settings", blocks=settings(found)))
+        sections.append(PageSection(title="Predictions", blocks=unlabelled(found)))
+    sections.append(PageSection(title="Settings", blocks=settings(found)))
     return Page(title=found.title, kind="evaluation", sections=[one for one in sections if one.blocks])
 
 

@@ -33,8 +33,8 @@ def pages_of(folder: Path) -> dict[str, Callable[[], Page]]:
 
 
 def write_reports(folder: Path) -> list[Path]:
-    """Writes the pages of a folder; where they are. Raises InputError for a damaged file or without the extra `report`,
-    OSError if a page cannot be written."""
+    """Writes the pages of a folder; where they are. Raises InputError for a damaged file, for a page that cannot be
+    written, and without the extra `report`."""
     pages = {folder / name: make() for name, make in pages_of(folder).items()}
     for path, page in pages.items():
         write_page(page, path)

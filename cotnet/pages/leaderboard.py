@@ -10,7 +10,7 @@ from typing import Any, Final
 from cotnet.evaluation.statistics import wilson
 from cotnet.files import in_use
 from cotnet.pages import charts
-from cotnet.pages.blocks import Block, Chart, DataTable, Page, Section, numbers, texts
+from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, numbers, texts
 from cotnet.pages.charts import Estimate
 from cotnet.pages.evaluation_page import METRICS
 from cotnet.pages.read import read_json, read_yaml
@@ -168,7 +168,7 @@ def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
     return Page(
         title=f"{len(rows)} runs and evaluations",
         kind="leaderboard",
-        sections=[Section(title="Leaderboard", blocks=blocks)],
+        sections=[PageSection(title="Leaderboard", blocks=blocks)],
     )
 
 

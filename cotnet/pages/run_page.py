@@ -14,7 +14,19 @@ from cotnet.evaluation.statistics import wilson
 from cotnet.files import in_use
 from cotnet.models.table import TABLE, Published
 from cotnet.pages import charts
-from cotnet.pages.blocks import Block, Chart, Command, DataTable, Page, Remarks, Section, Tile, Tiles, numbers, texts
+from cotnet.pages.blocks import (
+    Block,
+    Chart,
+    Command,
+    DataTable,
+    Page,
+    Remarks,
+    PageSection,
+    Tile,
+    Tiles,
+    numbers,
+    texts,
+)
 from cotnet.pages.charts import Line, Mark
 from cotnet.pages.read import read_json, read_yaml
 from cotnet.reporting.terminal import clock
@@ -90,11 +102,11 @@ def run_page(folder: Path) -> Page:
     """The page of the run in `folder`; errors as in `read_run`."""
     run = read_run(folder)
     sections = [
-        Section(title="Result", blocks=[headline(run), *warnings(run)]),
-        Section(title="Curves", blocks=curves(run)),
-        Section(title="Recipe", blocks=recipe(run)),
-        Section(title="Commands", blocks=commands(run)),
-        Section(title="Machine", blocks=[machine(run)]),
+        PageSection(title="Result", blocks=[headline(run), *warnings(run)]),
+        PageSection(title="Curves", blocks=curves(run)),
+        PageSection(title="Recipe", blocks=recipe(run)),
+        PageSection(title="Commands", blocks=commands(run)),
+        PageSection(title="Machine", blocks=[machine(run)]),
     ]
     running = run.status == "running"
     return Page(

@@ -16,7 +16,7 @@ from cotnet.pages.blocks import (
     DataTable,
     Page,
     Remarks,
-    Section,
+    PageSection,
     Tile,
     Tiles,
     numbers,
@@ -57,8 +57,8 @@ def sweep_page(folder: Path) -> Page:
     if finished:
         result.append(Command(title="The best trial, longer", text=longer_command(ledger, finished[0].entry.trial)))
     sections = [
-        Section(title="Result", blocks=result),
-        Section(title="Settings", blocks=settings(ledger, keys, scored)),
+        PageSection(title="Result", blocks=result),
+        PageSection(title="Settings", blocks=settings(ledger, keys, scored)),
     ]
     status = "running" if alive else "finished" if set(states) <= {"finished", "failed"} else "interrupted"
     return Page(title=f"Sweep {folder.absolute().name}", kind="sweep", status=status,

@@ -20,8 +20,12 @@ REPORT = "report.html"
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Replaces `path` whole. Raises InputError without the extra `report`, OSError if the file cannot be written."""
-    write_atomic(path, render(page).encode(errors="replace"))  # a file's name may hold bytes that are no text
+    """Replaces `path` whole. Raises InputError without the extra `report`, or if the file cannot be written."""
+    content = render(page).encode(errors="replace")  # a file's name may hold bytes that are no text
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; make room or change its permissions") from None
 
 
 def render(page: Page) -> str:
