@@ -11,7 +11,6 @@ import numpy as np
 from cotnet.errors import InputError
 from cotnet.evaluation import predictions
 from cotnet.evaluation.predictions import Predictions
-from cotnet.models.table import TABLE
 from cotnet.pages import charts
 from cotnet.pages.blocks import (
     Block,
@@ -20,9 +19,9 @@ from cotnet.pages.blocks import (
     DataTable,
     Gallery,
     Page,
+    PageSection,
     Picture,
     Remarks,
-    PageSection,
     Tile,
     Tiles,
     numbers,
@@ -30,6 +29,7 @@ from cotnet.pages.blocks import (
 )
 from cotnet.pages.read import picture, read_csv, read_json, read_yaml, thumbnail
 from cotnet.pages.several_page import several_page
+from cotnet.pages.zoo import among_the_zoo
 
 METRICS: Final = "metrics.json"
 MISTAKES: Final = 24  # most confident mistakes that are shown
@@ -97,7 +97,7 @@ def evaluation_page(folder: Path) -> Page:
             PageSection(title="Mistakes", blocks=[*mistakes(found), *looks(found)]),
             PageSection(title="Classes", blocks=[*per_class(found), *confusions(found)]),
             PageSection(title="Calibration", blocks=[reliability(content)]),
-            PageSection(title="Speed", blocks=speed(found)),
+            PageSection(title="Speed", blocks=among_the_zoo(content, found.title)),
         ]
     else:
         sections.append(PageSection(title="Predictions", blocks=unlabelled(found)))
@@ -239,22 +239,6 @@ def reliability(given: dict[str, Any]) -> Chart:
         f"images; the expected calibration error is {given['ece']:.4f}."
     )
     return Chart(title="Reliability diagram", spec=charts.reliability(bins, alt=alt), alt=alt)
-
-
-def speed(found: EvaluationFiles) -> list[Block]:
-    """This model among the zoo's published figures, where it classifies ImageNet."""
-    given = found.figures
-    if given["settings"]["label_space"] != 1000 or "multiply_adds" not in given:
-        return []
-    zoo: list[dict[str, Any]] = [
-        {"x": row.multiply_adds, "y": row.top1, "name": f"{name}, {side} px", "kind": f"published: {row.source}"}
-        for (name, side), row in TABLE.items()
-        if row and row.multiply_adds and row.top1
-    ]
-    ours = {"x": given["multiply_adds"] / 1e9, "y": given["top1"], "name": found.title, "kind": "this evaluation"}
-    alt = f"Top-1 against multiply-adds: this evaluation at {ours['x']:.2f} G and {ours['y']:.2f} %, beside the zoo."
-    spec = charts.scatter([*zoo, ours], x="multiply-adds, G", y="top-1, %", color="kind", alt=alt)
-    return [Chart(title="Accuracy against multiply-adds", spec=spec, alt=alt)]
 
 
 def unlabelled(found: EvaluationFiles) -> list[Block]:

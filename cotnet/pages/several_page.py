@@ -30,7 +30,8 @@ def accuracy(found: dict[str, dict[str, Any]]) -> list[Block]:
     """Top-1 on each set with its interval, and the published figures."""
     points = []
     for name, one in found.items():
-        points.append(Estimate(name, one["top1"], *one["top1_interval"], "this model"))
+        low, high = one["top1_interval"]
+        points.append(Estimate(name, one["top1"], low, high, "this model"))
         points += [
             Estimate(name, ref["top1"], kind=f"published: {ref['model']}") for ref in one.get("published", [])[:2]
         ]
