@@ -53,6 +53,21 @@ def test_several_folders(uncut, tmp_path, capsys):
     assert capsys.readouterr().out == f"-> {tmp_path / 'a' / 'report.html'}\n"
 
 
+def test_live_pages_are_written_again_until_ctrl_c(uncut, tmp_path, monkeypatch):
+    folder = shutil.copytree(uncut(1), tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        (folder / "report.html").unlink()  # the next turn writes it again
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.time, "sleep", sleep)
+    main(folder, "--live", "7", code=75)
+    assert slept == [7, 7, 7]
+
+
 def test_bad_input_is_one_line(uncut, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     main(tmp_path / "empty", code=2)
