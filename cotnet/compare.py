@@ -12,6 +12,7 @@ from pathlib import Path
 from cotnet import records
 from cotnet.commands.program import one_line
 from cotnet.evaluation import comparison, predictions
+from cotnet.pages.folders import try_report
 from cotnet.reporting.terminal import say
 
 
@@ -28,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = comparison.compare(a, b, (str(given.a), str(given.b)))
         say(comparison.line(figures))
         out = given.out or paths[0].with_name("comparison.json")
+        figures["folders"] = [str(path.parent.absolute()) for path in paths]
         records.write_json(out, {"comparisons": [figures]})
         say(f"-> {out}")
+        if page := try_report(out.parent):
+            say(f"to look at it: {page}")
 
 
 if __name__ == "__main__":

@@ -112,13 +112,13 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _encode(content: Any, *, indent: int | None = None) -> bytes:
-    return json.dumps(_finite(content), allow_nan=False, indent=indent).encode()
+    return json.dumps(finite(content), allow_nan=False, indent=indent).encode()
 
 
-def _finite(content: Any) -> Any:
-    """The same content with None for every NaN and infinity."""
+def finite(content: Any) -> Any:
+    """The same content with None for every NaN and infinity: JSON has neither."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cotnet import records
 from cotnet.commands.program import one_line
-from cotnet.config.run_folder import claimed
+from cotnet.config.claims import claimed
 from cotnet.errors import InputError, RunError
 from cotnet.files import in_use
 from cotnet.reporting import wandb_file

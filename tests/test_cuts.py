@@ -28,7 +28,7 @@ def kill_group(process):
     wait_for(lambda: not members(process.pid), seconds=10)
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 20), pytest.param(3, 21, marks=LONG), (4, 20)])
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 20), (3, 21), pytest.param(4, 20, marks=LONG)])
 def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     """DDP rebuilds its buckets after a process's first backward pass: three and four ranks add up in another order."""
     given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", f"train.batch_size={batch}", "train.log_every=50"]
@@ -48,7 +48,7 @@ def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
 
 def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.max_minutes=0.001", "train.log_every=1", "output_dir=run"]
-    given += ["data.eval_size=192", "data.eval_batch_size=1"]  # an evaluation of seconds
+    given += ["data.eval_size=144", "data.eval_batch_size=1"]  # an evaluation of seconds
     process = start("train.py", *given, "launch.ranks=2", cwd=tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text())
@@ -92,7 +92,7 @@ def test_ctrl_c_during_start_up_leaves_nothing(digits, tmp_path):
     wait_for(lambda: not members(process.pid), seconds=10)
 
 
-@pytest.mark.parametrize("seed", [300_000_000, 2**63 - 1])
+@pytest.mark.parametrize("seed", [pytest.param(300_000_000, marks=LONG), 2**63 - 1])
 def test_large_seeds(seed, digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "augmentation=advanced", "train.max_steps=2", "backbone.dropout=0.1"]
     run("train.py", *given, f"seed={seed}", "output_dir=a", cwd=tmp_path)

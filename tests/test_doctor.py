@@ -2,19 +2,28 @@ import re
 
 import pytest
 import torch
-from programs import make_digits, run_process
+from programs import make_digits
 
+from cotnet import doctor
 from data.check import check
 
 pytestmark = pytest.mark.slow
 
 
-def test_one_page_about_the_machine_and_a_run(tmp_path):
+def page_of(capsys, *overrides, code=0):
+    """What the program prints and its errors; it must exit with `code`."""
+    with pytest.raises(SystemExit) as end:
+        doctor.main(overrides)
+    assert int(end.value.code or 0) == code
+    return capsys.readouterr()
+
+
+def test_one_page_about_the_machine_and_a_run(tmp_path, capsys):
     root = make_digits(tmp_path / "digits", train=3, val=1)
     (root / "train" / "3" / "broken.png").write_bytes(b"no image")
     check(root, workers=1)
     given = ["experiment=digits", f"data.root={root}", "train.batch_size=10", "loader=torchvision", "logger=none"]
-    page = run_process("-m", "cotnet.doctor", *given, cwd=tmp_path).stdout
+    page = page_of(capsys, *given).out
     found = dict(re.findall(r"^  (\S[\w &]*?) {2,}(.+)$", page, re.MULTILINE))
     assert found["torch"].startswith(str(torch.__version__).split("+")[0])
     assert found["images"] == f"30 to train on, 10 to evaluate, in {root}: checked, 1 excluded"
@@ -24,8 +33,7 @@ def test_one_page_about_the_machine_and_a_run(tmp_path):
     assert len(page.splitlines()) < 40
 
 
-def test_a_run_that_cannot_start(tmp_path):
-    done = run_process("-m", "cotnet.doctor", "experiment=digits", "data.root=nowhere", cwd=tmp_path, code=1)
-    assert "REFUSED        data.root=nowhere: no such folder" in done.stdout
-    done = run_process("-m", "cotnet.doctor", "backbone=cotnet5", cwd=tmp_path, code=2)
-    assert "backbone=cotnet5 is unknown" in done.stderr
+def test_a_run_that_cannot_start(capsys):
+    done = page_of(capsys, "experiment=digits", "data.root=nowhere", code=1)
+    assert "REFUSED        data.root=nowhere: no such folder" in done.out
+    assert "backbone=cotnet5 is unknown" in page_of(capsys, "backbone=cotnet5", code=2).err

@@ -72,6 +72,7 @@ def checked_keys(config, check, keys):
     return found
 
 
+@pytest.mark.slow
 def test_every_key_of_train(digits):
     config = compose("train", ["experiment=digits", f"data.root={digits}", "train.batch_size=20", "output_dir=x"])
     program = ("output_dir", "explain", "data.root")  # below

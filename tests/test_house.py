@@ -18,7 +18,7 @@ LAYERS = (
     ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
-    ("cotnet.parts",),
+    ("cotnet.parts", "cotnet.pages"),
     ("cotnet.commands",),
     ("train", "evaluate", "cotnet", "cotnet.benchmarks"),  # programs: cotnet/doctor.py and others
 )

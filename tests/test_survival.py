@@ -107,17 +107,17 @@ def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     assert "Traceback" not in err
 
 
-def test_what_changed_is_said(digits, tmp_path):
+def test_what_changed_is_said(uncut, digits, tmp_path):
     """Another rank count and more epochs are allowed, and named; the rest is refused, with what would be allowed."""
-    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
-    run("train.py", *overrides, "launch.ranks=2", "train.max_steps=2", cwd=tmp_path)
+    shutil.copytree(uncut(2), tmp_path / "run")
+    overrides = [*SMALL, f"data.root={digits}", "output_dir=run", "logger=wandb", "train.epochs=3"]
     refused = run("train.py", *overrides, "optimizer.lr=0.1", cwd=tmp_path, code=2).stderr
     assert "optimizer.lr was 0.03125, now 0.1" in refused
     assert "what may change: train.epochs, train.max_steps" in refused
     done = run("train.py", *overrides, "launch.ranks=1", "train.log_every=3", cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("continuing")]
     changes = re.search(r"\((.*)\)", line)[1].split("; ")
-    assert changes == ["launch.ranks was 2, now 1", "train.log_every was 2, now 3", "train.max_steps was 2, now null"]
+    assert changes == ["launch.ranks was 2, now 1", "train.epochs was 2, now 3", "train.log_every was 2, now 3"]
 
 
 @pytest.mark.long

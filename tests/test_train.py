@@ -23,7 +23,7 @@ def test_run_folder(uncut, digits):
     folder = uncut(1)
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     texts = {"config.yaml", "environment.jsonl", "metrics.jsonl", "summary.json"}
-    assert files == texts | {"checkpoints", "curves.png", "wandb"}
+    assert files == texts | {"checkpoints", "curves.png", "report.html", "wandb"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     records = metrics(folder, timings=True)
     train = [record for record in records if "train/loss" in record]
@@ -114,7 +114,8 @@ def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
 
 def test_two_ranks_equal_one_in_float64(digits, tmp_path):
     """A net without BatchNorm computes the same gradients from the same global batch, however it is divided."""
-    overrides = [*SMALL, f"data.root={digits}", "backbone=pvt_tiny", "train.precision=fp64", "train.max_steps=3"]
+    overrides = [*SMALL, f"data.root={digits}", "train.precision=fp64", "train.max_steps=3"]
+    overrides += ["backbone=timm", "backbone.model_name=test_convnext"]
     overrides += [
         "train.log_every=1",
         "optimizer=adamw",

@@ -39,7 +39,7 @@ def reports(step, run_id=""):
     state = State(model=model, ema=MovingAverage(model, 0.0), optimizer=sgd, scaler=scaler, step=step, run_id=run_id)
     run = {"epochs": 9, "max_steps": None, "classes": 10, "steps_per_epoch": 10}
     shown = {"config": {}, "environment": {"step": step}}
-    made = RunReports(folder, logger, state, **run, **shown, terminal=False)
+    made = RunReports(folder, logger, state, **run, **shown, terminal=False, page=lambda folder: None)
     made.epoch(state)
     made.status("running", state)
     return made, state

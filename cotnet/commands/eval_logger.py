@@ -15,8 +15,8 @@ import numpy as np
 from cotnet.commands.eval_model import TrainingRun
 from cotnet.commands.eval_report import METRICS
 from cotnet.commands.eval_worker import Leaf
-from cotnet.config import run_folder
 from cotnet.config.build import build, require_group
+from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.errors import InputError
 from cotnet.evaluation import predictions
@@ -82,7 +82,7 @@ def log_evaluation(
     notes = f"Evaluation of {config['checkpoint']}" + (f", W&B run {', '.join(runs)}" if runs else "")
     name = "/".join([top.absolute().name, *folder.relative_to(top).parts])
     defaults = {"job_type": "eval", "group": group, "notes": notes}
-    with run_folder.claimed(folder) if folder != top else contextlib.nullcontext():
+    with claimed(folder) if folder != top else contextlib.nullcontext():
         found = content(folder, images=images, names=names, trained=trained)
         logger.start(folder, shown, secrets.token_hex(4), name, defaults=defaults)
         logger.evaluation(found)

@@ -56,6 +56,9 @@ def write(config: Config, leaf: Leaf, found: Found, classes: Sequence[str], word
     """Writes one evaluation's files, metrics.json last; prints a line; its exit code."""
     folder, table, chosen = Path(leaf.folder), found.predictions, found.chosen
     folder.mkdir(parents=True, exist_ok=True)
+    predictions.write_csv(
+        folder / "classes.csv", ("number", "class", "words"), zip(range(len(classes)), classes, words, strict=True)
+    )
     labelled = chosen.label_sets is not None or bool((table.labels >= 0).all())
     predictions.write(table, folder, config["predictions"], words=() if labelled else words)
     names = [{"file": file, "reason": reason} for file, reason in found.missing.items()]
@@ -75,6 +78,7 @@ def write(config: Config, leaf: Leaf, found: Found, classes: Sequence[str], word
         "checkpoint": config["checkpoint"],
         "set": leaf.set,
         "images_in_set": len(chosen.images.files),
+        "image_folder": str(chosen.images.root.absolute()),
         "classes": chosen.classes or "all",
         "missing": names,
         **leaf.inputs,
@@ -168,6 +172,7 @@ def compare_all(folder: Path, names: Sequence[str]) -> None:
         for place in sorted(tables[a].keys() & tables[b].keys()):
             one, other = (predictions.read(tables[name][place]) for name in (a, b))
             figures = comparison.compare(one, other, (a, b))
-            found.append({"set": "" if place == "." else place, **figures})
+            folders = [str(tables[name][place].parent.absolute()) for name in (a, b)]
+            found.append({"set": "" if place == "." else place, **figures, "folders": folders})
             say(comparison.line(figures) + (f" [{place}]" if place != "." else ""))
     records.write_json(folder / COMPARISON, {"comparisons": found})

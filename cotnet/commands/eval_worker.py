@@ -27,6 +27,7 @@ from cotnet.evaluation.run import Tolerant, predict
 from cotnet.evaluation.suites import EvaluationSet, sample
 from cotnet.models.fusing import fuse
 from cotnet.models.weights import from_bytes
+from cotnet.reporting.environment import device_name
 from cotnet.reporting.terminal import evaluation_bar
 from cotnet.settings import DataSettings
 from data.loading.plan import EvaluationPlan
@@ -97,7 +98,7 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
         for size, leaf in one_pass.items():
             if found is not None:
                 latency[size] = latency.get(size) or speed.latency(called, precision, size)
-                found[size].figures |= cost[size] | latency[size]
+                found[size].figures |= cost[size] | latency[size] | {"device": device_name(ranks.device)}
                 found[size].figures["peak_memory_mib"] = speed.peak_memory_mib(ranks.device)
             yield leaf, None if found is None else found[size]
 

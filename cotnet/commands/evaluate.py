@@ -14,6 +14,7 @@ from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import convert, require_group, typed
+from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.evaluation import Interrupted
@@ -23,6 +24,7 @@ from cotnet.errors import FAILED, INTERRUPTED, InputError
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
+from cotnet.pages.folders import try_report
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
 from cotnet.settings import DataSettings, EvaluateSettings, EvaluationData, LaunchSettings
@@ -41,7 +43,7 @@ def run(config: Config) -> int:
     if compared and "csv" not in config["predictions"]:
         raise InputError("predictions: several checkpoints are compared by their predictions.csv; add csv")
     one, code = prepared(config, groups[0], average), 0  # before anything is written
-    with run_folder.claimed(folder):
+    with claimed(folder):
         for number, (name, group) in enumerate(zip(names, groups, strict=True)):
             one = prepared(config, group, average) if number else one
             code = max(code, _evaluate(one, folder / name, average))
@@ -49,6 +51,7 @@ def run(config: Config) -> int:
                 return code
         if first_process() and compared:
             eval_report.compare_all(folder, names)
+            _say_page(try_report(folder))
     return code
 
 
@@ -123,10 +126,18 @@ def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
         return code
     if first_process():
         eval_report.summarise(config, folder, leaves)
+        for place in dict.fromkeys([*(Path(leaf.folder) for leaf in leaves), folder]):
+            page = try_report(place)
+        _say_page(page)
         _log(one, [leaf for leaf in leaves if leaf in left or not eval_logger.is_logged(leaf)], folder)
         if read.better:
             say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
     return code
+
+
+def _say_page(page: Path | None) -> None:
+    if page:
+        say(f"to look at it: {page}")
 
 
 def _log(one: Prepared, leaves: list[Leaf], folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from torch import nn
 
 from cotnet import parts
+from cotnet.config import recipes
 from cotnet.config.build import build, shown
 from cotnet.config.compose import Config, compose, flatten
 from cotnet.engine.schedule import warmup_of
@@ -68,7 +69,7 @@ def plan_of(config: Config, *, images: int | None, recipe: str | None, ranks: in
         augmentation=build(config["augmentation"], "augmentation"),
         steps_per_epoch=per_epoch,
         steps=steps,
-        recipe=None if recipe is None else (recipe, compose("train", [f"experiment={recipe}", "data.root=."])),
+        recipe=None if recipe is None else (recipe, recipes.recipe(recipe)),
         ranks=ranks,
     )
 
@@ -228,11 +229,9 @@ def differences(plan: Plan) -> list[str]:
     """The settings that are not the recipe's, as `key=value (recipe's value)`."""
     if plan.recipe is None:
         return []
-    theirs, ours = flatten(plan.recipe[1]), flatten(plan.config)
-    same = ("data.root", "output_dir", "explain", *(f"{group}." for group in ("launch", "logger", "loader", "sweep")))
-    keys = [key for key in sorted(theirs.keys() | ours.keys()) if not key.startswith(same)]
     return [
-        f"{key}={shown(ours.get(key))} ({shown(theirs.get(key))})" for key in keys if ours.get(key) != theirs.get(key)
+        f"{key}={shown(ours)} ({shown(theirs)})"
+        for key, ours, theirs in recipes.differences(plan.config, plan.recipe[1])
     ]
 
 

@@ -24,7 +24,17 @@ from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.command import register_sweeper
 
 end_with_launcher()  # this module is the first that a rank imports
-register_sweeper()
+
+
+def write_report(folder: Path) -> None:
+    """The page of a sweep."""
+    from cotnet.pages.folders import try_report  # imports torch, for which --help does not wait
+
+    if page := try_report(folder):
+        print(f"to look at it: {page}", flush=True)  # noqa: T201
+
+
+register_sweeper(write_report)
 
 
 def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]]:

@@ -18,6 +18,7 @@ from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
 from cotnet.config.build import build
+from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import compiled
 from cotnet.engine.distributed import Ranks, synchronised
@@ -33,6 +34,7 @@ from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED
 from cotnet.models.checkpointing import checkpoint_stages
+from cotnet.pages.folders import try_report
 from cotnet.reporting.environment import start_of
 from cotnet.reporting.run_reports import RunReports
 from cotnet.reporting.terminal import say
@@ -46,7 +48,7 @@ def run(config: Config) -> int:
         return explain(config)
     config, ranks, train_set, val_set = checked(config)
     folder = Path(config["output_dir"])
-    with run_folder.claimed(folder):
+    with claimed(folder):
         if run_folder.already_finished(folder, config, train_set.fingerprint):
             return 0
         run_folder.write_config(folder / "config.yaml", config)
@@ -175,6 +177,7 @@ def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, st
             environment=start_of(state.step, ranks.world_size),
             steps_per_epoch=steps_per_epoch,
             terminal=sys.stdout.isatty(),
+            page=try_report,
         )
     state.run_id = ranks.broadcast(state.run_id)
     return reports

@@ -1,9 +1,6 @@
-"""The run folder: its lock, the run that it already holds, the lines about it."""
+"""The run folder: the run that it already holds, and the lines about it."""
 
-import contextlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cotnet.config.build import typed
@@ -14,30 +11,9 @@ from cotnet.engine import checkpoints
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
-from cotnet.files import SWEEP_LEDGER, locked, write_text
+from cotnet.files import SWEEP_LEDGER, write_text
 from cotnet.reporting.terminal import clock, say
 from cotnet.settings import TrainSettings
-
-
-@contextmanager
-def claimed(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
-    """Makes the folder and locks it: two runs never write into one. `otherwise`: the advice if that fails.
-
-    Raises:
-        InputError: the folder cannot be made or written, or another process holds it.
-    """
-    if not first_process():
-        yield
-        return
-    with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / ".lock"))
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use by another process; wait for it or {otherwise}") from None
-        except OSError as error:
-            raise InputError(f"cannot write into {folder}: {error.strerror}; {otherwise}") from None
-        yield
 
 
 def already_finished(folder: Path, config: Config, image_set: str) -> bool:
@@ -106,3 +82,5 @@ def say_where(folder: Path) -> None:
     say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
         f"{summary['best_epoch']:g})")  # fmt: skip
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")
+    if (folder / "report.html").exists():
+        say(f"to look at it: {folder / 'report.html'}")

@@ -13,7 +13,7 @@ import torch
 from cotnet.ops.local_aggregation_torch import LocalAggregation
 
 __all__ = ["local_aggregation"]
-TRITON: Final = find_spec("triton") is not None
+TRITON: Final = torch.cuda.is_available() and find_spec("triton") is not None  # importing it takes half a second
 if TRITON:
     from cotnet.ops.local_aggregation_triton import aggregate
 

@@ -63,7 +63,7 @@ class Alerts:
             return None
         return (
             f"the loss jumped to {loss:.4g}, from a median of {middle:.4g}; look at train/grad_norm and train/lr in "
-            "curves.png: where it stays up, lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
+            "report.html: where it stays up, lower optimizer.lr, lengthen the warm-up or set train.clip_norm"
         )
 
     def _dead(self, record: Record) -> str | None:
@@ -83,5 +83,5 @@ class Alerts:
             )
         return (
             f"{guess}, and the training accuracy is {self._accuracy:.2f} %; look at train/lr and train/grad_norm in "
-            "curves.png (too high, or almost 0), and at the images and labels with python -m cotnet.browse"
+            "report.html (too high, or almost 0), and at the images and labels with python -m cotnet.browse"
         )

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,16 +21,26 @@ _PACKAGES: Final = ("torch", "torchvision", "timm", *_DALI, "triton", "numpy", "
 
 def machine() -> dict[str, Any]:
     """Processor, usable cores, memory in GiB, GPUs and installed versions."""
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": model[1].strip() if model else platform.machine(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
     }
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return model[1].strip() if model else platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -44,6 +55,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def start_of(step: int, ranks: int) -> dict[str, Any]:
     """A record of a process that starts or continues a run at `step`; holds no host name."""
     return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "ranks": ranks,

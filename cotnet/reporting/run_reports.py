@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cotnet.reporting.wandb_logger import NoLogger
 
 
 class RunReports(Reports):
-    """metrics.jsonl, environment.jsonl, summary.json, curves.png, the terminal, warnings, and a logger."""
+    """metrics.jsonl, environment.jsonl, summary.json, curves.png, the page, the terminal, warnings, and a logger."""
 
     def __init__(
         self,
@@ -33,9 +34,11 @@ class RunReports(Reports):
         environment: dict[str, Any],
         steps_per_epoch: int,
         terminal: bool,
+        page: Callable[[Path], object],
     ) -> None:
-        """Continues the records at the state's step. `config` and `environment` are for the logger to show."""
-        self.folder, self.logger, self.classes = folder, logger, classes
+        """Continues the records at the state's step. `config` and `environment` are for the logger to show; `page`
+        writes the report of the run in a folder."""
+        self.folder, self.logger, self.classes, self.page = folder, logger, classes, page
         self.metrics = folder / "metrics.jsonl"
         self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
@@ -60,8 +63,8 @@ class RunReports(Reports):
     def validation(self, record: dict[str, float], state: State) -> None:
         self._write(record)
         self.progress.epoch_line(record, time.monotonic() - self._epoch_started)
-        draw_curves(self.metrics, self.folder / "curves.png")
         self.status("running", state)
+        self.page(self.folder)
 
     def before_save(self) -> None:
         """metrics.jsonl reaches the disk before the checkpoint that relies on it."""
@@ -80,6 +83,9 @@ class RunReports(Reports):
         records.write_json(self.folder / "summary.json", summary)
         if state.best:
             self.logger.summary(state.best | records.best_figures(records.read_existing(self.metrics)))
+        if status != "running":
+            draw_curves(self.metrics, self.folder / "curves.png")
+            self.page(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.close()

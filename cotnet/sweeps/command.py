@@ -31,10 +31,11 @@ ABOUT_SWEEP = r"[+~]*(output_dir=|sweep[=./])"  # overrides that describe the sw
 NOT_FOR_TRIALS = r"hydra(\.mode=|[./]launcher|[./]sweeper|\.sweep\.)"  # Hydra's overrides that trials do not get
 
 
-def register_sweeper() -> None:
+def register_sweeper(at_end: Callable[[Path], object]) -> None:
     """Let Hydra find the class that conf/hydra/sweeper/trials.yaml names: the name must begin with hydra_plugins, the
-    class may lie anywhere."""
+    class may lie anywhere. `at_end` gets the folder of a sweep that ends."""
     plugins = Plugins.instance()
+    TrialsSweeper.at_end = staticmethod(at_end)
     plugins.register(TrialsSweeper)
     plugins.class_name_to_class["hydra_plugins.cotnet.TrialsSweeper"] = TrialsSweeper
 
@@ -82,6 +83,8 @@ def _folder(config: DictConfig, outputs: Path, shared: Sequence[str], parameters
 class TrialsSweeper(Sweeper):
     """What `--multirun` runs: a grid or a search, several trials at a time, with a ledger."""
 
+    at_end: Callable[[Path], object]
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra knows when it starts."""
         self.context, self.task, self.given = hydra_context, task_function, config
@@ -105,7 +108,9 @@ class TrialsSweeper(Sweeper):
         plan = make_plan(self.given, arguments, outputs, lambda job: loader.load_sweep_config(self.given, job))
         program = Path(inspect.getsourcefile(inspect.unwrap(self.task)) or sys.argv[0])
         local = str(hydra_config.launcher._target_).endswith(".BasicLauncher")
-        return run_sweep(plan, program, flags=self._flags(), batch=None if local else self._launcher(plan.folder))
+        code = run_sweep(plan, program, flags=self._flags(), batch=None if local else self._launcher(plan.folder))
+        self.at_end(plan.folder)
+        return code
 
     def _evaluate(self, arguments: Sequence[str]) -> int:
         """Run evaluations one after the other, always anew: they have nothing to continue."""

@@ -73,12 +73,17 @@ def show(folder: Path) -> None:
     best = scored[0].entry.trial
     if best.overrides:
         draw(folder / PLOT, ledger.start["target"], scored)
-    epochs = read_yaml(folder / best.name / "config.yaml")["train"]["epochs"]
-    given = [*ledger.start["shared"], *best.overrides]
+    say(f"best: {best.name}; to run it longer:\n  {longer_command(ledger, best)}")
+    say(f"{folder}: a folder per trial, ledger.jsonl{', ' + PLOT if best.overrides else ''}")
+
+
+def longer_command(ledger: Ledger, trial: Trial) -> str:
+    """The command that runs a trial's settings for LONGER times as many epochs."""
+    epochs = read_yaml(ledger.folder / trial.name / "config.yaml")["train"]["epochs"]
+    given = [*ledger.start["shared"], *trial.overrides]
     kept = [override for override in given if not override.startswith(("train.epochs=", "train.max_steps="))]
     words = [ledger.start["program"], *ledger.start["flags"], *kept, f"train.epochs={LONGER * epochs}"]
-    say(f"best: {best.name}; to run it longer:\n  python {shlex.join(words)}")
-    say(f"{folder}: a folder per trial, ledger.jsonl{', ' + PLOT if best.overrides else ''}")
+    return f"python {shlex.join(words)}"
 
 
 def print_results(ledger: Ledger, rows: Sequence[TrialResult], *, alive: bool) -> None:

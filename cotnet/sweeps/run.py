@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cotnet.config import run_folder
+from cotnet.config.claims import claimed
 from cotnet.config.continuing import names_run
 from cotnet.engine.signals import end_with_parent, stop_request
 from cotnet.errors import INTERRUPTED, InputError
@@ -111,7 +111,7 @@ def run_sweep(plan: SweepPlan, program: Path, *, flags: Sequence[str], batch: Ba
     gpus = named.split(",")[:count] if named else [str(index) for index in range(count)]
     free = [] if batch else shares(settings.parallel, gpus, sorted(os.sched_getaffinity(0)))
     start = {"program": program.name, "flags": list(flags), "shared": plan.shared}
-    with run_folder.claimed(plan.folder):
+    with claimed(plan.folder):
         ledger = Ledger.open(plan.folder, identity(plan))
         ledger.start = start | {"target": settings.target, "direction": settings.direction}
         results.rank_trials(ledger)  # an unknown target raises before anything runs

@@ -19,6 +19,7 @@ TURNS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_contract_holds_the_declared_settings():
     """`python -m cotnet.commands.reference` writes them."""
     assert CONTRACT.read_text() == contract(CONTRACT.read_text())
@@ -51,6 +52,7 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
 
 
+@pytest.mark.slow
 def test_help_shows_values_and_meanings():
     command = [sys.executable, "train.py", "--help", "experiment=pvt_tiny", "train.epochs=7", "optimizer.lr=0.1"]
     done = subprocess.run(

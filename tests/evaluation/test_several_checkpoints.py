@@ -32,6 +32,8 @@ def test_two_checkpoints_are_compared(uncut, digits, tmp_path):
     run("evaluate.py", f"checkpoint=[{last},weaker.pt]", "output_dir=out", cwd=tmp_path)
     names = sorted(path.parent.name for path in (tmp_path / "out").glob("*/metrics.json"))
     assert len(names) == 2
+    pages = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.html"))
+    assert pages == sorted(["report.html", *(f"{name}/report.html" for name in names)])
     (found,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
     top1 = [figures(tmp_path / "out" / name)["top1"] for name in (found["a"], found["b"])]
     assert found["top1"]["difference"] == pytest.approx(top1[0] - top1[1])

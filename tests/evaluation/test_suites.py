@@ -13,6 +13,8 @@ from programs import run
 
 from cotnet.evaluation import suites
 from cotnet.evaluation.suites import synsets
+from cotnet.pages.blocks import DataTable
+from cotnet.pages.evaluation_page import evaluation_page
 
 pytestmark = pytest.mark.slow
 A_R = json.loads(suites.asset("imagenet_a_r.json"))
@@ -181,6 +183,15 @@ def test_robustness_is_what_is_found(tmp_path):
     assert found.keys() == {"imagenet", "real", "v2-top-images", "sketch"}
     few = evaluated(tmp_path, "suite=sketch", "suite.root=.", "suite.images=2", name="few")
     assert few["images"] == 2 and few["images_in_set"] == 2
+    several, one = evaluation_page(tmp_path / "out"), evaluation_page(tmp_path / "few")
+    (table,) = [block for block in several.sections[0].blocks if isinstance(block, DataTable)]
+    assert {row[0]: row[3] for row in table.rows} == {name: figures["top1"] for name, figures in found.items()}
+    assert all((tmp_path / "out" / link).exists() for link in table.links)
+    adds, latency = [block for section in one.sections if section.title == "Speed" for block in section.blocks]
+    ours = [row for row in adds.spec["data"]["values"] if row["kind"] == "this evaluation"]
+    assert [(row["x"], row["y"]) for row in ours] == [(few["multiply_adds"] / 1e9, few["top1"])]
+    drawn = [row["x"] for row in latency.spec["data"]["values"] if row["kind"] == "this evaluation"]
+    assert drawn == [few["latency_ms_p50"]] or f"ran on {few['device']} and is not drawn" in latency.alt
 
 
 @pytest.mark.parametrize(

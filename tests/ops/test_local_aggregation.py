@@ -114,6 +114,7 @@ def test_triton_sums_in_float32(dtype, last):
     check(triton, *case, dilation=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [local_aggregation, triton])
 def test_maps_that_are_not_dense(form):
     """Views and mixed memory formats."""
@@ -153,6 +154,7 @@ def test_equals_the_authors_kernel(prefix):
     assert_close(torch.autograd.grad(ours, (value, weights), upstream), (grad_v, grad_w), rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 @formats
 def test_first_and_second_derivatives(last):
     value, weight, _ = inputs(channels=4, groups=2, size=(3, 3), last=last)
@@ -221,6 +223,7 @@ def test_exports_with_any_batch(last):
     assert_close(program(value, weight), unfold_form(value, weight), rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_triton_operator_is_well_defined():
     """Schema, fake tensors and autograd agree with what runs."""
     for last in (False, True):

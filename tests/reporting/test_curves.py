@@ -3,6 +3,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from cotnet import records
@@ -68,6 +69,7 @@ def test_every_curve_is_drawn_in_its_plot(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_it_is_drawn_from_the_first_record_on_and_over_gaps(tmp_path):
     metrics, png = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     for rows in ([], [val(0, 0.0, 10.0)], [train(1, 0.1, math.nan)], run_of(1, 3), [train(4, 1.3, math.inf)]):

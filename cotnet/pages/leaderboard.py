@@ -1,0 +1,186 @@
+"""All runs and evaluations below some folders in one table, on a page and on the terminal."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotnet.evaluation.statistics import wilson
+from cotnet.files import in_use
+from cotnet.pages import charts
+from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, numbers, texts
+from cotnet.pages.charts import Estimate
+from cotnet.pages.evaluation_page import METRICS
+from cotnet.pages.read import read_json, read_yaml
+from cotnet.reporting.terminal import clock, print_table
+
+DEPTH: Final = 6  # folders below the given ones that are looked into
+SHOWN: Final = 40  # rows of the chart
+COLUMNS: Final = (
+    *(*texts("folder", "kind", "backbone", "set"), *numbers(",", "px"), *numbers(".2f", "top-1 %", "from", "to")),
+    *(
+        *numbers(".2f", "top-5 %"),
+        *numbers(",.0f", "images/s"),
+        *numbers(".2f", "latency, ms"),
+        *numbers(",", "epochs"),
+    ),
+    *texts("status", "time"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A run or an evaluation, as a row."""
+
+    folder: Path
+    kind: str
+    backbone: str = ""
+    set: str = ""
+    size: int | None = None
+    top1: float | None = None
+    interval: tuple[float | None, float | None] = (None, None)
+    top5: float | None = None
+    images_per_second: float | None = None
+    latency: float | None = None
+    epochs: int | None = None
+    status: str = ""
+    seconds: float | None = None
+
+    def cells(self) -> list[Any]:
+        time = "" if self.seconds is None else clock(self.seconds)
+        return [str(self.folder), self.kind, self.backbone, self.set, self.size, self.top1, *self.interval, self.top5,
+                self.images_per_second, self.latency, self.epochs, self.status, time]  # fmt: skip
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """Every folder with a run or an evaluation, among the given ones and below them."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        for place, below, files in os.walk(folder):
+            depth = len(Path(place).relative_to(folder).parts)
+            below[:] = sorted(name for name in below if name not in ("wandb", "checkpoints", "look") and depth < DEPTH)
+            if "metrics.jsonl" in files or METRICS in files:
+                found[Path(place)] = None
+    return list(found)
+
+
+def entries(folders: Iterable[Path]) -> list[Entry]:
+    """The rows of these folders, the best top-1 first. Raises InputError for a damaged file."""
+    rows = [row for folder in folders for row in _entries(folder)]
+    return sorted(rows, key=lambda row: -1.0 if row.top1 is None else row.top1, reverse=True)
+
+
+def _entries(folder: Path) -> Iterator[Entry]:
+    if (folder / "metrics.jsonl").exists():
+        yield _run(folder)
+    if (folder / METRICS).exists():
+        content = read_json(folder / METRICS)
+        if "evaluations" not in content and "checkpoint" in content:
+            yield _evaluation(folder, content)
+
+
+def _run(folder: Path) -> Entry:
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    node, data = config.get("backbone", {}), config.get("data", {})
+    status, top1 = str(summary.get("status", "starting")), summary.get("best_top1")
+    if status in ("running", "starting") and not in_use(folder / ".lock"):
+        status = "killed"
+    images = _val_images(folder)
+    interval = wilson(round(top1 * images / 100), images) if top1 is not None and images else (None, None)
+    return Entry(
+        folder=folder,
+        kind="run",
+        backbone=_backbone(node),
+        set="val",
+        size=data.get("eval_size"),
+        top1=top1,
+        interval=interval,
+        top5=summary.get("best_top5"),
+        images_per_second=summary.get("images_per_second"),
+        epochs=config.get("train", {}).get("epochs"),
+        status=status,
+        seconds=summary.get("seconds"),
+    )
+
+
+def _val_images(folder: Path) -> int | None:
+    """The number of val images, from the last whole record that has it."""
+    for line in reversed((folder / "metrics.jsonl").read_bytes().splitlines()):
+        if b'"val/images"' in line:
+            try:
+                return int(json.loads(line)["val/images"])
+            except ValueError:  # cut in mid-line
+                continue
+    return None
+
+
+def _evaluation(folder: Path, given: dict[str, Any]) -> Entry:
+    config: dict[str, Any] = {}
+    for place in (folder, *folder.absolute().parents[:3]):
+        if (place / "evaluation.yaml").exists():
+            config = read_yaml(place / "evaluation.yaml")
+            break
+    return Entry(
+        folder=folder,
+        kind="evaluation",
+        backbone=_backbone(config.get("backbone", {})),
+        set=given["set"],
+        size=given["settings"]["eval_size"],
+        top1=given.get("top1"),
+        interval=tuple(given.get("top1_interval", (None, None))),
+        top5=given.get("top5"),
+        images_per_second=given.get("images_per_second"),
+        latency=given.get("latency_ms_p50"),
+        status=f"{given['weights']} weights",
+    )
+
+
+def _backbone(node: dict[str, Any]) -> str:
+    return str(node.get("model_name") or node.get("_target_", "").rpartition(".")[2])
+
+
+def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
+    """The page of these rows; links are relative to `base`, the folder of the page."""
+    links = []
+    for row in rows:
+        report = row.folder / "report.html"
+        links.append(os.path.relpath(report, base) if report.exists() else "")
+    blocks: list[Block] = []
+    known = [row for row in rows if row.top1 is not None]
+    if known:
+        points = [Estimate(_short(row, base), row.top1 or 0.0, *row.interval, row.kind) for row in known[:SHOWN]]
+        alt = (
+            f"Top-1 of the best {len(points)} with 95 % intervals: {points[0].name} leads with {points[0].value:.2f} %."
+        )
+        spec = charts.estimates(points, x="top-1, %", alt=alt)
+        blocks.append(Chart(title="Accuracy", spec=spec, alt=alt, wide=True))
+    timed = [row for row in known if row.latency]
+    if timed:
+        values = [{"x": row.latency, "y": row.top1, "name": _short(row, base), "set": row.set} for row in timed]
+        alt = f"Top-1 against latency of one image, of {len(values)} evaluations."
+        spec = charts.scatter(values, x="latency, ms", y="top-1, %", color="set", alt=alt)
+        blocks.append(Chart(title="Accuracy against latency", spec=spec, alt=alt, wide=True))
+    cells = [row.cells() for row in rows]
+    blocks.append(DataTable(title="Runs and evaluations", columns=COLUMNS, rows=cells, links=links))
+    return Page(
+        title=f"{len(rows)} runs and evaluations",
+        kind="leaderboard",
+        sections=[PageSection(title="Leaderboard", blocks=blocks)],
+    )
+
+
+def _short(row: Entry, base: Path) -> str:
+    return os.path.relpath(row.folder, base)
+
+
+def print_leaderboard(rows: Sequence[Entry]) -> None:
+    """The same table on the terminal."""
+    shown = [
+        [column.text(cell) for column, cell in zip(COLUMNS, row.cells(), strict=True)]
+        for row in rows
+    ]  # fmt: skip
+    headings = [column.heading for column in COLUMNS]
+    print_table(headings, shown, texts=[column.heading for column in COLUMNS if not column.form])

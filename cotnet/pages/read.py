@@ -1,0 +1,73 @@
+"""Reading what runs and evaluations leave, quickly: a leaderboard reads hundreds of folders."""
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from PIL import Image
+
+from cotnet.errors import InputError
+from data.sets.image_set import DECODING_ERRORS
+
+SIDE: Final = 96  # pixels of a thumbnail
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError if it does not."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); mend or remove it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object; mend or remove it")
+    return content
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration that a run or an evaluation wrote. Raises InputError if it cannot be read."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(path.read_text(), Loader=loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); mend or remove it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no settings; mend or remove it")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a heading; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def thumbnail(path: Path) -> str:
+    """A picture as a data URI, at most SIDE pixels wide and high; empty if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))  # of JPEG: decodes fewer pixels
+            small = image.convert("RGB")
+            small.thumbnail((SIDE, SIDE))
+    except DECODING_ERRORS:
+        return ""
+    return _data_uri(small, "WEBP", quality=80)
+
+
+def picture(path: Path) -> str:
+    """A PNG file as a data URI; empty if there is none."""
+    try:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError:
+        return ""
+
+
+def _data_uri(image: Image.Image, form: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
