@@ -15,7 +15,7 @@ Record = dict[str, Any]
 class TensorBoardLogger:
     """Mirrors metrics.jsonl to TensorBoard: every figure of a record is a scalar at the record's `step`.
 
-    A start writes the run's records so far anew and hides what earlier starts wrote, so TensorBoard shows what
+    A start writes the run's records so far anew, in the place of earlier starts' files, so TensorBoard shows what
     metrics.jsonl holds, each step once: also after a kill, a rollback, or a start without this logger.
     """
 
@@ -36,7 +36,9 @@ class TensorBoardLogger:
         """Opens `output_dir`/tensorboard, writes the records in `kept`, and the configuration as text at their last
         step; returns `run_id`, which another logger may have given."""
         self._folder = output_dir / "tensorboard"
-        self._open(hidden_from=0)
+        for file in self._folder.glob("events.out.tfevents.*"):  # TensorBoard orders files by the clocks of their hosts
+            file.unlink()
+        self._open(hidden_from=0)  # for a TensorBoard that has read them
         for row in kept:
             self._write(as_logged(row))
         step = kept[-1]["step"] if kept else 0
