@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ Record = dict[str, Any]
 class TensorBoardLogger:
     """Mirrors metrics.jsonl to TensorBoard: every figure of a record is a scalar at the record's `step`.
 
-    A start writes the run's records so far anew, in the place of earlier starts' files, so TensorBoard shows what
+    A start writes the run's records so far anew and hides what earlier starts wrote, so TensorBoard shows what
     metrics.jsonl holds, each step once: also after a kill, a rollback, or a start without this logger.
     """
 
@@ -36,9 +37,8 @@ class TensorBoardLogger:
         """Opens `output_dir`/tensorboard, writes the records in `kept`, and the configuration as text at their last
         step; returns `run_id`, which another logger may have given."""
         self._folder = output_dir / "tensorboard"
-        for file in self._folder.glob("events.out.tfevents.*"):  # TensorBoard orders files by the clocks of their hosts
-            file.unlink()
-        self._open(hidden_from=0)  # for a TensorBoard that has read them
+        _put_first(self._folder)
+        self._open(hidden_from=0)
         for row in kept:
             self._write(as_logged(row))
         step = kept[-1]["step"] if kept else 0
@@ -75,6 +75,16 @@ class TensorBoardLogger:
         for name, value in record.items():
             if name != "step" and (kind, name) != ("val", "epoch"):  # the training record of this step has the epoch
                 self._writer.add_scalar(name, value, step)
+
+
+def _put_first(folder: Path) -> None:
+    """Earlier files come before a new one, in whatever order: TensorBoard sorts them by the second in their names, and
+    another machine's clock may be ahead, or a start that ended at once may be of this second."""
+    now = int(time.time())
+    for file in folder.glob("events.out.tfevents.*"):
+        *prefix, second, rest = file.name.split(".", 4)
+        if int(second) >= now:
+            file.rename(file.with_name(".".join([*prefix, f"{now - 1:010d}", rest])))
 
 
 def _kind(record: Record) -> str:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ def test_tensorboard_shows_what_metrics_holds(tmp_path, caplog):
     assert_shown(tmp_path)
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [2, 4, 6, 8, 10]
 
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    ahead = file.with_name(file.name.replace(file.name.split(".")[3], f"{int(time.time()) + 3600}"))
+    file.rename(ahead)  # another machine's clock
     begin, row, validated = reports(tmp_path, TensorBoardLogger())  # killed at step 10, the checkpoint stands at 6
     made, state = begin(6, "1a2b3c4d")
     assert state.run_id == "1a2b3c4d"
