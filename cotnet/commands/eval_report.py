@@ -56,7 +56,7 @@ def write(config: Config, leaf: Leaf, found: Found, classes: Sequence[str], word
     """Writes one evaluation's files, metrics.json last; prints a line; its exit code."""
     folder, table, chosen = Path(leaf.folder), found.predictions, found.chosen
     folder.mkdir(parents=True, exist_ok=True)
-    labelled = chosen.label_sets is not None or bool((table.labels >= 0).all())
+    labelled = found.labelled
     predictions.write(table, folder, config["predictions"], words=() if labelled else words)
     names = [{"file": file, "reason": reason} for file, reason in found.missing.items()]
     figures: dict[str, Any] = {"images": len(table.files)}
