@@ -83,12 +83,16 @@ def run(config: Config) -> int:
         image_size(images.path(row))  # before anything is written: is it an image at all?
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config["output_dir"])
-    found = looks(read.model.to(device), read.config, eval_model.data_settings(read.config), images, position=position)
+    found = looks(
+        read.model.to(device).eval(), read.config, eval_model.data_settings(read.config), images, position=position
+    )
     with run_folder.claimed(folder):
         for number, (file, (pixels, seen)) in enumerate(zip(images.files, found, strict=True), start=1):
-            png = folder / f"{number:04}-{Path(file).stem}.png"
-            draw(png, pixels, seen, title=Path(file).name, name=words[seen.target])
-            say(f"{png}: {words[seen.target]}, {100 * seen.probability:.1f} %")
+            name = Path(file).name.encode(errors="replace").decode()  # a name may hold bytes that are no text
+            png, predicted = folder / f"{number:04}-{Path(name).stem}.png", words[seen.target]
+            line = f"{predicted} ({100 * seen.probability:.1f} %)"
+            draw(png, pixels, seen, title=f"{name}: {line}", name=predicted)
+            say(f"{png}: {line}")
     return 0
 
 
@@ -112,8 +116,6 @@ def looks(
     prepare = parts.evaluation_transform(data, Precision(name=config["precision"], device=device))
     single = dataclasses.replace(data, eval_batch_size=1)
     loader = parts.evaluation_loader(config, single, images, alone, border=border)
-    # Training mode empties the caches of timm's attention, which the evaluation filled in inference mode.
-    model.train().eval()
     try:
         for row, batch in enumerate(loader.batches(0)):
             target = None if targets is None else targets[row]
