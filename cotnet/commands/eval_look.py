@@ -20,7 +20,7 @@ from cotnet.config.compose import Config
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.engine.signals import StopRequest
-from cotnet.errors import InputError
+from cotnet.errors import InputError, RunError
 from cotnet.evaluation.look import Look, NoFeatureMapError, cell, highest, look
 from cotnet.evaluation.look_figure import draw
 from cotnet.evaluation.predictions import Predictions
@@ -83,25 +83,27 @@ def run(config: Config) -> int:
         image_size(images.path(row))  # before anything is written: is it an image at all?
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config["output_dir"])
-    found = looks(
-        read.model.to(device).eval(), read.config, eval_model.data_settings(read.config), images, position=position
-    )
+    data = eval_model.data_settings(read.config)
+    found = looks(read.model.to(device).eval(), images, config=read.config, data=data, position=position)
     with run_folder.claimed(folder):
         for number, (file, (pixels, seen)) in enumerate(zip(images.files, found, strict=True), start=1):
             name = Path(file).name.encode(errors="replace").decode()  # a name may hold bytes that are no text
             png, predicted = folder / f"{number:04}-{Path(name).stem}.png", words[seen.target]
             line = f"{predicted} ({100 * seen.probability:.1f} %)"
-            draw(png, pixels, seen, title=f"{name}: {line}", name=predicted)
+            try:
+                draw(png, pixels, seen, title=f"{name}: {line}", name=predicted)
+            except OSError as error:
+                raise RunError(f"cannot write {png}: {error.strerror}; make room there") from None
             say(f"{png}: {line}")
     return 0
 
 
 def looks(
     model: nn.Module,
-    config: Config,
-    data: DataSettings,
     images: ImageSet,
     *,
+    config: Config,
+    data: DataSettings,
     targets: Sequence[int] | None = None,
     position: Any = None,
     border: int = 0,
@@ -135,10 +137,10 @@ class Mistakes:
     predictions: Predictions
 
 
-def most_confident(leaf: Leaf, found: Found, count: int) -> Mistakes:
+def most_confident(leaf: Leaf, found: Found, *, count: int) -> Mistakes:
     """The `count` most confident mistakes; none of images without labels."""
     table = found.predictions
-    wrong = np.flatnonzero(~table.correct) if found.labelled else np.empty(0, dtype=np.int64)
+    wrong = np.flatnonzero(~table.correct & np.isfinite(table.confidence) & found.labelled)
     rows = table.rows(wrong[np.argsort(-table.confidence[wrong], kind="stable")][:count])
     where = {file: row for row, file in enumerate(found.chosen.images.files)}
     images = chosen(found.chosen.images, np.array([where[file] for file in rows.files], dtype=np.int64))
@@ -146,7 +148,7 @@ def most_confident(leaf: Leaf, found: Found, count: int) -> Mistakes:
     return Mistakes(folder=Path(leaf.folder), model=found.model, data=found.data, chosen=few, predictions=rows)
 
 
-def draw_mistakes(config: Config, mistakes: Mistakes, words: Sequence[str], stop: StopRequest) -> None:
+def draw_mistakes(config: Config, mistakes: Mistakes, *, words: Sequence[str], stop: StopRequest) -> None:
     """Writes the pictures into `look/` of the evaluation's folder, and look.json about them; no folder if there are
     none. Ends early when a stop is requested."""
     folder, table = mistakes.folder / FOLDER, mistakes.predictions
@@ -154,13 +156,13 @@ def draw_mistakes(config: Config, mistakes: Mistakes, words: Sequence[str], stop
     if not table.files:
         return
     top1 = table.best[:, 0].tolist()
-    found = looks(
-        mistakes.model, config, mistakes.data, mistakes.chosen.images, targets=top1, border=mistakes.chosen.border
-    )
+    given: dict[str, Any] = {"config": config, "data": mistakes.data, "border": mistakes.chosen.border}
+    found = looks(mistakes.model, mistakes.chosen.images, targets=top1, **given)
     pictures: list[dict[str, Any]] = []
     try:
         for row, (pixels, seen) in enumerate(found):
             if stop.received:
+                clear(folder)
                 return
             folder.mkdir(exist_ok=True)
             label, p1 = right_class(table, row), float(table.confidence[row])
@@ -188,7 +190,7 @@ def description(seen: Look) -> str:
     place = " ".join(filter(None, (("top", "", "bottom")[row], ("left", "", "right")[column]))) or "centre"
     beside = "CoT's local kernels" if seen.kernels else "attention" if seen.attention else ""
     maps = f", beside maps of {beside}" if beside else ""
-    return f"Grad-CAM is highest at the {place} of the image{maps}"
+    return f"Grad-CAM is {f'highest at the {place} of the image' if seen.heat.any() else 'zero everywhere'}{maps}"
 
 
 def clear(folder: Path) -> None:

@@ -154,12 +154,12 @@ def worker(job: Job, store: dist.Store | None) -> int:
             for leaf, found in measure(job, ranks, stop):
                 if found is not None:
                     code = max(code, eval_report.write(config, leaf, found, *names))
-                    mistakes.append(eval_look.most_confident(leaf, found, config["look"]))
+                    mistakes.append(eval_look.most_confident(leaf, found, count=config["look"]))
         except Interrupted:
             stop.forward = True
             return INTERRUPTED
     with stop_request() as stop, plain_errors(config):  # the ranks have parted: none waits for the pictures
         for one in mistakes:
-            eval_look.draw_mistakes(config, one, names[1], stop)
+            eval_look.draw_mistakes(config, one, words=names[1], stop=stop)
         stop.forward = stop.received
         return INTERRUPTED if stop.received else code

@@ -68,7 +68,7 @@ def look(model: nn.Module, images: Tensor, *, target: int | None = None, positio
     returned, default the maximum of Grad-CAM. Raises NoFeatureMapError.
     """
     with recorded_kernels(model) as kernels, recorded_attention(model) as layers:
-        logits, heat = grad_cam(model, images, target)
+        logits, heat = grad_cam(model, images, target=target)
     chosen = int(logits.argmax()) if target is None else target
     position = position or highest(heat)
     attention = {}
@@ -89,7 +89,7 @@ def look(model: nn.Module, images: Tensor, *, target: int | None = None, positio
     )
 
 
-def grad_cam(model: nn.Module, images: Tensor, target: int | None = None) -> tuple[Tensor, Tensor]:
+def grad_cam(model: nn.Module, images: Tensor, *, target: int | None = None) -> tuple[Tensor, Tensor]:
     """The logits (classes,) of one image (1, 3, S, S), and how much each part of the last feature map speaks for a
     class, (H, W), at least 0.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXTENT: Final = (0, 1, 1, 0)  # so a panel's x is a position's column, its y the row
 ARROWS: Final = 14  # per side; of larger maps, means over blocks
+BOX: Final = 0.06  # of a panel
 PANEL: Final = 2.0  # inches
 NUMBERED: Final = 5  # largest kernel whose cells show their percentage
 
@@ -33,7 +34,7 @@ def draw(png: Path, pixels: Tensor, seen: Look, *, title: str, name: str) -> Non
 
     pixels: (3, S, S) uint8. name: of the class that Grad-CAM explains. Raises OSError if the file cannot be written.
     """
-    rows = panels(pixels.permute(1, 2, 0).numpy(), seen, name)
+    rows = panels(pixels.permute(1, 2, 0).numpy(), seen, name=name)
     height, width = PANEL * len(rows) + 0.3 * (len(rows) + 1), PANEL * len(rows[0])
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "wspace": 0.04, "hspace": 0.14, "top": 1 - 0.55 / height}
     with figure(png, (width, height), rows=len(rows), columns=len(rows[0]), margins=margins) as (page, axes):
@@ -44,7 +45,7 @@ def draw(png: Path, pixels: Tensor, seen: Look, *, title: str, name: str) -> Non
             paint(one)
 
 
-def panels(image: np.ndarray, seen: Look, name: str) -> list[list[Panel]]:
+def panels(image: np.ndarray, seen: Look, *, name: str) -> list[list[Panel]]:
     """The rows of panels. image: (S, S, 3)."""
     grey = image.mean(2)
     first: Panel = ("what the network sees", partial(show_image, image=image, position=seen.position))
@@ -91,10 +92,10 @@ def show_heat(axes: "Axes", *, image: np.ndarray, heat: Tensor, position: Positi
         show_box(axes, position)
 
 
-def show_box(axes: "Axes", position: Position, side: float = 0.06) -> None:
+def show_box(axes: "Axes", position: Position) -> None:
     """A box around a position."""
     row, column = position
-    x, y = (np.array(corners) * side / 2 for corners in ((-1, 1, 1, -1, -1), (-1, -1, 1, 1, -1)))
+    x, y = (np.array(corners) * BOX / 2 for corners in ((-1, 1, 1, -1, -1), (-1, -1, 1, 1, -1)))
     axes.plot(column + x, row + y, color="white", linewidth=2.4)
     axes.plot(column + x, row + y, color="black", linewidth=1)
 

@@ -51,7 +51,7 @@ def test_grad_cam_of_a_linear_head_on_pooled_maps_is_the_class_activation_map(na
     activations = torch.einsum("kc,chw->khw", model.fc.weight, maps).relu().detach() / maps[0].numel()
     assert (activations.std((1, 2)) > 1e-4).sum() > 1
     for target in range(5):
-        found, heat = grad_cam(model, given, target)
+        found, heat = grad_cam(model, given, target=target)
         assert_close(found, logits)
         assert_close(heat, activations[target])
     seen = look(model, given)
@@ -70,7 +70,7 @@ def test_the_heat_moves_with_the_object(tmp_path):
         for left in (0, 104):
             grey = torch.full((3, 224, 224), 127)
             grey[:, 52:172, left : left + 120] = small
-            logits, heat = grad_cam(model, ((grey / 255 - 0.5) / 0.5)[None], target)
+            logits, heat = grad_cam(model, ((grey / 255 - 0.5) / 0.5)[None], target=target)
             target = int(logits.argmax()) if target is None else target
             columns = heat.sum(0) / heat.sum()
             centres.append(float((columns * (torch.arange(7) + 0.5) / 7).sum()))
@@ -148,7 +148,7 @@ def test_grad_cam_of_pvt_weights_the_map_that_the_class_token_reads():
     expected = torch.stack(slopes).relu()  # (positions, classes)
     assert (expected > 1e-6).any()
     for target in range(5):
-        assert_close(grad_cam(model, given, target)[1].flatten(), expected[:, target], rtol=1e-4, atol=1e-8)
+        assert_close(grad_cam(model, given, target=target)[1].flatten(), expected[:, target], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ CAPTIONS = {
 def test_the_picture(name, tmp_path):
     """Each panel is there, under its caption, and none is blank; no sign in a title breaks it."""
     seen = look(build(name).eval(), image(), target=1)
-    rows = panels(pixels().permute(1, 2, 0).numpy(), seen, "a cat")
+    rows = panels(pixels().permute(1, 2, 0).numpy(), seen, name="a cat")
     nothing = "nothing speaks for a cat"
     captions = [[caption.partition(" (")[0].replace(nothing, "a cat") for caption, _ in row] for row in rows]
     assert captions == CAPTIONS[name]
