@@ -48,7 +48,8 @@ def draw(png: Path, pixels: Tensor, seen: Look, *, title: str, name: str) -> Non
 def panels(image: np.ndarray, seen: Look, *, name: str) -> list[list[Panel]]:
     """The rows of panels. image: (S, S, 3)."""
     grey = image.mean(2)
-    first: Panel = ("what the network sees", partial(show_image, image=image, position=seen.position))
+    position = seen.position if seen.kernels or seen.attention else None
+    first: Panel = ("what the network sees", partial(show_image, image=image, position=position))
     explained = f"Grad-CAM: {cut(name, 24)} ({100 * seen.probability:.0f} %)"
     if not seen.heat.any():
         explained = f"Grad-CAM: nothing speaks for {cut(name, 16)}"
@@ -77,10 +78,11 @@ def cut(text: str, length: int) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-def show_image(axes: "Axes", *, image: np.ndarray, position: Position) -> None:
-    """The image as it is, and a cross at the position."""
+def show_image(axes: "Axes", *, image: np.ndarray, position: Position | None) -> None:
+    """The image as it is."""
     axes.imshow(image, extent=EXTENT)
-    axes.plot(position[1], position[0], "+", color=ORANGE, markersize=9, markeredgewidth=1.5)
+    if position:
+        show_box(axes, position)
 
 
 def show_heat(axes: "Axes", *, image: np.ndarray, heat: Tensor, position: Position | None = None) -> None:
@@ -93,11 +95,11 @@ def show_heat(axes: "Axes", *, image: np.ndarray, heat: Tensor, position: Positi
 
 
 def show_box(axes: "Axes", position: Position) -> None:
-    """A box around a position."""
+    """A box around a position, up to the panel's border."""
     row, column = position
     x, y = (np.array(corners) * BOX / 2 for corners in ((-1, 1, 1, -1, -1), (-1, -1, 1, 1, -1)))
-    axes.plot(column + x, row + y, color="white", linewidth=2.4)
-    axes.plot(column + x, row + y, color="black", linewidth=1)
+    for color, width in (("white", 2.4), ("black", 1)):
+        axes.plot(np.clip(column + x, 0, 1), np.clip(row + y, 0, 1), color=color, linewidth=width)
 
 
 def show_shifts(axes: "Axes", *, image: np.ndarray, shifts: Tensor, position: Position) -> None:

@@ -64,7 +64,7 @@ def test_a_position_and_a_list_of_images(uncut, digits, tmp_path):
     at_the_corner, at_the_other, raw = drawn.values()
     kernels = np.s_[290:480, 600:790]  # of the last stage
     assert np.abs(at_the_corner[kernels] - at_the_other[kernels]).max() > 50
-    network_sees = np.s_[60:250, 60:190]  # not the cross
+    network_sees = np.s_[60:250, 60:190]  # not the box
     assert (at_the_corner[network_sees] == at_the_other[network_sees]).all()
     assert (at_the_corner[kernels] != raw[kernels]).any()
 
