@@ -293,3 +293,6 @@ class EvaluateSettings(Section):
     certificate: bool = setting(
         "also evaluate through PIL, torchvision's tensors and DALI: what the loader costs in accuracy"
     )
+    look: int = setting(
+        "pictures of where the network looks, of the most confident mistakes; 0: none", least=0, most=100
+    )

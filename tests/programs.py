@@ -42,8 +42,11 @@ class Done(NamedTuple):
 def run(program: str, *overrides: str, cwd: Path, code: int | None = 0) -> Done:
     """Run train.py or evaluate.py in `cwd`, from the command line to the exit; fail unless it exits with `code`.
 
-    In this process (ranks, if several, in their own): what the programs import takes seconds every time.
+    In this process (ranks, if several, in their own): what the programs import takes seconds every time. An evaluation
+    draws no pictures unless `look` is given: six of them take two seconds, and test_look_program.py looks at them.
     """
+    if program == "evaluate.py" and not any(override.startswith("look=") for override in overrides):
+        overrides = (*overrides, "look=0")
     module = importlib.import_module(program.removesuffix(".py"))
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -26,13 +26,14 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_as_logged(uncut, tmp_
     results = {}
     for ranks in (1, 2, 3):
         overrides = [f"checkpoint={uncut(1)}/checkpoints/last.pt", f"launch.ranks={ranks}", "weights=raw"]
-        run("evaluate.py", *overrides, "data.eval_batch_size=8", f"output_dir={ranks}", cwd=tmp_path)
+        run("evaluate.py", *overrides, "data.eval_batch_size=8", "look=2", f"output_dir={ranks}", cwd=tmp_path)
         results[ranks] = json.loads((tmp_path / str(ranks) / "metrics.json").read_text())
         for name in ("images_per_second", "latency_ms_p50", "latency_ms_p95", "peak_memory_mib"):
             assert results[ranks].pop(name) > 0
     assert results[1] == results[2] == results[3]
-    for name in ("predictions.csv", "per_class.csv", "confusions.csv"):
+    for name in ("predictions.csv", "per_class.csv", "confusions.csv", "look/look.json"):
         assert len({(tmp_path / str(ranks) / name).read_bytes() for ranks in (1, 2, 3)}) == 1
+    assert all((tmp_path / str(ranks) / "look" / "0002.png").exists() for ranks in (1, 2, 3))
     assert results[1].keys() == FIGURES
     logged = [record for record in metrics(uncut(1)) if "val/top1" in record][-1]
     for weights, suffix in (("raw", ""), ("ema", "_ema")):

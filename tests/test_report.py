@@ -5,12 +5,17 @@ import os
 import shutil
 
 import pytest
-from programs import run, run_process
+from programs import SMALL, run
 
 from cotnet import report
 from cotnet.pages import write
 
 pytestmark = pytest.mark.slow
+
+
+def without(name):
+    """importlib.metadata.version where a package is missing."""
+    raise write.PackageNotFoundError(name)
 
 
 def main(*arguments, code=0):
@@ -79,7 +84,7 @@ def test_bad_input_is_one_line(uncut, tmp_path, capsys, monkeypatch):
     (run_folder / "report.html").unlink()
     (run_folder / "report.html").mkdir()
     main(run_folder, code=2)
-    monkeypatch.setattr(write, "version", lambda name: (_ for _ in ()).throw(write.PackageNotFoundError(name)))
+    monkeypatch.setattr(write, "version", without)
     main(uncut(1), code=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
@@ -91,16 +96,9 @@ def test_bad_input_is_one_line(uncut, tmp_path, capsys, monkeypatch):
     assert extra == "error: vl-convert-python is not installed; pip install 'cotnet[report]'"
 
 
-def test_without_the_extra_training_says_so_once_and_goes_on(digits, tmp_path):
-    """A Python in which vl-convert is not installed."""
-    hide = (
-        "import importlib.metadata as m, sys\nreal = m.version\n"
-        "def version(name):\n    if name == 'vl-convert-python': raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "m.version = version\nimport train\nsys.argv = ['train.py', *sys.argv[1:]]\ntrain.main()\n"
-    )
-    given = ["experiment=digits", "logger=none", "train.epochs=2", "train.batch_size=30", "loader=torchvision"]
-    done = run_process("-c", hide, *given, "loader.threads=0", f"data.root={digits}", "output_dir=run", cwd=tmp_path)
+def test_without_the_extra_training_says_so_once_and_goes_on(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "version", without)
+    done = run("train.py", *SMALL, f"data.root={digits}", "output_dir=run", cwd=tmp_path)
     told = [line for line in done.stdout.splitlines() if "report.html" in line]
     assert told == ["no report.html: vl-convert-python is not installed; pip install 'cotnet[report]'"]
     assert not (tmp_path / "run" / "report.html").exists()

@@ -59,7 +59,7 @@ def write(config: Config, leaf: Leaf, found: Found, classes: Sequence[str], word
     predictions.write_csv(
         folder / "classes.csv", ("number", "class", "words"), zip(range(len(classes)), classes, words, strict=True)
     )
-    labelled = chosen.label_sets is not None or bool((table.labels >= 0).all())
+    labelled = found.labelled
     predictions.write(table, folder, config["predictions"], words=() if labelled else words)
     names = [{"file": file, "reason": reason} for file, reason in found.missing.items()]
     figures: dict[str, Any] = {"images": len(table.files)}

@@ -64,6 +64,12 @@ class Found:
     figures: dict[str, Any]  # of speed and cost
     chosen: EvaluationSet
     other_paths: dict[str, Predictions]  # of the certificate
+    model: nn.Module  # not compiled
+    data: DataSettings  # at the leaf's size
+
+    @property
+    def labelled(self) -> bool:
+        return self.chosen.label_sets is not None or bool((self.predictions.labels >= 0).all())
 
 
 def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, Found | None]]:
@@ -87,6 +93,7 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
         sized = dataclasses.replace(data, crop_ratio=data.crop_ratio if chosen.resize else 1.0)
         found = Pass(
             model=called,
+            eager=model,
             chosen=chosen,
             config=config,
             data=sized,
@@ -108,6 +115,7 @@ class Pass:
     """One model over one set: each file is read once for all sizes."""
 
     model: nn.Module
+    eager: nn.Module  # the same, not compiled
     chosen: EvaluationSet
     config: Config
     data: DataSettings
@@ -172,6 +180,8 @@ class Pass:
                 figures={"images_per_second": rate},
                 chosen=self.chosen,
                 other_paths=others[size],
+                model=self.eager,
+                data=dataclasses.replace(self.data, eval_size=size),
             )
             for size in self.sizes
         }

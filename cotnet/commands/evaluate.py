@@ -8,10 +8,10 @@ import torch
 from torch import distributed as dist
 
 from cotnet import parts
-from cotnet.commands import eval_logger, eval_model, eval_report
+from cotnet.commands import eval_logger, eval_look, eval_model, eval_report
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
-from cotnet.commands.joining import joined
+from cotnet.commands.joining import joined, plain_errors
 from cotnet.config import run_folder
 from cotnet.config.build import convert, require_group, typed
 from cotnet.config.claims import claimed
@@ -20,6 +20,7 @@ from cotnet.engine.compilation import require_compiler
 from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.rank_environment import first_process
+from cotnet.engine.signals import stop_request
 from cotnet.errors import FAILED, INTERRUPTED, InputError
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.evaluation.suites import EvaluationSet
@@ -64,9 +65,7 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):
         require_group(config[key], key)
-    for field in fields(EvaluateSettings):
-        if field.name not in ("precision", "checkpoint"):  # choose_precision and checkpoint_files check these
-            convert(config[field.name], field.type, field.name)
+    eval_look.check_own_keys(config, EvaluateSettings, but=("precision", "checkpoint"))  # checked with the checkpoint
     for field in fields(DataSettings):
         if (value := config["data"].get(field.name)) is not None:
             several = int | tuple[int, ...] if field.name == "eval_size" else field.type
@@ -176,14 +175,19 @@ INTERNAL = ("evaluation_data", "sizes", "own_checkpoint")
 def worker(job: Job, store: dist.Store | None) -> int:
     """One rank of the evaluation; its exit code."""
     config = job.config
-    code = 0
+    code, mistakes = 0, []
     with joined(config, store) as (ranks, stop):
         names = words_of(config, job.classes) if ranks.first else ((), ())
         try:
             for leaf, found in measure(job, ranks, stop):
                 if found is not None:
                     code = max(code, eval_report.write(config, leaf, found, *names))
+                    mistakes.append(eval_look.most_confident(leaf, found, count=config["look"]))
         except Interrupted:
             stop.forward = True
             return INTERRUPTED
-    return code
+    with stop_request() as stop, plain_errors(config):  # the ranks have parted: none waits for the pictures
+        for one in mistakes:
+            eval_look.draw_mistakes(config, one, words=names[1], stop=stop)
+        stop.forward = stop.received
+        return INTERRUPTED if stop.received else code

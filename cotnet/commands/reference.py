@@ -64,7 +64,7 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
     for group in TARGETS:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
-    found |= of_evaluate() if config_name == "evaluate" else {}
+    found |= {"evaluate": of_evaluate, "look": of_look}.get(config_name, dict)()
     return {key: found.get(_declared_key(key), "") for key in flatten(config)}
 
 
@@ -72,6 +72,14 @@ def of_evaluate() -> dict[str, str]:
     """The meaning of each key that evaluate.py alone has."""
     own = declared(settings.EvaluateSettings) | declared(settings.EvaluationData, "data.")
     return own | declared(settings.AverageSettings, "average.") | declared(settings.SuiteSettings, "suite.")
+
+
+def of_look() -> dict[str, str]:
+    """The meaning of each key that cotnet/look.py alone has."""
+    from cotnet.commands.eval_look import LookSettings  # imports torch, which takes seconds
+
+    shared = declared(settings.EvaluationData, "data.")
+    return declared(LookSettings) | {"data.preprocessing": shared["data.preprocessing"]}
 
 
 def _declared_key(key: str) -> str:
@@ -105,9 +113,14 @@ def _wrapped(line: str, indent: int) -> str:
 def tables() -> str:
     """The settings of both programs as Markdown tables, with their defaults."""
     lines = []
-    for program, keys, given in (("train", declared(), []), ("evaluate", of_evaluate(), ["suite=imagenet"])):
+    programs = {
+        "train": ("train.py", declared(), []),
+        "evaluate": ("evaluate.py", of_evaluate(), ["suite=imagenet"]),
+        "look": ("python -m cotnet.look", of_look(), []),
+    }
+    for program, (command, keys, given) in programs.items():
         defaults = flatten(unresolved(program, given))
-        lines += ["", f"| key of `{program}.py` | default | meaning |", "|---|---|---|"]
+        lines += ["", f"| key of `{command}` | default | meaning |", "|---|---|---|"]
         lines += [f"| `{key}` | {_default(defaults[key])} | {text} |" for key, text in keys.items()]
     return "\n".join([*lines, ""])
 

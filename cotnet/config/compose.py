@@ -17,6 +17,7 @@ from cotnet.errors import InputError
 EXAMPLES = {
     "checkpoint": "PATH, for example checkpoint=outputs/demo/checkpoints/best.pt",
     "data.root": "DIR, the folder that holds train/ and val/, for example data.root=datasets/imagenet",
+    "images": "FOLDER, a folder or list of images",
     "suite.root": "DIR, the folder that holds the test sets",
     "backbone.model_name": "NAME, for example backbone.model_name=resnet50",
 }

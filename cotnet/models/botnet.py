@@ -49,15 +49,26 @@ class BoTAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), N = H * W
+        query, key, value, bias = self.project(x)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        return attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Scaled queries, keys and values (B, heads, N, d) of a map, N = H * W, and the position logits, if any."""
+        height, width = x.shape[2:]
+        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
         query, key, value = (
-            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
         query = query * query.shape[-1] ** -0.5
-        bias = self.position_logits(query, height, width) if self.positions else None
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        return attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        return query, key, value, self.position_logits(query, height, width) if self.positions else None
+
+    def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
+        """The softmax that `forward` never forms: (B, width, H, W) -> (B, heads, N, N), a row for each query."""
+        query, key, _, bias = self.project(x)
+        logits = query @ key.transpose(2, 3)
+        return (logits if bias is None else logits + bias).softmax(3)
 
     def position_logits(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """q r^T for all pairs of positions: (B, heads, N, d) -> (B, heads, N, N)."""

@@ -53,13 +53,28 @@ class SpatialReductionAttention(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        query, key, value = self.project(tokens, size)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.proj(attended)
+
+    def project(self, tokens: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, heads, N, d), keys and values (B, heads, N / R^2, d)."""
         context = tokens
         if self.reduction > 1:
             context = self.norm(_tokens(self.sr(_at_least(_maps(tokens, size), self.reduction))))
-        query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N / R^2, d)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.proj(attended)
+        query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def attention_weights(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """The softmax that `forward` never forms: (B, heads, N, N / R^2), a row for each query."""
+        query, key, _ = self.project(tokens, size)
+        return (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(3)
+
+    def key_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the map of keys for a map of `size`."""
+        height, width = (max(side, self.reduction) // self.reduction for side in size)
+        return height, width
 
 
 class EncoderBlock(nn.Module):

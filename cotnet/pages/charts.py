@@ -10,6 +10,7 @@ COLORS: Final = (BLUE, ORANGE, GREEN, RED, "#8c6bb1", "#c05a9d")
 MOST: Final = 1000  # points of a line; of more, the mean of neighbours is drawn
 DOTS: Final = 60  # up to so many points of a line are drawn as dots
 HEIGHT: Final = 220
+MARGIN: Final = 10  # pixels around the outermost points
 
 Line = Sequence[tuple[float, float | None]]
 Spec = dict[str, Any]
@@ -51,7 +52,7 @@ def lines(
         "mark": {"type": "line", "strokeWidth": 1.5, "point": {"size": 30, "opacity": 1 if dots else 0}},
         "encoding": {
             "x": {"field": "x", "type": "quantitative", "title": x},
-            "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}},
+            "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": MARGIN / 2}},
             "color": color,
             "tooltip": tooltip,
         },
@@ -105,10 +106,10 @@ def scatter(
     kind = "quantitative" if numbers else "nominal"
     horizontal: Spec = {"field": "x", "type": kind, "title": x}
     if numbers:
-        horizontal["scale"] = {"type": "log"} if log else {"zero": False}
+        horizontal["scale"] = {"padding": MARGIN} | ({"type": "log"} if log else {"zero": False})
     encoding: Spec = {
         "x": horizontal,
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}},
+        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": MARGIN}},
         "tooltip": [field("name", "name", kind="nominal"), field("x", x, kind=kind), field("y", y, form=".4~g")],
     }
     if color:

@@ -163,7 +163,7 @@ def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
         alt = f"Top-1 against latency of one image, of {len(values)} evaluations."
         spec = charts.scatter(values, x="latency, ms", y="top-1, %", color="set", alt=alt)
         blocks.append(Chart(title="Accuracy against latency", spec=spec, alt=alt, wide=True))
-    cells = [row.cells() for row in rows]
+    cells = [[_short(row, base), *row.cells()[1:]] for row in rows]
     blocks.append(DataTable(title="Runs and evaluations", columns=COLUMNS, rows=cells, links=links))
     return Page(
         title=f"{len(rows)} runs and evaluations",

@@ -14,6 +14,7 @@ from cotnet.errors import InputError
 from data.sets.image_set import DECODING_ERRORS
 
 SIDE: Final = 96  # pixels of a thumbnail
+WIDE: Final = 900  # pixels of a picture that is shown large
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,11 +61,14 @@ def thumbnail(path: Path) -> str:
 
 
 def picture(path: Path) -> str:
-    """A PNG file as a data URI; empty if there is none."""
+    """A picture as a data URI, at most WIDE pixels wide; empty if it cannot be read."""
     try:
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    except OSError:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((WIDE, WIDE))
+    except DECODING_ERRORS:
         return ""
+    return _data_uri(small, "WEBP", quality=85)
 
 
 def _data_uri(image: Image.Image, form: str, **options: Any) -> str:

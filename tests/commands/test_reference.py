@@ -35,7 +35,8 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
 @pytest.mark.parametrize("overrides", TURNS)
 def test_every_setting_of_every_member_has_a_meaning(overrides):
     of_train = tuple(group for group in CHOSEN if group != "suite")
-    for program, groups in (("train", of_train), ("evaluate", ("backbone", "data", "loader", "suite"))):
+    of_look = ("backbone", "data", "loader")
+    for program, groups in (("train", of_train), ("evaluate", (*of_look, "suite")), ("look", of_look)):
         given = [override for override in overrides if override.partition("=")[0] in groups]
         config = unresolved(program, given)
         known = meanings(program, config)

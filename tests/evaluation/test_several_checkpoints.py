@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 from miniature import figures
-from programs import checkpoint, metrics, run, run_process
+from programs import checkpoint, metrics, run
 
+from cotnet import compare
 from cotnet.commands import eval_model, evaluate
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.config.compose import compose
@@ -20,7 +21,7 @@ from cotnet.models.weights import to_bytes
 pytestmark = pytest.mark.slow
 
 
-def test_two_checkpoints_are_compared(uncut, digits, tmp_path):
+def test_two_checkpoints_are_compared(uncut, digits, tmp_path, capsys):
     """A list, a folder of runs; comparison.json, and the same from the tables alone."""
     for name in ("one", "two"):
         shutil.copytree(uncut(1) / "checkpoints", tmp_path / "runs" / name / "checkpoints")
@@ -42,20 +43,21 @@ def test_two_checkpoints_are_compared(uncut, digits, tmp_path):
     )
     assert "over images" in found["intervals"]
     tables = [str(tmp_path / "out" / name / "predictions.csv") for name in (found["a"], found["b"])]
-    done = run_process("-m", "cotnet.compare", *tables, "--out", "again.json", cwd=tmp_path)
+    compare.main([*tables, "--out", str(tmp_path / "again.json")])
     again = json.loads((tmp_path / "again.json").read_text())["comparisons"][0]
     assert {key: again[key] for key in ("top1", "top5", "flipped")} == {
         key: found[key] for key in ("top1", "top5", "flipped")
     }
-    assert "McNemar p =" in done.stdout
+    assert "McNemar p =" in capsys.readouterr().out
     run("evaluate.py", "checkpoint=runs", f"data.root={digits}", "output_dir=same", cwd=tmp_path)
     (found,) = json.loads((tmp_path / "same" / "comparison.json").read_text())["comparisons"]
     assert (found["a"], found["b"], found["flipped"]) == ("one", "two", [])
     done = run("evaluate.py", "checkpoint=runs", "predictions=[]", "output_dir=none", cwd=tmp_path, code=2)
     assert "several checkpoints are compared by their predictions.csv; add csv" in done.stderr
     other = tmp_path / "out" / names[0] / "per_class.csv"
-    done = run_process("-m", "cotnet.compare", tables[0], str(other), cwd=tmp_path, code=2)
-    assert "not a whole table of predictions" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([tables[0], str(other)])
+    assert "not a whole table of predictions" in capsys.readouterr().err
 
 
 def test_mean_of_checkpoints(uncut, digits, tmp_path):

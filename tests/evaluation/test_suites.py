@@ -66,12 +66,14 @@ def test_restricted_label_spaces(tmp_path, name):
     right = fill(tmp_path / "sets" / f"imagenet-{name}", lambda one: synsets()[one], columns=columns)
     clean = put_val(tmp_path / "imagenet", columns=columns, first=20, images=9)
     put_val(tmp_path / "imagenet", columns=[one for one in range(1000) if one not in columns], first=30, images=5)
-    found = evaluated(tmp_path, f"suite={name}", "suite.root=sets", "data.root=imagenet")["evaluations"]
+    found = evaluated(tmp_path, f"suite={name}", "suite.root=sets", "data.root=imagenet", "look=2")["evaluations"]
     assert found[name]["top1"] == pytest.approx(100 * right / 12)
     assert found[name]["settings"]["label_space"] == 200
     assert found[f"{name}-clean"]["images"] == len(list((tmp_path / "imagenet" / "val").glob("*/*"))) - 5
     unrestricted = [miniature.logits(path).argmax() for path in (tmp_path / "sets").rglob("*.png")]
     assert sum(int(one) in columns for one in unrestricted) < 10
+    for one in json.loads((tmp_path / "out" / name / "look" / "look.json").read_text())["pictures"]:
+        assert one["top1"] in columns and synsets()[one["label"]] == one["file"].partition("/")[0]
     assert clean > 0
 
 
@@ -143,11 +145,14 @@ def test_objectnet_has_a_border_and_several_right_classes(tmp_path):
     right = fill(folder, lambda one: folder_of[one], columns=columns, border=2)
     (folder / "ale_glass").mkdir()  # not in ImageNet
     miniature.pool(64)[0].save(folder / "ale_glass" / "x.png")
-    found = evaluated(tmp_path, "suite=objectnet", "suite.root=.")
+    found = evaluated(tmp_path, "suite=objectnet", "suite.root=.", "look=2")
     assert found["top1"] == pytest.approx(100 * right / 12)
     assert (
         found["images"] == 12 and found["settings"]["label_space"] == len(columns) and found["settings"]["border"] == 2
     )
+    pictures = json.loads((tmp_path / "out" / "look" / "look.json").read_text())["pictures"]
+    assert [one["label"] for one in pictures] == [min(OBJECTNET[one["file"].partition("/")[0]]) for one in pictures]
+    assert len(pictures) == 2
 
 
 def test_some_strengths_of_a_corruption_have_figures_and_no_mce(tmp_path):

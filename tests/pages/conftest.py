@@ -1,7 +1,9 @@
 """One evaluation of each kind of weights, shared by the tests of pages."""
 
 import pytest
-from programs import once, run, run_process
+from programs import once, run
+
+from cotnet import compare
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +14,6 @@ def evaluated(shared, uncut):
         for weights in ("ema", "raw"):
             given = [f"checkpoint={uncut(1)}/checkpoints/last.pt", f"weights={weights}", f"output_dir={weights}"]
             run("evaluate.py", *given, cwd=folder)
-        run_process("-m", "cotnet.compare", "ema", "raw", cwd=folder)
+        compare.main([str(folder / "ema"), str(folder / "raw")])
 
     return once(shared, "evaluated", make)
