@@ -127,10 +127,10 @@ def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
         eval_report.summarise(config, folder, leaves)
         for place in dict.fromkeys([*(Path(leaf.folder) for leaf in leaves), folder]):
             page = try_report(place)
-        _say_page(page)
         _log(one, [leaf for leaf in leaves if leaf in left or not eval_logger.is_logged(leaf)], folder)
         if read.better:
             say(f"in training its {read.better} weights were the better ones; add weights={read.better} for them")
+        _say_page(page)
     return code
 
 

@@ -21,7 +21,7 @@ from cotnet.pages.blocks import (
 )
 from cotnet.pages.charts import Estimate
 from cotnet.pages.evaluation_page import METRICS, EvaluationFiles
-from cotnet.pages.read import read_csv, read_json, thumbnail
+from cotnet.pages.read import picture, read_csv, read_json
 
 COMPARISON: Final = "comparison.json"
 FLIPPED: Final = 24  # images that are shown in each direction
@@ -103,7 +103,7 @@ def flipped(one: dict[str, Any]) -> list[Block]:
             label, wrong = (
                 found.word(number) if found else str(number) for number in (row["label"], row[f"top1_{other}"])
             )
-            source = thumbnail(found.image(row["file"])) if found else ""
+            source = picture(found.image(row["file"])) if found else ""
             alt = f"{row['file']}: {label}, which the other takes for {wrong}"
             pictures.append(
                 Picture(source=source, alt=alt, lines=[f"label: {label}", f"the other: {wrong}", row["file"]])

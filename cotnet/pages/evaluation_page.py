@@ -27,7 +27,7 @@ from cotnet.pages.blocks import (
     numbers,
     texts,
 )
-from cotnet.pages.read import picture, read_csv, read_json, read_yaml, thumbnail
+from cotnet.pages.read import WIDE, picture, read_csv, read_json, read_yaml
 from cotnet.pages.several_page import several_page
 from cotnet.pages.zoo import among_the_zoo
 
@@ -162,7 +162,7 @@ def shown_image(found: EvaluationFiles, table: Predictions, row: int, *more: str
     file, label, best = table.files[row], found.word(int(table.labels[row])), found.word(int(table.best[row, 0]))
     lines = [*more, f"label: {label}", f"predicted: {best}, {table.confidence[row]:.2f}", file]
     alt = f"{file}, labelled {label}, predicted {best} with probability {table.confidence[row]:.2f}"
-    return Picture(source=thumbnail(found.image(file)), alt=alt, lines=lines)
+    return Picture(source=picture(found.image(file)), alt=alt, lines=lines)
 
 
 def _lost(pictures: Sequence[Picture]) -> str:
@@ -181,7 +181,7 @@ def looks(found: EvaluationFiles) -> list[Block]:
             f"label: {found.word(one['label'])}, predicted: {found.word(one['top1'])}, {one['p1']:.2f}",
             one["file"],
         ]
-        pictures.append(Picture(source=picture(path.parent / one["png"]), alt=one["alt"], lines=lines))
+        pictures.append(Picture(source=picture(path.parent / one["png"], WIDE), alt=one["alt"], lines=lines))
     note = "Grad-CAM of the predicted class, and what the backbone's own operator listens to."
     return [Gallery(title="Where the network looks", pictures=pictures, note=note, wide=True)] if pictures else []
 
@@ -253,7 +253,7 @@ def unlabelled(found: EvaluationFiles) -> list[Block]:
             cell += [row.get(f"class{place}") or row[f"top{place}"], float(row[f"p{place}"])]
     pictures = [
         Picture(
-            source=thumbnail(found.image(row["file"])),
+            source=picture(found.image(row["file"])),
             alt=f"{row['file']}, predicted {row.get('class1') or row['top1']}",
             lines=[row.get("class1") or row["top1"], f"{float(row['p1']):.2f}", row["file"]],
         )

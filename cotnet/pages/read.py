@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from PIL import Image
 
 from cotnet.errors import InputError
-from data.sets.image_set import DECODING_ERRORS
+from data.sets.image_set import thumbnail
 
 SIDE: Final = 96  # pixels of a thumbnail
 WIDE: Final = 900  # pixels of a picture that is shown large
@@ -48,30 +47,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def thumbnail(path: Path) -> str:
-    """A picture as a data URI, at most SIDE pixels wide and high; empty if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))  # of JPEG: decodes fewer pixels
-            small = image.convert("RGB")
-            small.thumbnail((SIDE, SIDE))
-    except DECODING_ERRORS:
+def picture(path: Path, side: int = SIDE) -> str:
+    """An image as a data URI, at most `side` pixels high and wide; empty if it cannot be read."""
+    small = thumbnail(path, side)
+    if small is None:
         return ""
-    return _data_uri(small, "WEBP", quality=80)
-
-
-def picture(path: Path) -> str:
-    """A picture as a data URI, at most WIDE pixels wide; empty if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((WIDE, WIDE))
-    except DECODING_ERRORS:
-        return ""
-    return _data_uri(small, "WEBP", quality=85)
-
-
-def _data_uri(image: Image.Image, form: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small.save(buffer, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image
+from data.sets.image_set import thumbnail
 
 if TYPE_CHECKING:
     import wandb
@@ -46,7 +46,7 @@ def show(run: "wandb.Run", content: EvaluationContent) -> None:
     run_id, project = content.training_run or ("", "")
     if not run.offline and project == run.project and run.url:
         run.config.update({"training_url": f"{run.url.rpartition('/')[0]}/{run_id}"})
-    rows = [[file, thumbnail(content.root / file), *rest] for file, *rest in content.predictions]
+    rows = [[file, wandb_image(content.root / file), *rest] for file, *rest in content.predictions]
     tables = {"predictions": (COLUMNS, rows), **content.tables}
     logged: dict[str, Any] = {
         name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])
@@ -70,15 +70,9 @@ def reliability_rows(bins: Sequence[Mapping[str, float]]) -> list[list[Any]]:
     return measured + [[confidence, confidence, "calibrated", images] for confidence, _, images in filled]
 
 
-def thumbnail(path: Path) -> "wandb.Image | None":
+def wandb_image(path: Path) -> "wandb.Image | None":
     """The image at most 96 pixels high and wide, as JPEG; None if it cannot be read."""
     import wandb
 
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # large JPEGs decode faster at a part of their size
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises for damaged files
-        return None
-    return wandb.Image(small, file_type="jpg")
+    small = thumbnail(path, THUMBNAIL)
+    return None if small is None else wandb.Image(small, file_type="jpg")

@@ -97,6 +97,18 @@ def decoding_error(path: Path | str) -> Exception | None:
     return None
 
 
+def thumbnail(path: Path | str, side: int) -> Image.Image | None:
+    """The image at most `side` pixels high and wide; None for a file that PIL cannot decode."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * side, 2 * side))  # large JPEGs decode faster at a part of their size
+            small = image.convert("RGB")
+    except DECODING_ERRORS:
+        return None
+    small.thumbnail((side, side))
+    return small
+
+
 class DamagedImageError(DataError):
     """A file that is missing or does not decode."""
 
