@@ -28,7 +28,9 @@ def kill_group(process):
     wait_for(lambda: not members(process.pid), seconds=10)
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 20), (3, 21), pytest.param(4, 20, marks=LONG)])
+@pytest.mark.parametrize(
+    ("ranks", "batch"), [pytest.param(1, 20, marks=LONG), (3, 21), pytest.param(4, 20, marks=LONG)]
+)
 def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     """DDP rebuilds its buckets after a process's first backward pass: three and four ranks add up in another order."""
     given = [*SMALL, f"data.root={digits}", f"launch.ranks={ranks}", f"train.batch_size={batch}", "train.log_every=50"]
@@ -46,10 +48,11 @@ def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     assert_same_run(tmp_path / "uncut", tmp_path / "cut")
 
 
-def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits, tmp_path):
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=LONG)])
+def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(ranks, digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.max_minutes=0.001", "train.log_every=1", "output_dir=run"]
     given += ["data.eval_size=144", "data.eval_batch_size=1"]  # an evaluation of seconds
-    process = start("train.py", *given, "launch.ranks=2", cwd=tmp_path)
+    process = start("train.py", *given, f"launch.ranks={ranks}", cwd=tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text())
     time.sleep(0.2)
@@ -58,7 +61,7 @@ def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits
     assert process.returncode == 75, out + err
     before = metrics(tmp_path / "run")
     assert all("train/loss" in row for row in before)
-    done = run("train.py", *given, "launch.ranks=2", cwd=tmp_path)
+    done = run("train.py", *given, f"launch.ranks={ranks}", cwd=tmp_path)
     assert "finished" in done.stdout
     rows = metrics(tmp_path / "run")
     assert rows[: len(before)] == before
@@ -66,7 +69,7 @@ def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(digits
     assert rows[-1]["step"] == before[-1]["step"]
 
 
-@pytest.mark.parametrize("delay", [0.5, 2.5])
+@pytest.mark.parametrize("delay", [pytest.param(0.5, marks=LONG), 2.5])
 def test_ranks_end_with_a_parent_that_is_killed_during_start_up(delay, digits, tmp_path):
     process = start("train.py", *SMALL, f"data.root={digits}", "launch.ranks=2", "output_dir=run", cwd=tmp_path)
     wait_for(lambda: len(members(process.pid)) >= 3)  # the parent and what it spawned

@@ -66,6 +66,7 @@ def test_published_weights_are_evaluated_by_the_name_of_their_model(uncut, digit
     assert "for published weights name their model with backbone=NAME" in done.stderr
 
 
+@pytest.mark.long
 def test_published_weights_are_evaluated_at_their_own_size(tmp_path):
     """Nothing but the file, its model and the images is given: SE-CoTNetD-152 belongs to 256 px and 0.888."""
     make_digits(tmp_path / "few", train=1, val=1)

@@ -184,6 +184,7 @@ print(logger.finish(0))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_that_did_not_reach_the_server_before_a_kill_are_sent_when_the_run_continues(tmp_path):
     with wandb_server(tmp_path) as (address, _):

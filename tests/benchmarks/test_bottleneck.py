@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from programs import make_digits, run_process
+from programs import make_digits
 
 from cotnet.benchmarks.bottleneck import Rates, main, reading_rate, verdict
 from data.sets.read import read_split
@@ -50,16 +50,15 @@ def test_reading_counts_files_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_a_small_run(tmp_path):
+def test_on_a_small_run(tmp_path, capsys):
     root = make_digits(tmp_path / "digits", train=8, val=1)
     overrides = ["experiment=digits", f"data.root={root}", "train.batch_size=16", "train.precision=fp32"]
-    command = ["-m", "cotnet.benchmarks.bottleneck", *overrides, "--seconds", "0.05", "--json", "limits.json"]
-    done = run_process(*command, cwd=tmp_path)
+    main([*overrides, "--seconds", "0.05", "--json", str(tmp_path / "limits.json")])
     records = json.loads((tmp_path / "limits.json").read_text())["records"]
     assert [record["name"] for record in records[:4]] == ["reading", "decoding", "loader", "model"]
     assert all(record["images_per_second"] > 0 for record in records)
     assert {"batch 8", "batch 16", "batch 32"} <= {record["setting"] for record in records}
-    assert "expected: about " in done.stdout
+    assert "expected: about " in capsys.readouterr().out
 
 
 def test_a_missing_folder_is_one_line(tmp_path, capsys):

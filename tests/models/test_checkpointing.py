@@ -58,6 +58,7 @@ def test_numbers_stay_the_same_with_dropout_and_drop_path(name):
     assert whole[3] < 0.6 * plain[3]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_it_is_the_same_function():
     torch.manual_seed(0)

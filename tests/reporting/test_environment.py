@@ -50,5 +50,18 @@ def test_a_start_names_versions_and_no_host():
     start = start_of(7, 2)
     assert (start["step"], start["ranks"], start["cuda"]) == (7, 2, torch.version.cuda)
     assert start["versions"]["torch"].split("+")[0] == str(torch.__version__).split("+")[0]
-    names = {"time", "step", "ranks", "git", "cuda", "driver", "processor", "cores", "memory_gib", "gpus", "versions"}
+    names = {
+        "command",
+        "time",
+        "step",
+        "ranks",
+        "git",
+        "cuda",
+        "driver",
+        "processor",
+        "cores",
+        "memory_gib",
+        "gpus",
+        "versions",
+    }
     assert start.keys() == names

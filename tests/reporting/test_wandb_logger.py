@@ -279,6 +279,7 @@ def test_rows_that_a_kill_costs_are_logged_again(tmp_path):
     assert out.splitlines()[1:] == ["W&B: logged 3 rows of metrics.jsonl again that its record lacked"]
 
 
+@pytest.mark.long
 def test_rows_that_may_be_on_the_server_are_not_logged_again(tmp_path):
     """The files are gone, as after `wandb sync --clean`; a run that is new to W&B gets all rows."""
     folder = tmp_path / "run"
@@ -292,6 +293,7 @@ def test_rows_that_may_be_on_the_server_are_not_logged_again(tmp_path):
     assert by_content(local(folder)[1:]) == by_content(records.read(folder / "metrics.jsonl"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_that_were_rolled_back_are_counted(tmp_path):
     """Killed at step 5, continued at step 2, and at step 4 back to step 3 within the process."""

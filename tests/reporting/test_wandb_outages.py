@@ -15,6 +15,7 @@ from cotnet import records
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_training_goes_on_when_wandbs_process_dies_or_hangs(tmp_path):
     died = """
 logger.start(folder, {}, None, "r")
@@ -65,6 +66,7 @@ def test_wandbs_process_ends_with_a_run_that_is_killed(tmp_path):
     assert history(files(tmp_path / "run")[0]) == [{"step": 1}]
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_costs_a_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed again: nobody listens there
@@ -130,6 +132,7 @@ def test_a_server_that_hangs_fails_refuses_or_goes_away_costs_training_nothing(t
             assert history(files(tmp_path / mode)[0]) == rows, mode
 
 
+@pytest.mark.long
 def test_a_full_disk_under_wandbs_folder_costs_training_nothing(tmp_path):
     """The limit on the size of files stands in for it: wandb's process meets it after 64 KiB."""
     code = """
