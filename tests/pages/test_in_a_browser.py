@@ -67,6 +67,42 @@ def test_a_page_is_drawn_without_an_error_or_a_request(tab, pages, kind):
     assert tab.js("document.documentElement.scrollWidth") <= 390
 
 
+CONTRAST = """(() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => numbers(color).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const paper = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = getComputedStyle(node).backgroundColor;
+      if (numbers(color)[3] !== 0) return color;
+    }
+    return getComputedStyle(document.body).backgroundColor;
+  };
+  const ratio = (node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(paper(node))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const words = "h1, h2, dt, dd, small, p, a, td, th button, figcaption, code, footer, .status";
+  return Math.min(...[...document.querySelectorAll(words)].map(ratio));
+})()"""  # WCAG 2: relative luminance
+
+
+@pytest.mark.parametrize("kind", ["run", "evaluation"])
+def test_text_can_be_read_and_reached_by_keyboard(tab, pages, kind):
+    for dark in (False, True):
+        tab.open(pages[kind], dark=dark)
+        assert tab.js(CONTRAST) >= 4.5  # WCAG AA
+    names = "[...document.querySelectorAll('img, .missing')].every(one => one.alt || one.ariaLabel)"
+    assert tab.js(names)
+    assert tab.js("[...document.querySelectorAll('figure.chart')].every(one => one.ariaLabel.length > 20)")
+    reached = set()
+    for _ in range(60):
+        tab.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        reached.add(tab.js("document.activeElement.tagName"))
+    assert {"A", "BUTTON", "INPUT", "DIV"} <= reached  # links, headings that sort, filters, tables that scroll
+
+
 def test_charts_have_a_mark_for_each_figure(tab, pages, uncut):
     tab.open(pages["run"])
     rows = metrics(uncut(1), timings=True)

@@ -57,6 +57,9 @@ def test_a_grid_fails_in_part_is_added_to_and_refuses_what_does_not_belong(tmp_p
     top1 = max(record["val/top1"] for record in metrics(folder / finished) if "val/top1" in record)
     assert f"{top1:.6g}" in table
     assert "optimizer.lr=0.05 train.epochs=3" in table
+    assert f"to look at it: {folder.relative_to(tmp_path)}/report.html" in done.stdout.splitlines()
+    page = (folder / "report.html").read_text()
+    assert f'href="{finished}/report.html"' in page and "optimizer.lr=-1 must be positive" in page
 
     again = run("train.py", *given, "optimizer.lr=-1,0.05", cwd=tmp_path, code=1)  # nothing to do
     assert "of 2 trials 1 finished, 1 failed (sweep.retry=true runs those again), 0 cut short" in again.stdout
