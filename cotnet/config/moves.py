@@ -14,12 +14,16 @@ MOVED: Final = {
 }
 # Settings that older configurations lack, with the value of what the older version did.
 ADDED: Final = {
+    "train.deterministic": True,
+    "loader.device": "auto",
     "data.eval_flip": False,
     "evaluation.every": 1,
     "evaluation.extra": None,
     "evaluation.root": None,
     "logger.artifacts": False,
 }
+# Groups whose added settings are of one member alone.
+OF_MEMBER: Final = {"logger": "WandbLogger", "loader": "DaliLoader"}
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}
 
@@ -29,7 +33,7 @@ def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     config = with_current_names(json.loads(checkpoint["config"]))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
-        if group != "logger" or "project" in config.get(group, {}):  # of W&B's alone
+        if str(config.get(group, {}).get("_target_", "")).endswith(OF_MEMBER.get(group, "")):
             config.setdefault(group, {}).setdefault(name, value)
     return config
 

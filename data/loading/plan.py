@@ -43,12 +43,12 @@ Prefetch = Annotated[int, Setting("batches made ahead; torchvision: by each proc
 
 
 class BatchLoader(Protocol):
-    """Executes a plan. DaliLoader and TorchvisionLoader have the same arguments:
+    """Executes a plan. DaliLoader and TorchvisionLoader have these arguments:
 
     image_set, plan: the files, and what to do with them.
-    device: where images and targets go.
+    output_device: where images and targets go.
     interpolation: bilinear or bicubic, antialiased.
-    threads, prefetch: as each loader declares them.
+    threads, prefetch, device (DaliLoader): as each loader declares them.
     """
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:

@@ -30,12 +30,12 @@ class TorchvisionLoader:
         image_set: ImageSet,
         plan: BatchPlan,
         *,
-        device: torch.device,
+        output_device: torch.device,
         interpolation: str,
         threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
         prefetch: Prefetch,
     ) -> None:
-        self._plan, self._device = plan, device
+        self._plan, self._device = plan, output_device
         self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
@@ -46,7 +46,7 @@ class TorchvisionLoader:
                 num_workers=threads,
                 prefetch_factor=prefetch if threads else None,
                 persistent_workers=threads > 0,
-                pin_memory=device.type == "cuda",
+                pin_memory=output_device.type == "cuda",
                 worker_init_fn=lambda _: gc.freeze(),
                 multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
             )

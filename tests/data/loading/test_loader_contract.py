@@ -133,4 +133,10 @@ def test_batches_stay_what_they_were(loader, train_set, open_loader):
 def test_impossible_settings(loader, change, message, train_set):
     node = {"_target_": f"{loader.__module__}.{loader.__name__}", "threads": 1, "prefetch": 1, **change}
     with pytest.raises(InputError, match=message):
-        build(node, "loader", image_set=train_set, plan=TRAIN, device=CPU, interpolation="bilinear")
+        build(node, "loader", image_set=train_set, plan=TRAIN, output_device=CPU, interpolation="bilinear")
+
+
+def test_where_dali_decodes(train_set, open_loader):
+    """Without a GPU `auto` is `cpu`."""
+    batches = [open_loader(DaliLoader, train_set, TRAIN, decode=device).batches(1) for device in ("auto", "cpu")]
+    assert_same(*batches)
