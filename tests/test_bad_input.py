@@ -84,7 +84,6 @@ def only_line(done: Done) -> str:
         (["launch.ranks=0"], "launch.ranks=0 must be at least 1"),
         (["loader.device=gpu"], "loader.device=gpu needs a GPU; set loader.device=auto or cpu"),
         (["loader.device=tpu"], "loader.device=tpu is unknown; did you mean"),
-        (["loader=torchvision", "+loader.device=cpu"], "loader.device is not a setting"),
         (["train.compile=fast"], "train.compile=fast must be true or false or auto, default, reduce-overhead or max"),
         (["train.channels_last=yes"], "train.channels_last=yes must be true or false or auto"),
         (["train.checkpointing=[5]"], "train.checkpointing=[5] must be a list of 1, 2, 3 or 4, such as [1]"),

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # know each other. The longest prefix counts.
 LAYERS = (
     ("cotnet.errors", "cotnet.files", "cotnet.integrity"),
-    ("cotnet.records", "cotnet.settings", "cotnet.evaluate_settings", "cotnet.figures"),
-    ("cotnet.ops",),
+    ("cotnet.records", "cotnet.settings", "cotnet.figures"),
+    ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
     ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),

@@ -72,7 +72,7 @@ def machine_lines(config: Config, train: TrainSettings, ranks: int) -> Lines:
     parts.check_loader(config)
     node = config["loader"]
     name = node["_target_"].rpartition(".")[2]
-    decodes = "GPU" if node.get("device", "cpu") != "cpu" and device().type == "cuda" else "CPU"
+    decodes = "GPU" if name == "DaliLoader" and node["device"] != "cpu" and device().type == "cuda" else "CPU"
     cores = len(os.sched_getaffinity(0))
     advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
     yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"

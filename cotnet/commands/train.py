@@ -52,8 +52,10 @@ def run(config: Config) -> int:
     given, ranks, train_set, val_set = checked(config)
     folder = Path(given["output_dir"])
     with claimed(folder):
-        if (config := run_folder.taken_up(folder, given, train_set.fingerprint)) is None:
+        taken = run_folder.taken_up(folder, given, train_set.fingerprint)
+        if taken is None:
             return 0
+        config = taken
         run_folder.write_config(folder / "config.yaml", config)
         run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
         if (line := parts.default_warmup(config)) and first_process():

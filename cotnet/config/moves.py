@@ -22,8 +22,6 @@ ADDED: Final = {
     "evaluation.root": None,
     "logger.artifacts": False,
 }
-# Groups whose added settings are of one member alone.
-OF_MEMBER: Final = {"logger": "WandbLogger", "loader": "DaliLoader"}
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}
 
@@ -33,7 +31,7 @@ def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     config = with_current_names(json.loads(checkpoint["config"]))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
-        if str(config.get(group, {}).get("_target_", "")).endswith(OF_MEMBER.get(group, "")):
+        if group != "logger" or "project" in config.get(group, {}):  # of W&B's alone
             config.setdefault(group, {}).setdefault(name, value)
     return config
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 
 from cotnet.errors import DataError
 from cotnet.settings import Setting
-from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, of_sizes, to_device
+from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, of_sizes, to_device
 from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -113,10 +113,7 @@ class DaliLoader:
         interpolation: str,
         threads: Annotated[int, Setting("CPU threads per rank", least=1, most=1024)],
         prefetch: Prefetch,
-        device: Annotated[
-            Literal["auto", "cpu", "gpu"],
-            Setting("where images are decoded and resized; `auto`: on the GPU if there is one; `gpu`: only there"),
-        ] = "auto",
+        device: DecodeDevice = "auto",
     ) -> None:
         self._set, self._plan, self._device, self._interpolation = image_set, plan, output_device, interpolation
         self._on_gpu = device != "cpu" and output_device.type == "cuda"

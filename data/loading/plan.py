@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,16 +39,22 @@ def of_sizes(images: Sequence[torch.Tensor]) -> Any:
     return tuple(images) if len(images) > 1 else images[0]
 
 
+DecodeDevice = Annotated[
+    Literal["auto", "cpu", "gpu"],
+    Setting(
+        "where images are decoded: `cpu`, `gpu` (DALI only), or `auto`: DALI on the GPU if there is one, else the CPU"
+    ),
+]
 Prefetch = Annotated[int, Setting("batches made ahead; torchvision: by each process", least=1, most=1000)]
 
 
 class BatchLoader(Protocol):
-    """Executes a plan. DaliLoader and TorchvisionLoader have these arguments:
+    """Executes a plan. DaliLoader and TorchvisionLoader have the same arguments:
 
     image_set, plan: the files, and what to do with them.
     output_device: where images and targets go.
     interpolation: bilinear or bicubic, antialiased.
-    threads, prefetch, device (DaliLoader): as each loader declares them.
+    threads, prefetch, device: as each loader declares them.
     """
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
 from cotnet.settings import Setting
-from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, all_sizes, of_sizes
+from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, all_sizes, of_sizes
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
@@ -34,7 +34,10 @@ class TorchvisionLoader:
         interpolation: str,
         threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
         prefetch: Prefetch,
+        device: DecodeDevice = "auto",
     ) -> None:
+        if device == "gpu":
+            raise DataError("device=gpu is for DALI, torchvision decodes on the CPU; set loader=dali, or auto")
         self._plan, self._device = plan, output_device
         self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
         with warnings.catch_warnings():

@@ -58,26 +58,27 @@ def test_without_a_gpu_nothing_is_set_or_said(deterministic):
 
 
 PROGRAM = """
-import torch
+import sys, torch
 from cotnet.engine.determinism import set_algorithms, set_variables
-for deterministic in (False, True):
-    set_variables(deterministic=deterministic, gpu=True)
-    set_algorithms(torch.device("cuda"), deterministic=deterministic)
-    assert torch.backends.cudnn.deterministic is deterministic
-    assert torch.backends.cudnn.benchmark is not deterministic
-    assert torch.are_deterministic_algorithms_enabled() is deterministic
-    assert torch.is_deterministic_algorithms_warn_only_enabled() is deterministic
-    assert torch.utils.deterministic.fill_uninitialized_memory is False
+deterministic = sys.argv[1] == "true"
+set_variables(deterministic=deterministic, gpu=True)
+set_algorithms(torch.device("cuda"), deterministic=deterministic)
 import torch._inductor.config
-assert torch._inductor.config.deterministic is True
+assert torch.backends.cudnn.deterministic is deterministic
+assert torch.backends.cudnn.benchmark is not deterministic
+assert torch.are_deterministic_algorithms_enabled() is deterministic
+assert torch.is_deterministic_algorithms_warn_only_enabled()
+assert torch.utils.deterministic.fill_uninitialized_memory is False
+assert torch._inductor.config.deterministic is deterministic
 """
 
 
-def test_the_algorithms_of_a_rank():
+@pytest.mark.slow
+@pytest.mark.parametrize("deterministic", ["true", "false"])
+def test_the_algorithms_of_a_rank(deterministic):
     """torch knows each of these names; none of them needs a GPU to be set."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment(), capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", PROGRAM, deterministic]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,11 +7,7 @@ from cotnet.engine.gpus import driver_problem, require_usable_gpus
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
 
-OLD = (
-    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading and "
-    "installing a new version from the URL: http://www.nvidia.com/Download/index.aspx Alternatively, go to: "
-    "https://pytorch.org to install a PyTorch version that has been compiled with your version of the CUDA driver."
-)
+OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
 COUNT = (
     "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
     "might have already set an error? "
@@ -23,13 +19,13 @@ COUNT = (
     [
         (
             OLD,
-            "the NVIDIA driver is too old: it knows CUDA 11.4, this torch needs CUDA 13.0; update the driver, install a "
-            "torch for CUDA 11.4, or set CUDA_VISIBLE_DEVICES= to compute on the CPU",
+            "the NVIDIA driver is too old: it knows CUDA 11.4, this torch needs CUDA 13.0; update the driver, install "
+            "a torch for CUDA 11.4, or set CUDA_VISIBLE_DEVICES= to compute on the CPU",
         ),
         (
             f"{COUNT}Error 803: system has unsupported display driver / cuda driver combination",
-            "the GPUs cannot be used (CUDA error 803: system has unsupported display driver / cuda driver combination); "
-            "mend the driver, or set CUDA_VISIBLE_DEVICES= to compute on the CPU",
+            "the GPUs cannot be used (CUDA error 803: system has unsupported display driver / cuda driver "
+            "combination); mend the driver, or set CUDA_VISIBLE_DEVICES= to compute on the CPU",
         ),
         (
             f"{COUNT}Error 802: system not yet initialized",
