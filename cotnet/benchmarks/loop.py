@@ -122,7 +122,7 @@ def measure_loop(config: Config, steps: int, rounds: int) -> list[dict[str, Any]
     with join_ranks(timeout_minutes=WAIT) as ranks:
         bench, logger = LoopBench(config, ranks, steps), build(config["logger"], "logger")
         run: dict[str, Any] = {"epochs": 1, "max_steps": None, "steps_per_epoch": steps, "classes": 1000}
-        run |= {"config": config, "environment": start_of(0, 1), "terminal": False}
+        run |= {"config": config, "environment": start_of(0, 1), "terminal": False, "page": lambda _folder: None}
         reports = RunReports(Path(config["output_dir"]), logger, bench.state, **run)
         ours, logging = partial(bench.ours, Reports()), partial(bench.ours, reports)
         seconds = common.in_turns({"bare": partial(bench.bare), "ours": ours, "logging": logging}, rounds)
