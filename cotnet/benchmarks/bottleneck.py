@@ -21,6 +21,7 @@ import torch
 
 from cotnet import parts
 from cotnet.benchmarks import common
+from cotnet.commands.checks import decodes_on_gpu
 from cotnet.commands.program import one_line
 from cotnet.commands.train import new_state, trained_model
 from cotnet.config.compose import Config, compose
@@ -209,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = ("name", "setting", "images_per_second")
     common.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
     form = f"precision {bench.precision.name}{', channels_last' if bench.precision.channels_last else ''}"
-    where = f"{bench.device} (images are decoded there with loader=dali), {form}"
+    decoded = "GPU" if decodes_on_gpu(bench.config) else "CPU"
+    where = f"{bench.device}, {form}; images are decoded on the {decoded}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
 
 

@@ -72,12 +72,26 @@ def machine_lines(config: Config, train: TrainSettings, ranks: int) -> Lines:
     parts.check_loader(config)
     node = config["loader"]
     name = node["_target_"].rpartition(".")[2]
-    decodes = "GPU" if name == "DaliLoader" and node["device"] != "cpu" and device().type == "cuda" else "CPU"
+    decodes = "GPU" if decodes_on_gpu(config) else "CPU"
     cores = len(os.sched_getaffinity(0))
     advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
     yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"
     yield "logger", config["logger"]["_target_"].rpartition(".")[2]
     yield "device", f"{ranks} x {device().type}, {check_machine(train)}"
+
+
+def decodes_on_gpu(config: Config) -> bool:
+    """Whether a run here decodes images on a GPU."""
+    node = config["loader"]
+    return node["_target_"].endswith("DaliLoader") and node["device"] != "cpu" and device().type == "cuda"
+
+
+def unchecked_line(config: Config, train: ImageSet) -> str | None:
+    """A line for people if a GPU decodes images that were never checked, else None."""
+    if train.sizes is not None or not decodes_on_gpu(config):
+        return None
+    check = f"python -m data.check {config['data']['root']}"
+    return f"the images are not checked, and a GPU may decode a damaged one without an error: run {check} once"
 
 
 def image_lines(data: DataSettings, train: ImageSet, val: ImageSet) -> Lines:

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import nn
 
 from cotnet import parts
-from cotnet.commands.checks import checked
+from cotnet.commands.checks import checked, unchecked_line
 from cotnet.commands.explain import explain
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
@@ -60,8 +60,9 @@ def run(config: Config) -> int:
         run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
         if (line := parts.default_warmup(config)) and first_process():
             say(line)
-        if determinism and first_process():
-            say(determinism)
+        for told in filter(None, (determinism, unchecked_line(config, train_set))):
+            if first_process():
+                say(told)
         code = launch(worker, config, ranks)
         if code == 0:
             run_folder.say_where(folder)

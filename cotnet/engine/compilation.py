@@ -47,21 +47,23 @@ def compiled_or_not(
     `trial` runs what is to be compiled, because torch compiles at the first call. Raises InputError if compiling fails
     and the setting is not `auto`.
     """
-    mode, why = compile_mode(given, device), ""
-    if mode is None:
-        lacking = missing_compilers(device) if given == "auto" and device.type == "cuda" else ""
-        return model, f"{key}=auto: not compiled; torch.compile needs {lacking}" if lacking else None
-    graphs = compiled(model, mode=mode)
-    try:
-        trial(graphs)
-    except (torch.OutOfMemoryError, MemoryError, InputError):
-        raise
-    except Exception as error:
-        if given != "auto":
-            _refuse(error, key, given)
-        why = _reason(error)
+    mode, why, graphs = compile_mode(given, device), "", model
+    if mode is not None:
+        graphs = compiled(model, mode=mode)
+        try:
+            trial(graphs)
+        except (torch.OutOfMemoryError, MemoryError, InputError):
+            raise
+        except Exception as error:
+            if given != "auto":
+                _refuse(error, key, given)
+            why = f"compiling failed: {_reason(error)}"
+    elif given == "auto" and device.type == "cuda":
+        why = f"torch.compile needs {missing_compilers(device)}"
+    else:
+        return model, None
     if any_rank(bool(why)):
-        return model, f"{key}=auto: not compiled; compiling failed: {why or 'on another rank'}"
+        return model, f"{key}=auto: not compiled; {why or 'another rank cannot compile'}"
     return graphs, None
 
 

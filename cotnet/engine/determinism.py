@@ -7,7 +7,7 @@ import torch
 
 VARIABLES: Final = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS: else its workspace, and so its algorithm, varies
-    "NCCL_ALGO": "^NVLS",  # NCCL: sums within the switch are in no fixed order
+    "NCCL_ALGO": "^NVLS,NVLSTree",  # NCCL: sums within the switch are in no fixed order
     "TORCHINDUCTOR_DETERMINISTIC": "1",  # torch.compile: else it chooses reductions by timing them
 }
 

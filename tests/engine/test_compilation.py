@@ -163,7 +163,7 @@ def test_ranks_compile_together_or_not_at_all(monkeypatch):
     given = {"trial": lambda _: None}
     called, line = compile_it(model, "auto", monkeypatch, any_rank=lambda _: True, **given)
     assert called is model
-    assert line == "train.compile=auto: not compiled; compiling failed: on another rank"
+    assert line == "train.compile=auto: not compiled; another rank cannot compile"
     called, line = compile_it(model, "auto", monkeypatch, **given)
     assert called is not model and line is None
 
