@@ -39,12 +39,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
 
+# The tests that need a GPU follow where there is one; the others see none.
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' || $(BIN)/python -m pytest -q -m "gpu and not long"
 
 # Also the long variants: about twice the time of make test.
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' || $(BIN)/python -m pytest -q -m gpu
 
 format: setup
 	$(BIN)/ruff check --fix .

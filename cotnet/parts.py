@@ -18,7 +18,10 @@ from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
+from cotnet.models.contextual import CoTLayer
 from cotnet.models.weights import load_weights, trusted_backbone
+from cotnet.ops import TRITON
+from cotnet.ops.toolchain import missing_for_kernels
 from cotnet.settings import OPTIMIZER, DataSettings, Pretrained, Settings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
@@ -56,7 +59,7 @@ def check_keys(config: Config, known: set[str]) -> None:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
-LOADER_GIVEN = ("image_set", "plan", "device", "interpolation")
+LOADER_GIVEN = ("image_set", "plan", "output_device", "interpolation")
 
 
 def settings_of(config: Config) -> Settings:
@@ -94,8 +97,10 @@ def on_meta(node: Mapping[str, Any]) -> nn.Module:
 
 
 def check_loader(config: Config) -> None:
-    """Raises InputError for an unknown loader or loader setting."""
+    """Raises InputError for an unknown loader or loader setting, or one that needs a GPU where there is none."""
     check(config["loader"], "loader", LOADER_GIVEN)
+    if config["loader"].get("device") == "gpu" and not torch.cuda.is_available():
+        raise InputError("loader.device=gpu needs a GPU; set loader.device=auto or cpu")
 
 
 def check_backbone(node: Mapping[str, Any]) -> None:
@@ -120,6 +125,14 @@ def build_backbone(node: Mapping[str, Any]) -> nn.Module:
     if start.weights is not None:
         load_weights(model, start.weights, ema=start.ema, head=start.head)
     return model
+
+
+def operator_line(model: nn.Module, device: torch.device) -> str | None:
+    """A line for people if CoT runs without its kernels on a GPU, else None."""
+    if device.type != "cuda" or TRITON or not any(isinstance(module, CoTLayer) for module in model.modules()):
+        return None
+    lacking = missing_for_kernels() or "the package triton; install it"
+    return f"CoT runs its PyTorch form, which is slower: its kernels need {lacking}"
 
 
 def schedule_of(config: Config) -> Callable[[float], float]:
@@ -251,7 +264,7 @@ def evaluation_loader(config: Config, data: DataSettings, images: ImageSet, rank
 
 
 def _loader(config: Config, images: ImageSet, plan: Any, ranks: Ranks, interpolation: str) -> Any:
-    given = {"image_set": images, "plan": plan, "device": ranks.device, "interpolation": interpolation}
+    given = {"image_set": images, "plan": plan, "output_device": ranks.device, "interpolation": interpolation}
     return build(config["loader"], "loader", **given)
 
 

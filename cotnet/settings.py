@@ -1,4 +1,4 @@
-"""What a setting is, and the settings of `train`, `data`, `launch`, `checkpoint`, `optimizer` and evaluate.py.
+"""What a setting is, and the settings of `train`, `data`, `launch`, `checkpoint` and `optimizer`.
 
 Default values are in conf/ only. Settings of other groups are declared where they are built.
 """
@@ -14,6 +14,8 @@ from cotnet.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
 Interpolation = Literal["bilinear", "bicubic"]
+ChannelsLast = bool | Literal["auto"]
+Compile = bool | Literal["auto", "default", "reduce-overhead", "max-autotune"]
 
 _LIMITS: Final = {
     "least": ("at least", operator.ge),
@@ -94,9 +96,15 @@ class TrainSettings(Section):
         "`auto`, `bf16`, `fp16` (with a loss scaler), `tf32` (GPUs of compute capability 8.0 and later), `fp32` "
         "(no TF32 anywhere) or `fp64`; `config.yaml` holds what `auto` chose"
     )
-    channels_last: bool = setting("memory format of images and kernels; usually faster on GPUs")
-    compile: bool = setting(
-        "`torch.compile` of the model in training, one graph per image size; validation runs the model itself"
+    channels_last: ChannelsLast = setting("memory format of images and kernels; `auto`: on a GPU")
+    compile: Compile = setting(
+        "`torch.compile` of the model in training, one graph per image size, in torch's mode `default` (also `true`), "
+        "`reduce-overhead` or `max-autotune`; `auto`: `default` on a GPU, or not compiled if that fails, with a line "
+        "that says so; validation runs the model itself"
+    )
+    deterministic: bool = setting(
+        "on GPUs: algorithms whose results are the same bits every time, so that a continued run equals an uncut one; "
+        "false: faster, and continuing may differ in the last bits"
     )
     checkpointing: tuple[Literal[1, 2, 3, 4], ...] = setting(
         "stages whose activations the backward pass computes again: less memory, same numbers"
@@ -236,63 +244,3 @@ class Settings(Section):
     launch: LaunchSettings
     checkpoint: CheckpointSettings
     evaluation: EvaluationSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationData(Section):
-    """The keys of `data` that evaluate.py has beside those of DataSettings; `data.eval_size` may be a list there."""
-
-    preprocessing: Literal["own", "checkpoint"] | None = setting(
-        "`own`: size, crop, filter, mean and std of torchvision's or timm's model; `checkpoint`: those of the "
-        "checkpoint's configuration; null: `own` for published weights of these libraries, else `checkpoint`"
-    )
-    classes: Literal["all", "subset"] = setting(
-        "`subset`: the val split may hold only some of the model's classes, found by their names"
-    )
-    allow_missing: bool = setting("exit 0 though images do not decode; the figures say how many are missing")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AverageSettings(Section):
-    """`average` of evaluate.py; `average=true` means 10,000 images."""
-
-    images: int | None = setting(
-        "evaluate the mean of the checkpoints' weights, with BatchNorm statistics of so many training images", least=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteSettings(Section):
-    """`suite` of evaluate.py."""
-
-    sets: tuple[str, ...] = setting("the sets to evaluate: imagenet, real, v2, a, r, sketch, c, objectnet")
-    root: Path | None = setting(
-        "the folder that holds the sets under their archives' names, or of one set; null: only the val split is needed"
-    )
-    images: int | None = setting("evaluate so many images of each set, chosen by a hash of their names", least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Section):
-    """The keys of evaluate.py beside the groups `backbone`, `data`, `loader`, `suite` and `launch`. Null: as in
-    training."""
-
-    checkpoint: Path | tuple[Path, ...] = setting(
-        "a checkpoint, a file of published weights, a run's folder for its `best.pt`, a folder of runs, or a list"
-    )
-    weights: Literal["ema", "raw"] = setting("the averaged weights, or those of the last step")
-    output_dir: str = setting("folder of the results; null: `outputs/evaluation/` and a name made of the overrides")
-    precision: Precision | None = setting("as `train.precision`")
-    channels_last: bool | None = setting("memory format of images and kernels")
-    compile: bool = setting("`torch.compile` of the model")
-    fuse: bool = setting("fold BatchNorm into the convolution before it: faster; results differ in their last digits")
-    images: Path | tuple[Path, ...] | None = setting(
-        "a folder or list of images without labels: predictions alone, no accuracy"
-    )
-    predictions: tuple[Literal["csv", "parquet", "imagenet_x"], ...] = setting("files of the table of predictions")
-    certificate: bool = setting(
-        "also evaluate through PIL, torchvision's tensors and DALI: what the loader costs in accuracy"
-    )
-    look: int = setting(
-        "pictures of where the network looks, of the most confident mistakes; 0: none", least=0, most=100
-    )

@@ -1,7 +1,11 @@
-"""What every test shares: one thread per process (tests run side by side), no GPU tests without a GPU."""
+"""What every test shares: one thread per process (tests run side by side); a GPU for `pytest -m gpu` alone.
+
+Other tests see no GPU, so they are the same on machines with any number of them.
+"""
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -9,8 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from programs import SMALL, make_digits, once, run
+from programs import SMALL, make_digits, once, run, wants_gpu
 
+if "PYTEST_XDIST_WORKER" not in os.environ and not wants_gpu(sys.argv):  # a worker inherits its parent's choice
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():
     # Kernels run on the CPU. Read when triton is first imported, which another folder's conftest may bring about.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -26,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and pytest -m gpu"))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ SMALL = (  # a run of seconds: cotnet_small on a few digits
     "train.epochs=2",
     "train.batch_size=20",
     "train.log_every=2",
+    "launch.ranks=1",
     "schedule.warmup_epochs=1",
     "loader.threads=1",
 )
@@ -73,6 +75,11 @@ def run_process(*command: str, cwd: Path, code: int | None = 0, **options: Any) 
 def resolved(command: Iterable[str]) -> list[str]:
     """train.py and evaluate.py are ours, wherever the working folder is."""
     return [str(ROOT / part) if part in ("train.py", "evaluate.py") else part for part in command]
+
+
+def wants_gpu(arguments: Sequence[str]) -> bool:
+    """Whether pytest's arguments select tests of the GPU: `-m gpu` or `-m "gpu and ..."`."""
+    return any(flag == "-m" and marks.split()[:1] == ["gpu"] for flag, marks in pairwise(arguments))
 
 
 def checked(done: Done, code: int | None) -> Done:

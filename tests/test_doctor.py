@@ -1,11 +1,16 @@
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from programs import make_digits
 
 from cotnet import doctor
+from cotnet.commands import checks
+from cotnet.config.compose import compose
 from data.check import check
+from data.sets.read import read_split
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +42,16 @@ def test_a_run_that_cannot_start(capsys):
     done = page_of(capsys, "experiment=digits", "data.root=nowhere", code=1)
     assert "REFUSED        data.root=nowhere: no such folder" in done.out
     assert "backbone=cotnet5 is unknown" in page_of(capsys, "backbone=cotnet5", code=2).err
+
+
+@pytest.mark.parametrize("given", [[], ["loader.device=cpu"], ["loader=torchvision"]])
+def test_images_that_a_gpu_decodes_should_be_checked(given, digits, monkeypatch):
+    config = compose("train", ["experiment=digits", f"data.root={digits}", *given])
+    images = read_split(digits, "train")
+    assert checks.unchecked_line(config, images) is None  # without a GPU
+    monkeypatch.setattr(checks, "device", lambda: torch.device("cuda"))
+    line = checks.unchecked_line(config, images)
+    assert (line is None) == bool(given)
+    if line:
+        assert line.endswith(f"without an error: run python -m data.check {digits} once")
+    assert checks.unchecked_line(config, replace(images, sizes=np.ones((len(images.files), 2), dtype=int))) is None

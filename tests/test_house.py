@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("cotnet.errors", "cotnet.files", "cotnet.integrity"),
     ("cotnet.records", "cotnet.settings", "cotnet.figures"),
-    ("cotnet.ops",),
+    ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
     ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),

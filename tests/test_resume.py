@@ -109,7 +109,7 @@ def test_memory_format_and_checkpointing_resume_and_evaluate_alike(digits, tmp_p
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a whole net takes minutes to compile without a GPU")
 def test_compiled_run_resumes_and_is_evaluated_uncompiled(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "train.compile=true", "train.channels_last=true"]
-    overrides += ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.dropout=0.2", "launch.ranks=1"]
+    overrides += ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.dropout=0.2"]
     run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_compiled_run_resumes_and_is_evaluated_uncompiled(digits, tmp_path):
     logged = [record for record in metrics(tmp_path / "cut") if "val/top1" in record][-1]
     for name, tolerance in (("false", 0), ("true", 1e-3)):
         given = ["checkpoint=cut/checkpoints/last.pt", "weights=raw", f"compile={name}", f"output_dir={name}"]
-        run("evaluate.py", *given, cwd=tmp_path)
+        run("evaluate.py", *given, "launch.ranks=1", cwd=tmp_path)
         result = json.loads((tmp_path / name / "metrics.json").read_text())
         assert result["loss"] == pytest.approx(logged["val/loss"], rel=tolerance, abs=0)
 

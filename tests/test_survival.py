@@ -67,7 +67,7 @@ def test_two_torchrun_agents(uncut, digits, tmp_path):
     """Two nodes: an agent each, which meet by c10d; the same run as that of one command."""
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1")
     agent = ("-m", "torch.distributed.run", *nodes, f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py")
-    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    overrides = [*SMALL, f"data.root={digits}", "launch.ranks=null", "output_dir=run"]
     agents = [start(*agent, *overrides, cwd=tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], outputs
@@ -80,7 +80,7 @@ def test_tasks_of_one_srun(uncut, digits, tmp_path):
     """What srun sets for its tasks is enough for them to find each other."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2"}
     step |= {"SLURM_JOB_ID": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    overrides = [*SMALL, f"data.root={digits}", "output_dir=run"]
+    overrides = [*SMALL, f"data.root={digits}", "launch.ranks=null", "output_dir=run"]
     tasks = []
     for task in ("0", "1"):
         own = {**step, "SLURM_PROCID": task, "SLURM_LOCALID": task}

@@ -9,7 +9,7 @@ its cores, so give loader.threads as cores / ranks.
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -21,12 +21,14 @@ import torch
 
 from cotnet import parts
 from cotnet.benchmarks import common
+from cotnet.commands.checks import decodes_on_gpu
 from cotnet.commands.program import one_line
-from cotnet.commands.train import new_state
+from cotnet.commands.train import new_state, trained_model
 from cotnet.config.compose import Config, compose
+from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import precision_of
-from cotnet.errors import InputError
+from cotnet.errors import InputError, RunError
 from data.sets.image_set import ImageSet
 
 LOADERS = ("dali", "torchvision")
@@ -45,6 +47,8 @@ class Rates:
     loaders: dict[tuple[str, int], float]
     batches: dict[int, float]
     overlap: bool
+    configured: int  # images per rank and micro-batch
+    fits: int  # the same, halved until it fits the memory; `model` is of so many
 
 
 class PartBench:
@@ -54,6 +58,7 @@ class PartBench:
         self.config, self.seconds, self.device = config, seconds, common.first_device()
         self.settings = parts.settings_of(config)
         self.precision = precision_of(self.settings.train, self.device)
+        set_algorithms(self.device, deterministic=self.settings.train.deterministic)
         self.images, _ = parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
@@ -66,9 +71,9 @@ class PartBench:
             images += step()
         return images / elapsed
 
-    def loader(self, *, augmented: bool = True, **change: Any) -> float:
-        """The loader's rate with other settings, with or without the augmentation on the device."""
-        config = {**self.config, "loader": {**self.config["loader"], **change}}
+    def loader(self, node: Mapping[str, Any], *, augmented: bool = True) -> float:
+        """The rate of the loader with these settings, with or without the augmentation on the device."""
+        config = {**self.config, "loader": node}
         ranks = Ranks(rank=0, world_size=1, device=self.device)
         loader, _ = parts.train_loader(config, self.settings, self.images, ranks)
         transform = parts.train_transform(self.config, self.settings, self.precision)
@@ -84,12 +89,15 @@ class PartBench:
             return self.rate(step)
 
     def model(self, batch: int) -> float:
-        """The rate of forward, backward and optimizer step on noise that is on the device."""
-        state, data = new_state(self.config, self.settings, self.precision), self.settings.data
-        images = torch.randn(batch, 3, data.image_size, data.image_size, device=self.device)
+        """The rate of forward, backward and optimizer step on noise that is on the device. Format and compilation are
+        those of training."""
+        state, size = new_state(self.config, self.settings, self.precision), self.settings.data.image_size
+        alone = Ranks(rank=0, world_size=1, device=self.device)
+        model = trained_model(self.settings, state, alone, images=batch, size=size)
+        images = torch.randn(batch, 3, size, size, device=self.device)
         images = images.to(self.precision.parameters, memory_format=self.precision.layout)
-        targets = torch.randint(data.num_classes, (batch,), device=self.device)
-        model = state.model.train()
+        targets = torch.randint(self.settings.data.num_classes, (batch,), device=self.device)
+        state.model.train()
 
         def step() -> int:
             common.bare_step(model, state.optimizer, images, targets, precision=self.precision, scaler=state.scaler)
@@ -100,32 +108,50 @@ class PartBench:
     def measure(self) -> Rates:
         """Everything, in turn."""
         threads, cores = self.config["loader"]["threads"], len(os.sched_getaffinity(0))
-        targets = {name: compose("train", [f"loader={name}", "data.root=."])["loader"]["_target_"] for name in LOADERS}
-        own = next(name for name, target in targets.items() if target == self.config["loader"]["_target_"])
+        nodes = {name: compose("train", [f"loader={name}", "data.root=."])["loader"] for name in LOADERS}
+        own = next(name for name, node in nodes.items() if node["_target_"] == self.config["loader"]["_target_"])
+        nodes[own] = self.config["loader"]
         common.progress("reading, decoding")
         reading = reading_rate(self.images, threads or 1, self.seconds)
-        decoding, loader = self.loader(augmented=False), self.loader()
+        decoding, loader = self.loader(nodes[own], augmented=False), self.loader(nodes[own])
         loaders = {(own, threads): loader}
         for name, number in product(LOADERS, sorted({max(cores // 2, 1), cores})):
             if (name, number) not in loaders:
                 common.progress(f"{name} with {number} threads")
-                loaders[name, number] = self.loader(_target_=targets[name], threads=number)
+                loaders[name, number] = self.loader({**nodes[name], "threads": number})
         given = self.settings.train.batch_size // self.settings.train.accumulation
-        batches = {given: self.model(given)}
-        for batch in (given // 2, 2 * given):
+        fits, rate = largest_that_fits(self.model, given)
+        batches = {fits: rate}
+        for batch in (fits // 2, 2 * fits):
             common.progress(f"model with batch {batch}")
-            if 2 <= batch <= len(self.images.files):
-                with suppress(torch.cuda.OutOfMemoryError):
+            if 2 <= batch <= len(self.images.files) and batch not in batches:
+                with suppress(torch.OutOfMemoryError):
                     batches[batch] = self.model(batch)
         return Rates(
             reading=reading,
             decoding=decoding,
             loader=loader,
-            model=batches[given],
+            model=rate,
+            configured=given,
+            fits=fits,
             loaders=loaders,
             batches=batches,
             overlap=self.device.type == "cuda",
         )
+
+
+def largest_that_fits(measure: Callable[[int], float], batch: int) -> tuple[int, float]:
+    """The batch, halved until `measure` does not run out of the GPU's memory, and what it returns.
+
+    Raises:
+        RunError: not even two images fit.
+    """
+    while batch >= 2:
+        try:
+            return batch, measure(batch)
+        except torch.OutOfMemoryError:
+            batch //= 2
+    raise RunError("not even 2 images fit the GPU's memory; use a smaller backbone or data.image_size")
 
 
 def reading_rate(images: ImageSet, threads: int, seconds: float) -> float:
@@ -154,6 +180,10 @@ def verdict(rates: Rates) -> list[str]:
         more = "more loader.threads, a GPU that decodes, or smaller files (data.prepare --resize)"
         line = f"decoding is the limit: {more}"
     lines = [f"expected: about {together:,.0f} images/s; {line}"]
+    if rates.fits < rates.configured:
+        parts = -(-rates.configured // rates.fits)
+        remedy = f"set train.accumulation to {parts} times its value, or lower train.batch_size"
+        lines.append(f"{rates.configured} images per rank and step do not fit the memory, {rates.fits} do: {remedy}")
     (name, threads), best = max(rates.loaders.items(), key=lambda item: item[1])
     if best > 1.1 * rates.loader and not model_limits:
         lines.append(f"better: loader={name} loader.threads={threads} ({best:,.0f} instead of {rates.loader:,.0f})")
@@ -179,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows += [("model", f"batch {batch}", rate) for batch, rate in sorted(rates.batches.items())]
     keys = ("name", "setting", "images_per_second")
     common.finish([dict(zip(keys, row, strict=True)) for row in rows], given.json)
-    where = f"{bench.device} (images are decoded there with loader=dali), precision {bench.precision.name}"
+    form = f"precision {bench.precision.name}{', channels_last' if bench.precision.channels_last else ''}"
+    decoded = "GPU" if decodes_on_gpu(bench.config) else "CPU"
+    where = f"{bench.device}, {form}; images are decoded on the {decoded}"
     sys.stdout.write("\n".join([f"device: {where}", *verdict(rates)]) + "\n")
 
 

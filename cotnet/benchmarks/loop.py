@@ -24,14 +24,15 @@ from torch import distributed as dist
 from cotnet import parts
 from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
-from cotnet.commands.train import new_state
+from cotnet.commands.train import new_state, trained_model
 from cotnet.config.build import build
 from cotnet.config.compose import Config, compose
+from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.precision import precision_of
-from cotnet.engine.step import Output, Reports, TrainContext, TrainData, clip_gradients, wrap
+from cotnet.engine.step import Output, Reports, TrainContext, TrainData, clip_gradients
 from cotnet.engine.training import train_one_epoch
 from cotnet.pages.folders import try_report
 from cotnet.reporting.environment import start_of
@@ -60,16 +61,18 @@ class LoopBench:
         settings = parts.settings_of(config)
         precision = precision_of(settings.train, ranks.device)
         precision.set_up_process()
+        set_algorithms(ranks.device, deterministic=settings.train.deterministic)
         self.state, self.steps = new_state(config, settings, precision), steps
         count, side = settings.train.batch_size // ranks.world_size, settings.data.image_size
         images = torch.randn(count, 3, side, side, device=ranks.device, dtype=precision.parameters)
+        images = images.to(memory_format=precision.layout)
         targets = torch.randint(settings.data.num_classes, (count,), device=ranks.device)
         self.context = TrainContext(
             ranks=ranks,
             settings=settings.train,
             seed=settings.seed,
             precision=precision,
-            ddp_model=wrap(self.state.model, ranks),
+            ddp_model=trained_model(settings, self.state, ranks, images=count, size=side),
             criterion=loss_function(settings.train),
             schedule=parts.schedule_of(config),
             data=TrainData(

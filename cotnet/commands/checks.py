@@ -9,6 +9,7 @@ from cotnet import parts
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
+from cotnet.engine.gpus import require_usable_gpus
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
@@ -26,6 +27,7 @@ def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
     Raises:
         InputError: a setting or an image set is wrong, or this machine lacks what a setting needs.
     """
+    require_usable_gpus()
     settings = parts.settings_of(config)
     parts.check_parts(config)
     ranks = count_ranks(settings.launch.ranks)
@@ -41,8 +43,8 @@ def check_machine(train: TrainSettings) -> str:
     precision = choose_precision(train.precision, device())
     if train.sync_bn and device().type == "cpu":
         raise InputError("train.sync_bn=true needs GPUs; set train.sync_bn=false")
-    if train.compile:
-        require_compiler(device(), "train.compile")
+    if train.compile not in ("auto", False):
+        require_compiler(device(), "train.compile", train.compile)
     return precision
 
 
@@ -70,12 +72,26 @@ def machine_lines(config: Config, train: TrainSettings, ranks: int) -> Lines:
     parts.check_loader(config)
     node = config["loader"]
     name = node["_target_"].rpartition(".")[2]
-    decodes = "GPU" if name == "DaliLoader" and device().type == "cuda" else "CPU"
+    decodes = "GPU" if decodes_on_gpu(config) else "CPU"
     cores = len(os.sched_getaffinity(0))
     advice = f"; more than the {cores} cores" if node["threads"] * ranks > cores else ""
     yield "loader", f"{name}, decodes on the {decodes}, {node['threads']} threads per rank{advice}"
     yield "logger", config["logger"]["_target_"].rpartition(".")[2]
     yield "device", f"{ranks} x {device().type}, {check_machine(train)}"
+
+
+def decodes_on_gpu(config: Config) -> bool:
+    """Whether a run here decodes images on a GPU."""
+    node = config["loader"]
+    return node["_target_"].endswith("DaliLoader") and node["device"] != "cpu" and device().type == "cuda"
+
+
+def unchecked_line(config: Config, train: ImageSet) -> str | None:
+    """A line for people if a GPU decodes images that were never checked, else None."""
+    if train.sizes is not None or not decodes_on_gpu(config):
+        return None
+    check = f"python -m data.check {config['data']['root']}"
+    return f"the images are not checked, and a GPU may decode a damaged one without an error: run {check} once"
 
 
 def image_lines(data: DataSettings, train: ImageSet, val: ImageSet) -> Lines:

@@ -84,6 +84,8 @@ def run(config: Config) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config["output_dir"])
     data = eval_model.data_settings(read.config)
+    if line := parts.operator_line(read.model, device):
+        say(line)
     found = looks(read.model.to(device).eval(), images, config=read.config, data=data, position=position)
     with claimed(folder):
         for number, (file, (pixels, seen)) in enumerate(zip(images.files, found, strict=True), start=1):

@@ -15,11 +15,12 @@ from cotnet.config.moves import stored_config
 from cotnet.engine import checkpoints
 from cotnet.engine.precision import choose_precision
 from cotnet.errors import InputError
+from cotnet.evaluate_settings import AverageSettings, EvaluationData
 from cotnet.evaluation.preprocessing import own_preprocessing
 from cotnet.integrity import checksum
 from cotnet.models.table import native_evaluation
 from cotnet.models.weights import load_weights
-from cotnet.settings import AverageSettings, DataSettings, EvaluationData
+from cotnet.settings import DataSettings
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
 AVERAGE_IMAGES = 10_000
@@ -199,7 +200,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
         "own_checkpoint": bool(checkpoint),
         "backbone": backbone,
         "loader": loader if "_target_" in loader else {**trained["loader"], **loader},
-        "precision": choose_precision(config["precision"] or trained["train"]["precision"], device),
+        "precision": choose_precision(config["precision"] or trained["train"]["precision"], device, key="precision"),
         **form,
     }
 

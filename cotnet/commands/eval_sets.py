@@ -9,9 +9,9 @@ import numpy as np
 from cotnet.config.build import typed
 from cotnet.config.compose import Config
 from cotnet.errors import DataError, InputError
+from cotnet.evaluate_settings import EvaluationData, SuiteSettings
 from cotnet.evaluation import suites
 from cotnet.evaluation.suites import EvaluationSet, labels_of_folders, sample, synsets
-from cotnet.settings import EvaluationData, SuiteSettings
 from data.sets.image_set import EXTENSIONS, ImageSet, complete_set, some
 from data.sets.read import class_words, read_split
 

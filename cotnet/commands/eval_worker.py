@@ -16,9 +16,10 @@ from cotnet import parts
 from cotnet.commands.eval_model import data_settings
 from cotnet.commands.eval_sets import read_sets
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled
+from cotnet.engine.compilation import compiled_or_not
+from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
-from cotnet.engine.precision import Precision
+from cotnet.engine.precision import Precision, is_channels_last
 from cotnet.engine.signals import StopRequest
 from cotnet.evaluation import speed
 from cotnet.evaluation.certificate import paths_to_pixels
@@ -28,7 +29,7 @@ from cotnet.evaluation.suites import EvaluationSet, sample
 from cotnet.models.fusing import fuse
 from cotnet.models.weights import from_bytes
 from cotnet.reporting.environment import device_name
-from cotnet.reporting.terminal import evaluation_bar
+from cotnet.reporting.terminal import evaluation_bar, say
 from cotnet.settings import DataSettings
 from data.loading.plan import EvaluationPlan
 from data.sets.image_set import ImageSet
@@ -76,8 +77,10 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
     """The result of each leaf, None on other ranks than the first; collective."""
     config = job.config
     data = data_settings(config)
-    precision = Precision(name=config["precision"], device=ranks.device, channels_last=config["channels_last"])
+    last = is_channels_last(config["channels_last"], ranks.device)
+    precision = Precision(name=config["precision"], device=ranks.device, channels_last=last)
     precision.set_up_process()
+    set_algorithms(ranks.device, deterministic=True)
     model = parts.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
     from_bytes(model, job.weights)
     model = precision.to_device(model)
@@ -86,8 +89,10 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
     model = (fuse(model) if config["fuse"] else model).eval()
     cost = {size: speed.cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
     latency: dict[int, dict[str, float]] = {}
-    called = compiled(model) if config["compile"] else model
     sets = {one.name: one for one in read_sets(config, job.classes)}
+    first = job.leaves[0]
+    batch = min(data.eval_batch_size, len(sets[first.set].images.files))
+    called = called_model(model, config, precision, ranks, shape=(batch, 3, first.size, first.size))
     for name, leaves in itertools.groupby(job.leaves, key=lambda leaf: leaf.set):
         one_pass, chosen = {leaf.size: leaf for leaf in leaves}, sets[name]
         sized = dataclasses.replace(data, crop_ratio=data.crop_ratio if chosen.resize else 1.0)
@@ -185,6 +190,26 @@ class Pass:
             )
             for size in self.sizes
         }
+
+
+def called_model(
+    model: nn.Module, config: Config, precision: Precision, ranks: Ranks, *, shape: tuple[int, ...]
+) -> nn.Module:
+    """The model as an evaluation calls it on images (B, 3, S, S) of this shape, compiled if `compile` says so;
+    collective."""
+
+    @torch.inference_mode()
+    def trial(net: nn.Module) -> None:
+        zeros = torch.zeros(shape, device=ranks.device, dtype=precision.parameters)
+        with precision.autocast():
+            net(zeros.to(memory_format=precision.layout))
+
+    how: dict[str, Any] = {"key": "compile", "device": ranks.device, "any_rank": ranks.any}
+    called, line = compiled_or_not(model, config["compile"], trial=trial, **how)
+    for told in filter(None, (parts.operator_line(model, ranks.device), line)):
+        if ranks.first:
+            say(told)
+    return called
 
 
 @torch.no_grad()

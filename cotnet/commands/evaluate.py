@@ -17,18 +17,21 @@ from cotnet.config.build import convert, require_group, typed
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
+from cotnet.engine.determinism import set_variables
 from cotnet.engine.evaluation import Interrupted
+from cotnet.engine.gpus import require_usable_gpus
 from cotnet.engine.launch import count_ranks, launch
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import stop_request
 from cotnet.errors import FAILED, INTERRUPTED, InputError
+from cotnet.evaluate_settings import EvaluateSettings, EvaluationData
 from cotnet.evaluation.predictions import require_parquet
 from cotnet.evaluation.suites import EvaluationSet
 from cotnet.models.weights import to_bytes
 from cotnet.pages.folders import try_report
 from cotnet.parts import check_keys
 from cotnet.reporting.terminal import say
-from cotnet.settings import DataSettings, EvaluateSettings, EvaluationData, LaunchSettings
+from cotnet.settings import DataSettings, LaunchSettings
 
 GROUPS = ("backbone", "data", "loader", "logger", "suite", "launch", "average")
 KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
@@ -36,6 +39,7 @@ KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
 
 def run(config: Config) -> int:
     """Evaluates every checkpoint on every set at every size; the largest exit code."""
+    set_variables(deterministic=True, gpu=torch.cuda.is_available())  # the same figures on any number of GPUs
     config, paths = checked(config)
     folder, average = Path(config["output_dir"]), eval_model.average_images(config["average"])
     groups = [paths] if average else [[path] for path in paths]
@@ -62,6 +66,7 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     Raises:
         InputError: a setting is wrong, or a checkpoint does not exist.
     """
+    require_usable_gpus()
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):
         require_group(config[key], key)
@@ -79,8 +84,9 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     config = eval_model.separated(config)
     typed(EvaluationData, config["evaluation_data"], "data")
     count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)
-    if config["compile"]:
-        require_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "compile")
+    if config["compile"] not in ("auto", False):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        require_compiler(device, "compile", config["compile"])
     return config, eval_model.checkpoint_files(config["checkpoint"])
 
 

@@ -18,7 +18,11 @@ from cotnet.engine.signals import StopRequest, stop_request
 from cotnet.errors import RunError
 from cotnet.settings import LaunchSettings
 
-NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc"  # CUDA, torch, NumPy, DALI
+# CUDA, torch, NumPy, DALI, cuBLAS and cuDNN
+NO_MEMORY = r"(?i)out of memory|allocate memory|unable to allocate|bad_alloc|STATUS_ALLOC_FAILED"
+
+
+WHAT_FITS = "python -m cotnet.benchmarks.bottleneck with the same settings finds the batch that fits"
 
 
 @contextmanager
@@ -42,11 +46,15 @@ def plain_errors(config: Config) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
-            raise RunError(f"rank {rank} ran out of memory{_asked_for(str(error))}; {_less_memory(config)}") from None
+            tried = f"; {WHAT_FITS}" if "CUDA" in str(error) and "train" in config else ""
+            asked = _asked_for(str(error))
+            raise RunError(f"rank {rank} ran out of memory{asked}; {_less_memory(config)}{tried}") from None
         if re.search(PEER_GONE, str(error)):
             raise RunError(
                 f"rank {rank} {LOST}, which has died: look for its error, the same command resumes"
             ) from None
+        if line := unconnected(str(error)):
+            raise RunError(f"rank {rank} {line}") from None
         if not re.search(r"(?i)timed ?out", str(error)):
             raise
         raise RunError(f"rank {rank} timed out waiting for another rank, which hangs or has died: {HANGING}") from None
@@ -56,6 +64,26 @@ def plain_errors(config: Config) -> Iterator[None]:
         raise RunError(
             f"cannot write into {folder}: {error.strerror}; make room there, the same command resumes"
         ) from None
+
+
+def unconnected(text: str) -> str | None:
+    """Why a rank cannot connect to the others, with the remedy, by the text of torch's or NCCL's error; None for any
+    other error."""
+    if found := re.search(r"client socket has (?:failed|timed out).*?\(([^\s,]+), (\d+)\)", text):
+        return (
+            f"cannot reach rank 0 at {found[1]}:{found[2]}: check MASTER_ADDR and MASTER_PORT, that rank 0 runs, and "
+            "that no firewall is between"
+        )
+    last = re.search(r"Last error:\s*(\S.*)", text)
+    detail = f" ({last[1].strip()})" if last else ""
+    if "Duplicate GPU" in text:
+        return f"shares a GPU with another rank{detail}: start one rank per GPU"
+    if not re.search(r"nccl(System|Internal|Remote)Error", text):
+        return None
+    return (
+        f"cannot connect to the others by NCCL{detail}: NCCL_SOCKET_IFNAME names the network to use, NCCL_IB_DISABLE=1 "
+        "leaves out InfiniBand, NCCL_DEBUG=INFO says more"
+    )
 
 
 def _asked_for(text: str) -> str:

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from cotnet import settings
+from cotnet import evaluate_settings, settings
 from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_of_target, shown, target_of
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
@@ -39,7 +39,7 @@ def meaning(hint: Any) -> str:
     if known is None:
         return ""
     options = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    choices = "" if all(str(option) in known.meaning for option in options) else in_words(kind)
+    choices = "" if all(shown(option) in known.meaning for option in options) else in_words(kind)
     null = "or null" if is_nullable(kind) and "null" not in known.meaning else ""
     return "; ".join(filter(None, [known.meaning, choices, f"{known.range} {null}".strip()]))
 
@@ -70,15 +70,16 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
 
 def of_evaluate() -> dict[str, str]:
     """The meaning of each key that evaluate.py alone has."""
-    own = declared(settings.EvaluateSettings) | declared(settings.EvaluationData, "data.")
-    return own | declared(settings.AverageSettings, "average.") | declared(settings.SuiteSettings, "suite.")
+    own = declared(evaluate_settings.EvaluateSettings) | declared(evaluate_settings.EvaluationData, "data.")
+    own |= declared(evaluate_settings.AverageSettings, "average.")
+    return own | declared(evaluate_settings.SuiteSettings, "suite.")
 
 
 def of_look() -> dict[str, str]:
     """The meaning of each key that cotnet/look.py alone has."""
     from cotnet.commands.eval_look import LookSettings  # imports torch, which takes seconds
 
-    shared = declared(settings.EvaluationData, "data.")
+    shared = declared(evaluate_settings.EvaluationData, "data.")
     return declared(LookSettings) | {"data.preprocessing": shared["data.preprocessing"]}
 
 

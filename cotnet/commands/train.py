@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import nn
 
 from cotnet import parts
-from cotnet.commands.checks import checked
+from cotnet.commands.checks import checked, unchecked_line
 from cotnet.commands.explain import explain
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
@@ -20,7 +20,8 @@ from cotnet.config import run_folder
 from cotnet.config.build import build
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled
+from cotnet.engine.compilation import compiled_or_not
+from cotnet.engine.determinism import set_algorithms, set_variables
 from cotnet.engine.distributed import Ranks, synchronised
 from cotnet.engine.evaluation import Interrupted, evaluate, figures
 from cotnet.engine.launch import launch
@@ -30,7 +31,7 @@ from cotnet.engine.precision import Precision, precision_of
 from cotnet.engine.rank_environment import first_process
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State, restore
-from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
+from cotnet.engine.step import Output, Reports, TrainContext, TrainData, pass_on_zeros, wrap
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED
 from cotnet.models.checkpointing import checkpoint_stages
@@ -46,15 +47,22 @@ def run(config: Config) -> int:
     """Checks everything that can be checked before a process starts, then trains on every rank."""
     if config["explain"] is True:
         return explain(config)
-    config, ranks, train_set, val_set = checked(config)
-    folder = Path(config["output_dir"])
+    deterministic = parts.read_settings(config).train.deterministic
+    determinism = set_variables(deterministic=deterministic, gpu=torch.cuda.is_available())
+    given, ranks, train_set, val_set = checked(config)
+    folder = Path(given["output_dir"])
     with claimed(folder):
-        if run_folder.already_finished(folder, config, train_set.fingerprint):
+        taken = run_folder.taken_up(folder, given, train_set.fingerprint)
+        if taken is None:
             return 0
+        config = taken
         run_folder.write_config(folder / "config.yaml", config)
         run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
         if (line := parts.default_warmup(config)) and first_process():
             say(line)
+        for told in filter(None, (determinism, unchecked_line(config, train_set))):
+            if first_process():
+                say(told)
         code = launch(worker, config, ranks)
         if code == 0:
             run_folder.say_where(folder)
@@ -92,17 +100,41 @@ def new_state(config: Config, settings: Settings, precision: Precision) -> State
     )
 
 
+def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int, size: int) -> nn.Module:
+    """The state's model as training runs it on micro-batches (images, 3, size, size): compiled if the settings say so,
+    wrapped by DDP on several ranks; collective."""
+    trial = functools.partial(
+        pass_on_zeros, state=state, precision=precision_of(settings.train, ranks.device), images=images, size=size
+    )
+    how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
+    model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
+    for told in filter(None, (parts.operator_line(state.model, ranks.device), line)):
+        if ranks.first:
+            say(told)
+    model = wrap(model, ranks)
+    if ranks.world_size > 1:
+        # DDP sums gradients in buckets and rebuilds these after a process's first backward pass. Without this pass, the
+        # first step of a continued run adds in another order than the same step of an uncut run, which changes bits on
+        # three or more ranks.
+        trial(model)
+    return model
+
+
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = parts.settings_of(config), Path(config["output_dir"])
     precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
+    set_algorithms(ranks.device, deterministic=settings.train.deterministic)
     train_set, val_set = parts.read_data(settings.data)
     state = new_state(config, settings, precision)
     state.image_set, state.classes = train_set.fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         restore(state, last, ranks)
+    images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
+    size = parts.training_size(build(config["augmentation"], "augmentation"), settings.data, state.epoch)
+    ddp_model = trained_model(settings, state, ranks, images=images, size=size)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
     with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
@@ -111,7 +143,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             settings=settings.train,
             seed=settings.seed,
             precision=precision,
-            ddp_model=wrap(compiled(state.model) if settings.train.compile else state.model, ranks),
+            ddp_model=ddp_model,
             criterion=loss_function(settings.train),
             schedule=parts.schedule_of(config),
             data=TrainData(
@@ -136,8 +168,6 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             evaluate_every=settings.evaluation.every,
             stop_requested=lambda: stop.received,
         )
-        augmentation = build(config["augmentation"], "augmentation")
-        settle_buckets(context, state, parts.training_size(augmentation, settings.data, state.epoch))
         fit(context, state)
 
 

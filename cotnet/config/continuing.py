@@ -23,6 +23,7 @@ MAY_CHANGE: Final[dict[str, Change]] = {
     "loader.prefetch": "free",
     "data.eval_batch_size": "free",
     "train.log_every": "free",
+    "train.deterministic": "free",  # the same computation: only rounding can differ, which false says
     "train.checkpointing": "free",
     "train.epochs": "grows",
     "train.max_steps": "grows",
@@ -89,6 +90,14 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> l
             f"(what may change: {described()})"
         )
     return allowed
+
+
+def as_begun(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Our configuration with what the run was begun with in place of `auto` formats: versions that had no `auto` stored
+    true or false."""
+    auto = [key for key in ("channels_last", "compile") if ours["train"][key] == "auto"]
+    begun = {key: theirs["train"].get(key, False) for key in auto}
+    return {**ours, "train": {**ours["train"], **begun}}
 
 
 def described() -> str:

@@ -14,6 +14,8 @@ MOVED: Final = {
 }
 # Settings that older configurations lack, with the value of what the older version did.
 ADDED: Final = {
+    "train.deterministic": True,
+    "loader.device": "auto",
     "data.eval_flip": False,
     "evaluation.every": 1,
     "evaluation.extra": None,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten, to_yaml
-from cotnet.config.continuing import compare
+from cotnet.config.continuing import as_begun, compare
 from cotnet.config.moves import stored_config
 from cotnet.engine import checkpoints
 from cotnet.engine.rank_environment import first_process
@@ -16,8 +16,8 @@ from cotnet.reporting.terminal import clock, say
 from cotnet.settings import TrainSettings
 
 
-def already_finished(folder: Path, config: Config, image_set: str) -> bool:
-    """Checks that this command may continue the folder's run, and prints how far it is; whether nothing is left to do.
+def taken_up(folder: Path, config: Config, image_set: str) -> Config | None:
+    """The configuration to train with in this folder; None if the run there is finished. Prints how far the run is.
 
     Raises:
         InputError: the folder holds a sweep or a run with another configuration or image set, or its checkpoint cannot
@@ -27,9 +27,10 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
         raise InputError(f"{folder} holds a sweep, not a run; choose another output_dir")
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():  # nothing there to protect or to continue
-        return False
+        return config
     checkpoint = checkpoints.load(last)
     stored, progress = stored_config(checkpoint), checkpoint["progress"]
+    config = as_begun(config, stored)
     changes = compare(flatten(stored), flatten(config), str(folder))
     done = finished(typed(TrainSettings, config["train"], "train"), progress)
     if not done or stored["data"]["root"] != config["data"]["root"]:
@@ -39,14 +40,14 @@ def already_finished(folder: Path, config: Config, image_set: str) -> bool:
         if first_process():
             changed = f" ({'; '.join(changes)})" if changes else ""
             say(f"continuing {folder} at epoch {progress['epoch']}, step {progress['step']}{changed}")
-        return False
+        return config
     if first_process():
         best = progress["best"]
         say(
             f"{folder} is finished: {progress['step']} steps, best top-1 {best['best_top1']:.2f} % "
             f"({best['best_weights']}, epoch {best['best_epoch']:g}); for a new run choose another output_dir"
         )
-    return True
+    return None
 
 
 def require_same_batches(checkpoint: checkpoints.Checkpoint, path: Path) -> None:

@@ -70,8 +70,8 @@ def evaluate(
             given = inputs[number % len(inputs)]
             with precision.autocast():
                 logits = model(given)
-                if flip:
-                    logits = (logits + model(given.flip(-1))) / 2
+                if flip:  # a copy: a CUDA graph writes its next result to the same memory
+                    logits = (logits.clone() + model(given.flip(-1))) / 2
             tables[name][where] += results(logits[:count], targets[:count])
             keep_logits(name, where, logits[:count])
         advance(count)

@@ -24,7 +24,7 @@ HANGING = (
     "network is wrong; launch.timeout_minutes where it is only slow"
 )
 LOST = "lost its connection to another rank"  # our words for gloo's PEER_GONE
-PEER_GONE = "[Cc]losed by peer|[Rr]eset by peer"
+PEER_GONE = "[Cc]losed by (?:remote )?peer|[Rr]eset by peer"
 T = TypeVar("T")
 Outcomes: TypeAlias = "SimpleQueue[tuple[int, int, str]]"  # rank, exit code, error text
 

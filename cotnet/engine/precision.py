@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cotnet.errors import InputError
-from cotnet.settings import TrainSettings
+from cotnet.settings import ChannelsLast, TrainSettings
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -80,7 +80,13 @@ def keep_freed_memory(device: torch.device) -> None:
 def precision_of(settings: TrainSettings, device: torch.device) -> Precision:
     """The formats of a run on this device; errors as in `choose_precision`."""
     name = choose_precision(settings.precision, device)
-    return Precision(name=name, device=device, channels_last=settings.channels_last)
+    return Precision(name=name, device=device, channels_last=is_channels_last(settings.channels_last, device))
+
+
+def is_channels_last(given: ChannelsLast, device: torch.device) -> bool:
+    """The memory format on this device: `auto` is channels_last on a GPU. It also suits PVT, whose tokens (B, N, C) are
+    maps in channels_last."""
+    return device.type == "cuda" if given == "auto" else given
 
 
 def choose_precision(name: str, device: torch.device, *, key: str = "train.precision") -> str:

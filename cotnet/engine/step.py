@@ -93,20 +93,13 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def settle_buckets(context: TrainContext, state: State, image_size: int) -> None:
-    """Runs one forward and backward pass on zeros and drops the gradients; collective.
-
-    DDP sums gradients in buckets and rebuilds the buckets after a process's first backward pass. Without this pass, the
-    first step of a continued run adds in another order than the same step of an uncut run, which changes bits on three
-    or more ranks. BatchNorm statistics are restored; each step seeds its own random numbers (`seed_step`).
-    """
-    if context.ranks.world_size == 1:
-        return
+def pass_on_zeros(model: nn.Module, state: State, precision: Precision, *, images: int, size: int) -> None:
+    """A forward and backward pass of `model`, which runs the state's model, on (images, 3, size, size) zeros. Gradients
+    are dropped, BatchNorm statistics restored; each step seeds its own random numbers (`seed_step`)."""
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
-    count = context.settings.batch_size // context.ranks.world_size // context.settings.accumulation
-    zeros = torch.zeros(count, 3, image_size, image_size, device=context.ranks.device)
+    zeros = torch.zeros(images, 3, size, size, device=precision.device, dtype=precision.parameters)
     state.model.train()
-    forward(context, zeros.to(context.precision.parameters)).sum().backward()
+    forward(model, zeros, precision).sum().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, kept in buffers.items():
         buffer.copy_(kept)
@@ -118,12 +111,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
 
 
-def forward(context: TrainContext, images: Tensor) -> Tensor:
+def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
     """The logits (B, classes) of normalised images (B, 3, H, W), in the run's precision and memory format. Raises
     InputError about the batch size where BatchNorm, over a pooled map, gets one image."""
     try:
-        with context.precision.autocast():
-            return cast(Tensor, context.ddp_model(images.to(memory_format=context.precision.layout)))
+        with precision.autocast():
+            return cast(Tensor, model(images.to(memory_format=precision.layout)))
     except ValueError as error:
         if len(images) > 1 or "value per channel" not in str(error):
             raise
@@ -142,7 +135,7 @@ def train_step(context: TrainContext, state: State, images: Tensor, targets: Ten
     for part, micro_batch in enumerate(micro_batches):
         inputs, wanted = context.data.transform(*micro_batch, state.epoch)
         with ddp.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
-            logits = forward(context, inputs)
+            logits = forward(context.ddp_model, inputs, context.precision)
             loss = context.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
             state.scaler.scale(loss / parts).backward()
         total += loss.detach() / parts

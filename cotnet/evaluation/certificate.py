@@ -54,20 +54,6 @@ class TensorLoader:
         """As BatchLoader."""
 
 
-class _OnDevice:
-    """A loader on the CPU whose batches go to a device."""
-
-    def __init__(self, loader: Any, device: torch.device) -> None:
-        self._loader, self._device = loader, device
-
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        for images, targets, indices in self._loader.batches(epoch, first):
-            yield Batch(images.to(self._device), targets.to(self._device), indices)
-
-    def close(self) -> None:
-        self._loader.close()
-
-
 def paths_to_pixels(
     plan: Callable[[ImageSet], EvaluationPlan], device: torch.device, interpolation: str
 ) -> dict[str, Maker]:
@@ -75,15 +61,14 @@ def paths_to_pixels(
     from data.loading.dali import DaliLoader
     from data.loading.torchvision import TorchvisionLoader
 
-    cpu = torch.device("cpu")
-    given: dict[str, Any] = {"interpolation": interpolation, "prefetch": 2}
+    given: dict[str, Any] = {"output_device": device, "interpolation": interpolation, "threads": 2, "prefetch": 2}
     makers: dict[str, Maker] = {
-        REFERENCE: lambda images: TorchvisionLoader(images, plan(images), device=device, threads=2, **given),
+        REFERENCE: lambda images: TorchvisionLoader(images, plan(images), **given),
         "tensors": lambda images: TensorLoader(images, plan(images), device=device, interpolation=interpolation),
-        "dali_cpu": lambda images: _OnDevice(DaliLoader(images, plan(images), device=cpu, threads=2, **given), device),
+        "dali_cpu": lambda images: DaliLoader(images, plan(images), device="cpu", **given),
     }
     if device.type == "cuda":
-        makers["dali_gpu"] = lambda images: DaliLoader(images, plan(images), device=device, threads=2, **given)
+        makers["dali_gpu"] = lambda images: DaliLoader(images, plan(images), device="gpu", **given)
     return makers
 
 

@@ -5,15 +5,21 @@ of the values with the contextual attention weights. No implementation here unfo
 times their memory.
 """
 
+import warnings
 from importlib.util import find_spec
 from typing import Final
 
 import torch
 
 from cotnet.ops.local_aggregation_torch import LocalAggregation
+from cotnet.ops.toolchain import missing_for_kernels
 
 __all__ = ["local_aggregation"]
-TRITON: Final = torch.cuda.is_available() and find_spec("triton") is not None  # importing it takes half a second
+with warnings.catch_warnings():  # of a driver that torch cannot use: cotnet.engine.gpus says it in a line
+    warnings.filterwarnings("ignore", message="CUDA initialization")
+    GPU: Final = torch.cuda.is_available()
+# On a GPU only: importing triton takes half a second.
+TRITON: Final = GPU and find_spec("triton") is not None and not missing_for_kernels()
 if TRITON:
     from cotnet.ops.local_aggregation_triton import aggregate
 
@@ -30,9 +36,10 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
         patches = patches.reshape(B, C // G, G, K * K, H, W)
         return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
 
-    CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton is not installed (see
-    `TRITON`), take the PyTorch forms. Only value and weight are saved for the backward pass. A value that is not finite
-    may spread further within its sample than in the definition. Raises ValueError on other shapes.
+    CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton, a C compiler or
+    Python's headers are missing (see `TRITON`), take the PyTorch forms. Only value and weight are saved for the
+    backward pass. A value that is not finite may spread further within its sample than in the definition. Raises
+    ValueError on other shapes.
     """
     _check(value, weight, dilation)
     weight = weight.to(value.dtype)

@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 
 from cotnet.errors import DataError
 from cotnet.settings import Setting
-from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, of_sizes, to_device
+from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, of_sizes, to_device
 from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -53,6 +53,9 @@ _DECODING: Final[dict[str, Any]] = {
     "output_type": types.RGB,
     "adjust_orientation": False,  # as all others: ImageNet has 139 images with an EXIF orientation
     "jpeg_fancy_upsampling": True,  # as libjpeg does on the CPU
+    # All JPEGs to the GPU's hardware decoder, if it has one. With a share of each batch, an image's pixels would depend
+    # on the others: the hardware gets the first of a batch sorted by subsampling and area, CUDA rounds otherwise.
+    "hw_decoder_load": 1.0,
     "affine": False,  # else the ranks of one socket's GPUs would pin their threads to the same first cores
 }
 
@@ -99,19 +102,21 @@ class _PlannedBatch(NamedTuple):
 
 
 class DaliLoader:
-    """A BatchLoader. With a CUDA device, DALI also decodes and resizes there."""
+    """A BatchLoader. Unless `device` is cpu, DALI decodes, crops and resizes where the images go."""
 
     def __init__(
         self,
         image_set: ImageSet,
         plan: BatchPlan,
         *,
-        device: torch.device,
+        output_device: torch.device,
         interpolation: str,
         threads: Annotated[int, Setting("CPU threads per rank", least=1, most=1024)],
         prefetch: Prefetch,
+        device: DecodeDevice = "auto",
     ) -> None:
-        self._set, self._plan, self._device, self._interpolation = image_set, plan, device, interpolation
+        self._set, self._plan, self._device, self._interpolation = image_set, plan, output_device, interpolation
+        self._on_gpu = device != "cpu" and output_device.type == "cuda"
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet
         self._prefetch = prefetch
@@ -122,10 +127,9 @@ class DaliLoader:
         self._finished: Iterator[Future[tuple[list[torch.Tensor], np.ndarray]]] = iter(())
         self._in_flight: deque[_PlannedBatch] = deque()  # the batches DALI works on
         self._failure: Exception | None = None
-        self._on_gpu = device.type == "cuda"
         settings = {"batch_size": plan.rank_batch, "num_threads": threads}
         if self._on_gpu:
-            settings |= {"device_id": device.index or 0, "prefetch_queue_depth": prefetch}
+            settings |= {"device_id": output_device.index or 0, "prefetch_queue_depth": prefetch}
             self._pipeline = _crops(self._source, "mixed", interpolation, plan.sides, **settings)
         else:  # depth 2: one batch is decoded while another is resized
             self._pipeline = _regions(self._source, device_id=None, prefetch_queue_depth=2, **settings)
@@ -141,6 +145,7 @@ class DaliLoader:
         for _ in numbers:
             images, indices = self._finish() if self._on_gpu else next(self._finished).result()
             targets = np.where(indices < 0, 0, self._set.labels[indices % len(self._set.files)])
+            images = [part.to(self._device, non_blocking=True) for part in images]
             yield Batch(of_sizes(images), to_device(targets, self._device), torch.from_numpy(indices))
 
     def close(self) -> None:
@@ -177,7 +182,8 @@ class DaliLoader:
 
     def _resize(self, regions: Sequence[torch.Tensor], geometry: Geometry, side: int) -> torch.Tensor:
         """(n, 3, side, side) uint8 images from n decoded boxes, (height, width, 3) uint8 each."""
-        pixels = np.empty((len(regions), 3, side, side), dtype=np.uint8)
+        images = self._new_images(len(regions), side)
+        pixels = images.numpy()
 
         def finish(first: int) -> None:
             # In NumPy after resizing: torch's copies would start a team of threads in each thread.
@@ -189,7 +195,15 @@ class DaliLoader:
                 pixels[row] = crop[..., ::-1] if geometry.flip[row] else crop
 
         list(self._workers.map(finish, range(0, len(regions), _PER_TASK)))
-        return torch.from_numpy(pixels)
+        return images
+
+    def _new_images(self, count: int, side: int) -> torch.Tensor:
+        """Uninitialised (count, 3, side, side) uint8 on the CPU; pinned where they go to a GPU, so that the copy does
+        not make the host wait."""
+        shape = (count, 3, side, side)
+        if self._device.type == "cuda":
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
 
     def _run(self) -> Any:
         """DALI's outputs for the next batch."""

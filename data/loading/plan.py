@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,12 @@ def of_sizes(images: Sequence[torch.Tensor]) -> Any:
     return tuple(images) if len(images) > 1 else images[0]
 
 
+DecodeDevice = Annotated[
+    Literal["auto", "cpu", "gpu"],
+    Setting(
+        "where images are decoded: `cpu`, `gpu` (DALI only), or `auto`: DALI on the GPU if there is one, else the CPU"
+    ),
+]
 Prefetch = Annotated[int, Setting("batches made ahead; torchvision: by each process", least=1, most=1000)]
 
 
@@ -46,9 +52,9 @@ class BatchLoader(Protocol):
     """Executes a plan. DaliLoader and TorchvisionLoader have the same arguments:
 
     image_set, plan: the files, and what to do with them.
-    device: where images and targets go.
+    output_device: where images and targets go.
     interpolation: bilinear or bicubic, antialiased.
-    threads, prefetch: as each loader declares them.
+    threads, prefetch, device: as each loader declares them.
     """
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
 from cotnet.settings import Setting
-from data.loading.plan import Batch, BatchPlan, Geometry, Prefetch, all_sizes, of_sizes
+from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, all_sizes, of_sizes
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
@@ -30,12 +30,15 @@ class TorchvisionLoader:
         image_set: ImageSet,
         plan: BatchPlan,
         *,
-        device: torch.device,
+        output_device: torch.device,
         interpolation: str,
         threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
         prefetch: Prefetch,
+        device: DecodeDevice = "auto",
     ) -> None:
-        self._plan, self._device = plan, device
+        if device == "gpu":
+            raise DataError("device=gpu is for DALI, torchvision decodes on the CPU; set loader=dali, or auto")
+        self._plan, self._device = plan, output_device
         self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
@@ -46,7 +49,7 @@ class TorchvisionLoader:
                 num_workers=threads,
                 prefetch_factor=prefetch if threads else None,
                 persistent_workers=threads > 0,
-                pin_memory=device.type == "cuda",
+                pin_memory=output_device.type == "cuda",
                 worker_init_fn=lambda _: gc.freeze(),
                 multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
             )

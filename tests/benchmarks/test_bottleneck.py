@@ -2,9 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from programs import make_digits
 
-from cotnet.benchmarks.bottleneck import Rates, main, reading_rate, verdict
+from cotnet.benchmarks.bottleneck import Rates, largest_that_fits, main, reading_rate, verdict
+from cotnet.errors import RunError
 from data.sets.read import read_split
 
 BALANCED = Rates(
@@ -15,6 +17,8 @@ BALANCED = Rates(
     loaders={("dali", 4): 900, ("torchvision", 4): 500},
     batches={64: 1000, 128: 1050},
     overlap=True,
+    configured=64,
+    fits=64,
 )
 
 
@@ -35,6 +39,11 @@ BALANCED = Rates(
         ({"reading": 950}, "reading is the limit: put the set on a faster disk", ""),
         ({"overlap": False}, "about 474 images/s; decoding is the limit", ""),
         ({"batches": {64: 1000, 128: 1300}}, "", "better: 128 images per rank and step (1,300 instead of 1,000"),
+        (
+            {"configured": 256},
+            "",
+            "256 images per rank and step do not fit the memory, 64 do: set train.accumulation to 4 times its value",
+        ),
         ({"loaders": {("dali", 4): 900, ("dali", 8): 1600}}, "", "better: loader=dali loader.threads=8 (1,600 instead"),
     ],
 )
@@ -42,6 +51,18 @@ def test_verdict(change, limit, advice):
     lines = verdict(replace(BALANCED, **change))
     assert limit in lines[0]
     assert any(advice in line for line in lines)
+
+
+def test_batches_are_halved_until_one_fits():
+    def measure(batch):
+        if batch > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return 10.0 * batch
+
+    assert largest_that_fits(measure, 100) == (12, 120.0)
+    assert largest_that_fits(measure, 24) == (24, 240.0)
+    with pytest.raises(RunError, match="not even 2 images fit the GPU's memory"):
+        largest_that_fits(lambda batch: measure(100), 100)
 
 
 def test_reading_counts_files_once(tmp_path):

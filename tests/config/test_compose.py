@@ -194,8 +194,8 @@ def test_learning_rate_follows_the_batch_unless_given():
 
 def test_an_evaluation_has_the_checkpoints_loader_but_for_what_is_given():
     checkpoint = {"config": json.dumps(compose("train", ["data=digits", "loader=torchvision", "loader.threads=7"]))}
-    theirs = {"_target_": "data.loading.torchvision.TorchvisionLoader", "threads": 7, "prefetch": 2}
-    ours = {"_target_": "data.loading.dali.DaliLoader", "threads": 1, "prefetch": 2}
+    theirs = {"_target_": "data.loading.torchvision.TorchvisionLoader", "threads": 7, "prefetch": 2, "device": "auto"}
+    ours = {"_target_": "data.loading.dali.DaliLoader", "threads": 1, "prefetch": 2, "device": "auto"}
     for given, expected in (
         ((), theirs),
         (("loader.threads=1",), {**theirs, "threads": 1}),

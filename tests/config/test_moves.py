@@ -10,9 +10,12 @@ from programs import SMALL, STEPS, assert_same_run, run
 
 from cotnet import parts
 from cotnet.commands import eval_model
+from cotnet.config import run_folder
 from cotnet.config.compose import compose, flatten
-from cotnet.config.continuing import compare
+from cotnet.config.continuing import as_begun, compare
 from cotnet.config.moves import DROPPED, MOVED, stored_config
+from cotnet.engine import checkpoints
+from cotnet.errors import InputError
 from cotnet.integrity import checksum
 
 STORED = {"config": (Path(__file__).parent / "stored_config.json").read_text()}
@@ -24,15 +27,17 @@ OVERRIDES = (
 
 
 def test_an_earlier_configuration_is_the_present_one_in_current_names():
-    assert compare(flatten(stored_config(STORED)), flatten(compose("train", [*OVERRIDES])), "run") == []
+    stored = stored_config(STORED)
+    assert compare(flatten(stored), flatten(as_begun(compose("train", [*OVERRIDES]), stored)), "run") == []
 
 
 def test_a_run_on_wandb_from_before_its_newer_keys_continues():
     config = json.loads(STORED["config"])
     config["logger"] = {"_target_": "cotnet.engine.loggers.WandbLogger", "project": "cotnet", "entity": None}
     config["logger"] |= {"group": None, "tags": [], "mode": "auto"}
-    present = compose("train", [*OVERRIDES, "logger=wandb"])
-    changes = compare(flatten(stored_config({"config": json.dumps(config)})), flatten(present), "run")
+    stored = stored_config({"config": json.dumps(config)})
+    present = as_begun(compose("train", [*OVERRIDES, "logger=wandb"]), stored)
+    changes = compare(flatten(stored), flatten(present), "run")
     assert changes == ['logger.project was "cotnet", now null']
 
 
@@ -45,8 +50,26 @@ def test_moved_names_exist_and_dropped_ones_do_not():
 def test_an_earlier_checkpoint_is_evaluated_with_its_own_loader():
     config = eval_model.completed(compose("evaluate", ["checkpoint=x.pth"]), STORED)
     parts.check_loader(config)
-    assert config["loader"] == {"_target_": "data.loading.dali.DaliLoader", "threads": 1, "prefetch": 2}
+    loader = {"_target_": "data.loading.dali.DaliLoader", "threads": 1, "prefetch": 2, "device": "auto"}
+    assert config["loader"] == loader
     assert config["data"]["root"] == "digits"
+
+
+def test_a_run_from_before_auto_continues_with_its_own_formats(tmp_path):
+    """Earlier versions stored true or false; `auto`, today's default, then means that."""
+    stored = json.loads(STORED["config"])
+    assert "deterministic" not in stored["train"]
+    stored["train"] |= {"channels_last": True, "compile": False}
+    progress = {"epoch": 1, "step": 3, "seconds": 1.0, "evaluated": 0, "best": {}}
+    content = {"format": checkpoints.FORMAT, "config": json.dumps(stored), "progress": progress, "ranks": [{}]}
+    checkpoints.save(tmp_path / "checkpoints" / "last.pt", content | {"image_set": "x"})
+    config = compose("train", [*OVERRIDES])
+    assert (config["train"]["channels_last"], config["train"]["compile"]) == ("auto", "auto")
+    taken = run_folder.taken_up(tmp_path, config, "x")
+    assert (taken["train"]["channels_last"], taken["train"]["compile"]) == (True, False)
+    other = compose("train", [*OVERRIDES, "train.compile=max-autotune"])
+    with pytest.raises(InputError, match=r'train\.compile was false, now "max-autotune"'):
+        run_folder.taken_up(tmp_path, other, "x")
 
 
 @pytest.mark.slow

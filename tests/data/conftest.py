@@ -19,13 +19,14 @@ def train_set(tmp_path_factory):
 @pytest.fixture
 def open_loader():
     """A loader that is closed again: open_loader(cls, image_set, plan, ...). threads: DALI's one or torchvision's none,
-    which saves starting a process, unless given."""
+    which saves starting a process, unless given. decode: the setting `device`."""
     opened = []
 
-    def make(loader, image_set, plan, *, device=CPU, interpolation="bilinear", threads=None, prefetch=2):
+    def make(loader, image_set, plan, *, device=CPU, interpolation="bilinear", threads=None, prefetch=2, decode="auto"):
         plan = replace(plan, samples=len(image_set.files))
         threads = int(loader is DaliLoader) if threads is None else threads
-        settings = {"device": device, "interpolation": interpolation, "threads": threads, "prefetch": prefetch}
+        settings = {"output_device": device, "interpolation": interpolation, "threads": threads, "prefetch": prefetch}
+        settings["device"] = decode
         opened.append(loader(image_set, plan, **settings))
         return opened[-1]
 

@@ -60,7 +60,7 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     assert left == list(train.files)
     assert "n01440764/wrong.JPEG" in train.files
     plan = EvaluationPlan(samples=len(train.files), batch_size=4, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
-    loader = DaliLoader(train, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
+    loader = DaliLoader(train, plan, output_device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
     assert sum(len(batch.indices) for batch in loader.batches(0)) == 8
     loader.close()
 

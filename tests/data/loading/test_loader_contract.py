@@ -127,10 +127,25 @@ def test_batches_stay_what_they_were(loader, train_set, open_loader):
         ({"threads": -1}, r"^loader\.threads=-1 must be from [01] to 1024$"),
         ({"threads": 2000}, r"^loader\.threads=2000 must be from [01] to 1024$"),
         ({"prefetch": 0}, r"^loader\.prefetch=0 must be from 1 to 1000$"),
+        ({"device": "tpu"}, r"^loader\.device=tpu is unknown; did you mean"),
         ({"prefetch": 10**12}, r"^loader\.prefetch=1000000000000 is too large"),
     ],
 )
 def test_impossible_settings(loader, change, message, train_set):
     node = {"_target_": f"{loader.__module__}.{loader.__name__}", "threads": 1, "prefetch": 1, **change}
     with pytest.raises(InputError, match=message):
-        build(node, "loader", image_set=train_set, plan=TRAIN, device=CPU, interpolation="bilinear")
+        build(node, "loader", image_set=train_set, plan=TRAIN, output_device=CPU, interpolation="bilinear")
+
+
+def test_where_dali_decodes(train_set, open_loader):
+    """Without a GPU `auto` is `cpu`."""
+    batches = [open_loader(DaliLoader, train_set, TRAIN, decode=device).batches(1) for device in ("auto", "cpu")]
+    assert_same(*batches)
+
+
+def test_torchvision_does_not_decode_on_a_gpu(train_set):
+    node = {"_target_": "data.loading.torchvision.TorchvisionLoader", "threads": 0, "prefetch": 1, "device": "gpu"}
+    with pytest.raises(
+        InputError, match=r"^loader\.device=gpu is for DALI, torchvision decodes on the CPU; set loader=dali"
+    ):
+        build(node, "loader", image_set=train_set, plan=TRAIN, output_device=CPU, interpolation="bilinear")

@@ -88,7 +88,7 @@ def test_closing_is_quick_and_leaves_nothing(loader, half_way, train_set):
     plan = replace(TRAIN, samples=len(train_set.files))
 
     def use(seconds_to_close):
-        opened = loader(train_set, plan, device=CPU, interpolation="bilinear", threads=2, prefetch=2)
+        opened = loader(train_set, plan, output_device=CPU, interpolation="bilinear", threads=2, prefetch=2)
         batches = opened.batches(0)
         kept = [batch.images for batch in (islice(batches, 2) if half_way else batches)]
         pixels = [images.clone() for images in kept]

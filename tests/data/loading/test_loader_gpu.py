@@ -94,3 +94,26 @@ def test_memory_of_the_gpu_stays_flat_over_20_epochs(train_set, open_loader):
         torch.cuda.synchronize()
         free.append(torch.cuda.mem_get_info(GPU)[0])
     assert min(free[3:6]) - min(free[10:]) < 16 * 2**20, free
+
+
+@pytest.mark.parametrize("plan", [TRAIN, EVALUATION])
+def test_an_image_has_the_same_pixels_in_any_batch(plan, train_set, open_loader):
+    """Other images beside it, of other sizes and subsamplings, and alone."""
+    pixels = {}
+    for batch_size in (1, 5, 16, 32):
+        loader = open_loader(DaliLoader, train_set, replace(plan, batch_size=batch_size), device=GPU)
+        for batch in loader.batches(3):
+            for index, image in zip(batch.indices.tolist(), batch.images.cpu(), strict=True):
+                if index >= 0:
+                    assert torch.equal(pixels.setdefault(index, image), image), (index, batch_size)
+    assert len(pixels) == 32
+
+
+def test_decoded_on_the_cpu_for_a_gpu(train_set, open_loader):
+    """The CPU's pixels, on the GPU."""
+    here = open_loader(DaliLoader, train_set, TRAIN).batches(2)
+    there = open_loader(DaliLoader, train_set, TRAIN, device=GPU, decode="cpu").batches(2)
+    for batch, other in zip(there, here, strict=True):
+        assert (batch.images.device, batch.targets.device, batch.indices.device.type) == (GPU, GPU, "cpu")
+        assert torch.equal(batch.images.cpu(), other.images)
+        assert torch.equal(batch.targets.cpu(), other.targets)

@@ -29,7 +29,7 @@ def memory_after_epochs(loader, root, epochs):
     keep_freed_memory(torch.device("cpu"))  # as every run does
     plan = replace(TRAIN, samples=36, batch_size=18, image_size=224)  # batches of megabytes: old ones show if kept
     image_set = read_split(root, "train")
-    opened = loader(image_set, plan, device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=2)
+    opened = loader(image_set, plan, output_device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=2)
     after = []
     for epoch in range(epochs):
         for _ in opened.batches(epoch):

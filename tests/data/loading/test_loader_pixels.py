@@ -1,5 +1,6 @@
 """The pixels of both loaders against each other, against torchvision's own transforms and against PIL."""
 
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,8 @@ def test_the_gpus_graph_can_be_put_together():
     ):
         graph = pipeline.serialize()
         assert b"mixed" in graph
+        # All JPEGs take one way, so an image's pixels do not depend on its batch.
+        assert struct.pack("<f", 1.0) in graph.partition(b"hw_decoder_load")[2][:40]
         assert b"ImageSlice" not in graph  # see _crops
         assert [device for _, device, *_ in pipeline._generate_build_args()] == ["gpu"]
 

@@ -34,8 +34,8 @@ def test_each_epoch_has_its_size_and_the_pixels_of_a_loader_of_that_size(kind, t
 
     def make(size):
         sized = replace(plan, image_size=size)
-        threads = int(kind is DaliLoader)
-        return kind(found, sized, device=torch.device("cpu"), interpolation="bilinear", threads=threads, prefetch=1)
+        given = {"interpolation": "bilinear", "threads": int(kind is DaliLoader), "prefetch": 1}
+        return kind(found, sized, output_device=torch.device("cpu"), **given)
 
     growing = ProgressiveLoader(make, lambda epoch: 16 + 8 * (epoch // 2))
     for epoch, first in ((0, 0), (1, 1), (2, 0), (3, 2)):
