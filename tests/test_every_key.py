@@ -36,6 +36,7 @@ RIGHT = {
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
+        "train.deterministic",
         *("backbone.positions", "logger.artifacts"),
     ),
     "text": ("logger.project", "logger.entity", "logger.group", "logger.notes", "logger.job_type"),
