@@ -5,10 +5,10 @@ keeps the rows' sums in registers, and sums the weights' gradient alone (no atom
 registers do not grow with K. Values that several kernel positions read come from the cache. A tap is one of the K * K
 kernel positions.
 
-What is the same in all launches of a layer is a constant of the compiled kernel: sizes, and the strides within a
-sample, which become offsets in the load instructions. There is no loop and no branch: a tap outside the map reads the
-own position with weight 0. Strides are (sample, part) as arguments; as constants (row, group, position) of maps and
-(tap, group, position) of weights. Sums have the type SUM.
+Sizes, and the strides within a sample, are constants of the compiled kernel, so that rows are offsets in the load
+instructions. A tap outside the map reads the own position with weight 0: there is no branch, and for K = 3 no loop.
+(Unrolled, K = 7 takes a minute to compile.) Strides are (sample, part) as arguments; as constants (row, group,
+position) of maps and (tap, group, position) of weights. Sums have the type SUM.
 """
 
 import triton
@@ -29,26 +29,36 @@ def _elements(
 
     Elements beyond the last one wrap around to others, so every address is valid.
     """
-    AREA: tl.constexpr = HEIGHT * WIDTH
-    BLOCKS: tl.constexpr = (GROUPS * AREA + BLOCK - 1) // BLOCK
+    area: tl.constexpr = HEIGHT * WIDTH
+    blocks: tl.constexpr = (GROUPS * area + BLOCK - 1) // BLOCK
     index = tl.program_id(0)
-    block = index % BLOCKS
+    block = index % blocks
     if WIDE:
         block = block.to(tl.int64)
     element = block * BLOCK + tl.arange(0, BLOCK)
     if LAST:
-        group, position = element % GROUPS, element // GROUPS % AREA
+        group, position = element % GROUPS, element // GROUPS % area
     else:
-        group, position = element // AREA % GROUPS, element % AREA
-    sample = (index // BLOCKS).to(tl.int64)
-    return sample // PARTS, sample % PARTS, group, position, element < GROUPS * AREA
+        group, position = element // area % GROUPS, element % area
+    sample = (index // blocks).to(tl.int64)
+    return sample // PARTS, sample % PARTS, group, position, element < GROUPS * area
 
 
 @triton.jit
-def _look(position, TAP: tl.constexpr, KERNEL: tl.constexpr, DILATION: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """The position that a tap sees, and whether it is inside the map; outside, the own position."""
-    dy: tl.constexpr = DILATION * (TAP // KERNEL - KERNEL // 2)
-    dx: tl.constexpr = DILATION * (TAP % KERNEL - KERNEL // 2)
+def _look(
+    position,
+    line,
+    COLUMN: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The position that the tap at a kernel's line and column sees, and whether it is inside the map.
+
+    Outside, the own position.
+    """
+    dy, dx = DILATION * (line - KERNEL // 2), DILATION * (COLUMN - KERNEL // 2)
     y, x = position // WIDTH + dy, position % WIDTH + dx
     inside = (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
     return tl.where(inside, position + (dy * WIDTH + dx), position), inside
@@ -85,15 +95,17 @@ def sums(
     totals = ()
     for _ in tl.static_range(ROWS):
         totals = totals + (tl.zeros([BLOCK], SUM),)
-    for tap in tl.static_range(KERNEL * KERNEL):
-        seen, inside = _look(position, tap, KERNEL, DILATION, HEIGHT, WIDTH)
-        at = weight + (group * WEIGHT[1] + position * WEIGHT[2]) + tap * WEIGHT[0]
-        weights = tl.load(at, inside, 0.0).to(SUM)
-        at = value + (group * VALUE[1] + seen * VALUE[2])
-        before = totals
-        totals = ()
-        for row in tl.static_range(ROWS):
-            totals = totals + (before[row] + tl.load(at + row * VALUE[0]).to(SUM) * weights,)
+    for line in tl.range(KERNEL, loop_unroll_factor=KERNEL if KERNEL <= 3 else 1):
+        for column in tl.static_range(KERNEL):
+            seen, inside = _look(position, line, column, KERNEL, DILATION, HEIGHT, WIDTH)
+            tap = line * KERNEL + column
+            at = weight + (group * WEIGHT[1] + position * WEIGHT[2] + tap * WEIGHT[0])
+            weights = tl.load(at, inside, 0.0).to(SUM)
+            at = value + (group * VALUE[1] + seen * VALUE[2])
+            before = totals
+            totals = ()
+            for row in tl.static_range(ROWS):
+                totals = totals + (before[row] + tl.load(at + row * VALUE[0]).to(SUM) * weights,)
     at = result + (group * RESULT[1] + position * RESULT[2])
     for row in tl.static_range(ROWS):
         tl.store(at + row * RESULT[0], totals[row].to(result.dtype.element_ty), own)
@@ -148,23 +160,25 @@ def gradients(
         if NEED_WEIGHT:
             at = upstream + (group * UPSTREAM[1] + position * UPSTREAM[2]) + row * UPSTREAM[0]
             ups = ups + (tl.load(at).to(SUM),)
-    for tap in tl.static_range(KERNEL * KERNEL):
-        seen, inside = _look(position, tap, KERNEL, DILATION, HEIGHT, WIDTH)
-        if NEED_VALUE:
-            at = weight + (group * WEIGHT[1] + seen * WEIGHT[2]) + (KERNEL * KERNEL - 1 - tap) * WEIGHT[0]
-            weights = tl.load(at, inside, 0.0).to(SUM)
-            at = upstream + (group * UPSTREAM[1] + seen * UPSTREAM[2])
-            before = totals
-            totals = ()
-            for row in tl.static_range(ROWS):
-                totals = totals + (before[row] + tl.load(at + row * UPSTREAM[0]).to(SUM) * weights,)
-        if NEED_WEIGHT:
-            at = value + (group * VALUE[1] + seen * VALUE[2])
-            total = tl.zeros([BLOCK], SUM)
-            for row in tl.static_range(ROWS):
-                total += tl.load(at + row * VALUE[0]).to(SUM) * ups[row]
-            total = tl.where(inside, total, 0.0).to(added.dtype.element_ty)
-            tl.store(added + (group * ADDED[1] + position * ADDED[2]) + tap * ADDED[0], total, own)
+    for line in tl.range(KERNEL, loop_unroll_factor=KERNEL if KERNEL <= 3 else 1):
+        for column in tl.static_range(KERNEL):
+            seen, inside = _look(position, line, column, KERNEL, DILATION, HEIGHT, WIDTH)
+            tap = line * KERNEL + column
+            if NEED_VALUE:
+                at = weight + (group * WEIGHT[1] + seen * WEIGHT[2] + (KERNEL * KERNEL - 1 - tap) * WEIGHT[0])
+                weights = tl.load(at, inside, 0.0).to(SUM)
+                at = upstream + (group * UPSTREAM[1] + seen * UPSTREAM[2])
+                before = totals
+                totals = ()
+                for row in tl.static_range(ROWS):
+                    totals = totals + (before[row] + tl.load(at + row * UPSTREAM[0]).to(SUM) * weights,)
+            if NEED_WEIGHT:
+                at = value + (group * VALUE[1] + seen * VALUE[2])
+                total = tl.zeros([BLOCK], SUM)
+                for row in tl.static_range(ROWS):
+                    total += tl.load(at + row * VALUE[0]).to(SUM) * ups[row]
+                total = tl.where(inside, total, 0.0).to(added.dtype.element_ty)
+                tl.store(added + (group * ADDED[1] + position * ADDED[2] + tap * ADDED[0]), total, own)
     if NEED_VALUE:
         at = result + (group * RESULT[1] + position * RESULT[2])
         for row in tl.static_range(ROWS):

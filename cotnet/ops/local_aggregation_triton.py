@@ -39,9 +39,7 @@ def vector_size(groups: int, item_size: int, *, last: bool, maps: int) -> int:
     return min(16 // item_size, REGISTERS // (ROWS * maps), groups & -groups) if last else 1
 
 
-def forward_launches(
-    value: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, dilation: int
-) -> list[Launch]:
+def forward_launches(value: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, dilation: int) -> list[Launch]:
     """What writes the result, ROWS rows of channels at a time."""
     taps = _taps(weight)
     rows = zip(_rows(value, taps), _rows(result, taps), strict=True)
