@@ -1,13 +1,19 @@
 """The operator against the unfold form: `python -m cotnet.benchmarks.local_aggregation [--json FILE] [--plot FILE]`.
 
+With `--compile-for sm_90` nothing is timed: it compiles the Triton kernels for that GPU, without one, and prints the
+instructions of a warp, the registers of a thread, what they spill, and the widths of their loads.
+
 Forward and backward at the shapes of CoTNet-50's stages, in both memory formats. The forms take turns; medians.
 `ratio` is the unfold form's time over ours. `peak_bytes` is the most that is allocated at a time beyond inputs, result
 and gradients; `peak_maps` is the same in feature maps. On a GPU also the bytes that must be moved per second, as a
 share of what a copy in the same run moves.
 """
 
+import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -109,24 +115,42 @@ def measure_forms(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser, cuda = common.options("local_aggregation", "Our operator and its unfold form."), torch.cuda.is_available()
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--stages", nargs="+", default=STAGES, help="CHANNELSxPIXELS, channels a multiple of 8")
+    dtypes, targets = ("float32", "bfloat16", "float16"), ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+    parser.add_argument("--stages", nargs="+", help="CHANNELSxPIXELS, channels a multiple of 8")
     parser.add_argument("--formats", nargs="+", default=tuple(FORMATS), choices=FORMATS, help="memory formats")
     parser.add_argument("--forms", nargs="+", default=OURS, choices=OURS, help="beside the unfold form")
     parser.add_argument("--batch", type=int, default=256 if cuda else 16, help="images (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each form (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=dtypes)
+    parser.add_argument("--dtype", choices=dtypes, help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (%(default)s)")
-    given, device = parser.parse_args(arguments), common.first_device()
+    parser.add_argument("--compile-for", nargs="+", choices=targets, help="count the kernels' instructions; no GPU")
+    parser.add_argument("--kernel-sizes", nargs="+", type=int, default=(3, 5, 7), help="K, with --compile-for")
+    given = parser.parse_args(arguments)
+    if not given.compile_for:
+        time_forms(given)
+        return
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("--compile-for needs triton, and TRITON_INTERPRET must not be 1")
+    from cotnet.benchmarks import compiled_kernels
+
+    stages, counted = given.stages or STAGES[:1], [given.dtype] if given.dtype else dtypes[:2]
+    rows = compiled_kernels.measure(given.compile_for, stages, given.formats, counted, given.kernel_sizes)
+    common.finish(rows, given.json)
+
+
+def time_forms(given: argparse.Namespace) -> None:
+    """Time the forms and write the records."""
+    device = common.first_device()
     torch.set_num_threads(given.threads)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
+    dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rows: list[dict[str, Any]] = []
-    for stage, layout in product(given.stages, given.formats):
+    for stage, layout in product(given.stages or STAGES, given.formats):
         torch.compiler.reset()  # each case is compiled anew and does not count as a recompilation
         compiled = torch.compile(local_aggregation, fullgraph=True, dynamic=False)
         known: dict[str, Form] = {"eager": local_aggregation, "compiled": compiled, PEER: unfold_form}
         forms = {form: known[form] for form in (*given.forms, PEER)}
-        tensors = make_tensors(stage, given.batch, layout, getattr(torch, given.dtype), device)
+        tensors = make_tensors(stage, given.batch, layout, dtype, device)
         name = f"{given.batch}x{stage}x{stage.partition('x')[2]} {layout}"
         rows += measure_forms(forms, tensors, name, rounds=given.rounds, bandwidth=bandwidth)
     common.finish(rows, given.json)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cotnet.models.layers import conv_norm
+from cotnet.models.layers import InputDtypeGroupNorm, conv_norm
 from cotnet.ops import local_aggregation
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
@@ -54,7 +54,7 @@ class CoTLayer(nn.Module):
             *conv_norm(2 * channels, channels // 2, groups=groups),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels // 2, self.kernel_positions * kernels, 1, groups=groups),
-            nn.GroupNorm(kernels, self.kernel_positions * kernels),
+            InputDtypeGroupNorm(kernels, self.kernel_positions * kernels),
         )
         self.conv1x1 = nn.Sequential(*conv_norm(channels, channels, groups=groups))
         self.bn = nn.BatchNorm2d(channels)
@@ -81,19 +81,19 @@ class CoTLayer(nn.Module):
 
     def attend(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """The dynamic context K2 = V * A with the local kernels A = [K1, Q] W_theta W_delta, without a softmax."""
-        weight = self.local_kernels(x, keys).unflatten(1, (self.groups, -1, self.kernel_positions))
-        value = self.conv1x1(x).unflatten(1, (self.groups, -1))  # (B, groups, C / groups, H, W)
-        context = local_aggregation(value.flatten(0, 1), weight.flatten(0, 1), dilation=self.dilation)
-        return self.act(self.bn(context.unflatten(0, (-1, self.groups)).flatten(1, 2)))
+        context = local_aggregation(self.conv1x1(x), self.local_kernels(x, keys), dilation=self.dilation)
+        return self.act(self.bn(context))
 
     def local_kernels(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups * G * K * K, H, W).
+        """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups, G, K * K, H, W).
 
         The first convolution is linear: it is applied to each and the results are added. This saves the memory of a
         concatenation. With groups, its input channels alternate between queries and keys, so each group sees both.
         """
-        first, *others = self.embed
+        first, *others, last, norm = self.embed
         assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        assert isinstance(norm, nn.GroupNorm)
         if self.groups == 1:
             of_queries, of_keys = first.weight.chunk(2, 1)
         else:
@@ -102,7 +102,9 @@ class CoTLayer(nn.Module):
         y = y.add_(F.conv2d(keys, of_keys, groups=self.groups))
         for layer in others:
             y = layer(y)
-        return y
+        if torch.compiler.is_compiling() and y.is_cuda and y.is_contiguous(memory_format=torch.channels_last):
+            return taps_before_groups(y, last, norm)
+        return norm(last(y)).unflatten(1, (self.groups, -1, self.kernel_positions))
 
     def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
         """Attention over the two contexts, channel by channel, as in selective kernels (Li et al., 2019).
@@ -117,3 +119,21 @@ class CoTLayer(nn.Module):
         dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
         gate = (dynamic - static).sigmoid().to(static_context.dtype)
         return torch.lerp(static_context, dynamic_context, gate)
+
+
+def taps_before_groups(x: torch.Tensor, conv: nn.Conv2d, norm: nn.GroupNorm) -> torch.Tensor:
+    """`norm(conv(x))` of a channels_last map, as local kernels (B, groups, G, K * K, H, W), for a compiler to fuse.
+
+    In memory, the G values of a kernel position are neighbours, so that a thread of the operator's kernel reads up to
+    eight at a time: the convolution's output channels are reordered, and the norm's statistics taken over strides.
+    (The GroupNorm of torch returns contiguous maps on a GPU.)
+    """
+    groups = conv.groups
+    sizes = (groups, norm.num_groups // groups, -1)  # (groups, G, K * K)
+    parameters = (*conv.parameters(), *norm.parameters())  # weight and bias of each
+    weight, bias, gain, offset = (parameter.unflatten(0, sizes).transpose(1, 2) for parameter in parameters)
+    y = F.conv2d(x, weight.flatten(0, 2), bias.flatten(), groups=groups).unflatten(1, weight.shape[:3])
+    wide = y.float() if y.dtype.itemsize < 4 else y
+    var, mean = torch.var_mean(wide, (2, 4, 5), correction=0, keepdim=True)  # (B, groups, 1, G, 1, 1)
+    wide = (wide - mean) * (var + norm.eps).rsqrt() * gain[..., None, None] + offset[..., None, None]
+    return wide.to(y.dtype).transpose(2, 3)

@@ -32,7 +32,7 @@ def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
 
 
 class DropPath(nn.Module):
-    """In training, zero the residual branch of random images and scale up the others (B, ...) -> the same shape.
+    """Add a residual branch to its shortcut; in training, drop it for random images and scale it up for the others.
 
     Huang et al., "Deep Networks with Stochastic Depth" (2016). Draws the same numbers as
     `torchvision.ops.StochasticDepth` in row mode, whose import takes 1.4 s.
@@ -42,12 +42,28 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, shortcut: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """shortcut + residual * kept, in one pass: two tensors (B, ...) -> the same shape. May reuse the residual."""
         if not self.training or self.probability == 0:
-            return x
+            same = residual.dtype == shortcut.dtype  # PVT's tokens are float32 under autocast
+            return residual.add_(shortcut) if same else residual + shortcut
         keep = 1 - self.probability
-        kept = x.new_empty([len(x), *[1] * (x.ndim - 1)]).bernoulli_(keep)
-        return x * kept.div_(keep or 1.0)
+        kept = residual.new_empty([len(residual), *[1] * (residual.ndim - 1)]).bernoulli_(keep)
+        return torch.addcmul(shortcut, residual, kept.div_(keep or 1.0))
+
+
+class InputDtypeGroupNorm(nn.GroupNorm):
+    """A group norm that stays in its input's dtype on a GPU, where autocast would copy whole maps to float32 and back.
+
+    The GPU's kernel sums in float32, and rounds a group's mean and scale as it does the results.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        if not input.is_cuda:
+            return super().forward(input)
+        with torch.autocast("cuda", enabled=False):
+            weight, bias = (parameter.to(input.dtype) for parameter in (self.weight, self.bias))
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 class SqueezeExcite(nn.Module):

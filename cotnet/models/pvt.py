@@ -91,8 +91,8 @@ class EncoderBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = self.drop_path(tokens, self.attn(self.norm1(tokens), size))
+        return self.drop_path(tokens, self.mlp(self.norm2(tokens)))
 
 
 class PVT(nn.Module):

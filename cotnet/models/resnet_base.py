@@ -114,8 +114,8 @@ class Bottleneck(nn.Module):
         self.act3 = act(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.drop_path(chain(self, self.in_order, x))
-        return self.act3(residual.add_(self.downsample(x)))  # in place: bn3 does not need its output
+        residual = chain(self, self.in_order, x)
+        return self.act3(self.drop_path(self.downsample(x), residual))
 
 
 class ResNet(nn.Module):

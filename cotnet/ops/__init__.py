@@ -36,6 +36,9 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
         patches = patches.reshape(B, C // G, G, K * K, H, W)
         return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
 
+    A weight (B, P, G, K * K, H, W) treats P equal parts of the channels as samples of their own, as the groups of a
+    convolution do: channel c of a part uses weight group c % G of the same part.
+
     CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton, a C compiler or
     Python's headers are missing (see `TRITON`), take the PyTorch forms. Only value and weight are saved for the
     backward pass. A value that is not finite may spread further within its sample than in the definition. Raises
@@ -45,17 +48,21 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     weight = weight.to(value.dtype)
     if TRITON and value.is_cuda:
         return aggregate(value, weight, dilation)
-    return LocalAggregation.apply(value, weight, dilation)
+    if weight.ndim == 5:
+        return LocalAggregation.apply(value, weight, dilation)
+    parts = value.unflatten(1, (weight.shape[1], -1))  # (B, P, C / P, H, W)
+    result = LocalAggregation.apply(parts.flatten(0, 1), weight.flatten(0, 1), dilation)
+    return result.unflatten(0, parts.shape[:2]).flatten(1, 2)
 
 
 def _check(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> None:
-    groups, kernel_positions = weight.shape[1:3]
+    groups, kernel_positions = weight.shape[1:-3].numel(), weight.shape[-3]
     kernel = int(kernel_positions**0.5 + 0.5)
     if kernel * kernel != kernel_positions or kernel % 2 == 0:
         raise ValueError(f"weight has {kernel_positions} kernel positions; give the square of an odd kernel size")
     if value.shape[1] % groups:
         raise ValueError(f"{value.shape[1]} channels cannot share {groups} weight groups; give a divisor")
-    if weight.shape[0] != value.shape[0] or weight.shape[3:] != value.shape[2:] or weight.device != value.device:
+    if weight.shape[0] != value.shape[0] or weight.shape[-2:] != value.shape[2:] or weight.device != value.device:
         raise ValueError(
             f"weight {tuple(weight.shape)} on {weight.device} does not belong to value {tuple(value.shape)} on "
             f"{value.device}: batch, size or device differ"

@@ -1,9 +1,14 @@
 """The Triton kernels of local aggregation: the sums, and both gradients at once.
 
-A program owns a tile of weight groups and positions, and loops over the rows of channels that share these groups. It
-reads each weight once and keeps it in registers, and sums its gradient alone: no atomics, the same bits every time.
-Values that several kernel positions read come from the cache. A tap is one of the K * K kernel positions. Strides are
-(sample, channel, position) for maps and (sample, group, tap, position) for weights; sums have the type SUM.
+A thread owns a few weights' positions, and all rows of channels that share these weights: it reads each weight once,
+keeps the rows' sums in registers, and sums the weights' gradient alone (no atomics, the same bits every time). So the
+registers do not grow with K. Values that several kernel positions read come from the cache. A tap is one of the K * K
+kernel positions.
+
+Sizes, and the strides within a sample, are constants of the compiled kernel, so that rows are offsets in the load
+instructions. A tap outside the map reads the own position with weight 0: there is no branch, and for K = 3 no loop.
+(Unrolled, K = 7 takes a minute to compile.) Strides are (sample, part) as arguments; as constants (row, group,
+position) of maps and (tap, group, position) of weights. Sums have the type SUM.
 """
 
 import triton
@@ -11,36 +16,52 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(height, width, groups, WIDE: tl.constexpr, LAST: tl.constexpr, TILE: tl.constexpr, TILE_GROUPS: tl.constexpr):
-    """This program's sample, groups (TILE_GROUPS, 1) and positions (1, TILE); programs run in memory order."""
+def _elements(
+    PARTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """This program's sample, part, and BLOCK elements in memory order: group, position, and whether it exists.
+
+    Elements beyond the last one wrap around to others, so every address is valid.
+    """
+    area: tl.constexpr = HEIGHT * WIDTH
+    blocks: tl.constexpr = (GROUPS * area + BLOCK - 1) // BLOCK
     index = tl.program_id(0)
-    tiles, group_tiles = tl.cdiv(height * width, TILE), tl.cdiv(groups, TILE_GROUPS)
-    if LAST:
-        group_tile, tile = index % group_tiles, index // group_tiles % tiles
-    else:
-        group_tile, tile = index // tiles % group_tiles, index % tiles
-    group = group_tile * TILE_GROUPS + tl.arange(0, TILE_GROUPS)[:, None]
-    position = tile * TILE + tl.arange(0, TILE)[None, :]
+    block = index % blocks
     if WIDE:
-        group, position = group.to(tl.int64), position.to(tl.int64)
-    return (index // (tiles * group_tiles)).to(tl.int64), group, position
+        block = block.to(tl.int64)
+    element = block * BLOCK + tl.arange(0, BLOCK)
+    if LAST:
+        group, position = element % GROUPS, element // GROUPS % area
+    else:
+        group, position = element // area % GROUPS, element % area
+    sample = (index // blocks).to(tl.int64)
+    return sample // PARTS, sample % PARTS, group, position, element < GROUPS * area
 
 
 @triton.jit
-def _inside(y, x, height, width):
-    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+def _look(
+    position,
+    line,
+    COLUMN: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The position that the tap at a kernel's line and column sees, and whether it is inside the map.
 
-
-@triton.jit
-def _place(tensor, strides, sample, group, position):
-    """A pointer to the sample, and the offsets of the tile from it (for weights, of tap 0)."""
-    return tensor + sample * strides[0], group * strides[1] + position * strides[len(strides) - 1]
-
-
-@triton.jit
-def _offset(TAP: tl.constexpr, KERNEL: tl.constexpr, DILATION: tl.constexpr):
-    """Lines and columns from a position to the pixel of a tap."""
-    return DILATION * (TAP // KERNEL - KERNEL // 2), DILATION * (TAP % KERNEL - KERNEL // 2)
+    Outside, the own position.
+    """
+    dy, dx = DILATION * (line - KERNEL // 2), DILATION * (COLUMN - KERNEL // 2)
+    y, x = position // WIDTH + dy, position % WIDTH + dx
+    inside = (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
+    return tl.where(inside, position + (dy * WIDTH + dx), position), inside
 
 
 @triton.jit
@@ -48,43 +69,46 @@ def sums(
     value,
     weight,
     result,
-    height,
-    width,
-    rows,
     value_strides,
     weight_strides,
     result_strides,
+    VALUE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    RESULT: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
-    WIDE: tl.constexpr,
     LAST: tl.constexpr,
-    TILE: tl.constexpr,
-    TILE_GROUPS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """result[position] = sum over taps of value[position + tap] * weight[tap, position], row by row."""
-    sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
-    y, x = position // width, position % width
-    own = (group < GROUPS) & (position < height * width)
-    value, value_at = _place(value, value_strides, sample, group, position)
-    weight, weight_at = _place(weight, weight_strides, sample, group, position)
-    result, result_at = _place(result, result_strides, sample, group, position)
-    stride = tl.full([], GROUPS, tl.int64)  # from row to row
-    weights = ()
-    for _ in tl.static_range(KERNEL * KERNEL):
-        weights = weights + (tl.load(weight + weight_at, own, 0.0),)
-        weight += weight_strides[2]
-    for _ in range(rows):
-        total = tl.zeros([TILE_GROUPS, TILE], SUM)
-        for tap in tl.static_range(KERNEL * KERNEL):
-            dy, dx = _offset(tap, KERNEL, DILATION)
-            there = own & _inside(y + dy, x + dx, height, width)
-            values = tl.load(value + (value_at + (dy * width + dx) * value_strides[2]), there, 0.0)
-            total += values.to(SUM) * weights[tap].to(SUM)
-        tl.store(result + result_at, total.to(result.dtype.element_ty), own)
-        value += stride * value_strides[1]
-        result += stride * result_strides[1]
+    """result[row, position] = sum over taps of value[row, position + tap] * weight[tap, position]."""
+    sample, part, group, position, own = _elements(PARTS, GROUPS, HEIGHT, WIDTH, LAST, WIDE, BLOCK)
+    value += sample * value_strides[0] + part * value_strides[1]
+    weight += sample * weight_strides[0] + part * weight_strides[1]
+    result += sample * result_strides[0] + part * result_strides[1]
+    totals = ()
+    for _ in tl.static_range(ROWS):
+        totals = totals + (tl.zeros([BLOCK], SUM),)
+    for line in tl.range(KERNEL, loop_unroll_factor=KERNEL if KERNEL <= 3 else 1):
+        for column in tl.static_range(KERNEL):
+            seen, inside = _look(position, line, column, KERNEL, DILATION, HEIGHT, WIDTH)
+            tap = line * KERNEL + column
+            at = weight + (group * WEIGHT[1] + position * WEIGHT[2] + tap * WEIGHT[0])
+            weights = tl.load(at, inside, 0.0).to(SUM)
+            at = value + (group * VALUE[1] + seen * VALUE[2])
+            before = totals
+            totals = ()
+            for row in tl.static_range(ROWS):
+                totals = totals + (before[row] + tl.load(at + row * VALUE[0]).to(SUM) * weights,)
+    at = result + (group * RESULT[1] + position * RESULT[2])
+    for row in tl.static_range(ROWS):
+        tl.store(at + row * RESULT[0], totals[row].to(result.dtype.element_ty), own)
 
 
 @triton.jit
@@ -92,71 +116,70 @@ def gradients(
     upstream,
     value,
     weight,
-    value_gradient,
-    weight_gradient,
-    height,
-    width,
-    rows,
+    result,
+    added,
     upstream_strides,
     value_strides,
     weight_strides,
     result_strides,
-    sum_strides,
+    added_strides,
+    UPSTREAM: tl.constexpr,
+    VALUE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    RESULT: tl.constexpr,
+    ADDED: tl.constexpr,
     NEED_VALUE: tl.constexpr,
     NEED_WEIGHT: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
-    WIDE: tl.constexpr,
     LAST: tl.constexpr,
-    TILE: tl.constexpr,
-    TILE_GROUPS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """value_gradient[position] = sum over taps of upstream[position - tap] * weight[tap, position - tap], and
-    weight_gradient[tap, position] = sum over rows of value[position + tap] * upstream[position].
+    """result[row, position] = sum over taps of upstream[row, position - tap] * weight[tap, position - tap], and
+    added[tap, position] = sum over rows of value[row, position + tap] * upstream[row, position].
+
+    The position that a tap sees is also the one from which the opposite tap sees this position.
     """
-    sample, group, position = _tile(height, width, GROUPS, WIDE, LAST, TILE, TILE_GROUPS)
-    y, x = position // width, position % width
-    own = (group < GROUPS) & (position < height * width)
-    upstream, upstream_at = _place(upstream, upstream_strides, sample, group, position)
-    value, value_at = _place(value, value_strides, sample, group, position)
-    weight, weight_at = _place(weight, weight_strides, sample, group, position)
-    value_gradient, result_at = _place(value_gradient, result_strides, sample, group, position)
-    weight_gradient, sum_at = _place(weight_gradient, sum_strides, sample, group, position)
-    stride = tl.full([], GROUPS, tl.int64)  # from row to row
-    weights = ()
-    added = ()
-    for tap in tl.static_range(KERNEL * KERNEL):
-        dy, dx = _offset(tap, KERNEL, DILATION)
-        if NEED_VALUE:
-            there = own & _inside(y - dy, x - dx, height, width)
-            at = weight_at - (dy * width + dx) * weight_strides[3]
-            weights = weights + (tl.load(weight + at, there, 0.0),)
-            weight += weight_strides[2]
+    sample, part, group, position, own = _elements(PARTS, GROUPS, HEIGHT, WIDTH, LAST, WIDE, BLOCK)
+    upstream += sample * upstream_strides[0] + part * upstream_strides[1]
+    value += sample * value_strides[0] + part * value_strides[1]
+    weight += sample * weight_strides[0] + part * weight_strides[1]
+    result += sample * result_strides[0] + part * result_strides[1]
+    added += sample * added_strides[0] + part * added_strides[1]
+    totals = ()
+    ups = ()
+    for row in tl.static_range(ROWS):
+        totals = totals + (tl.zeros([BLOCK], SUM),)
         if NEED_WEIGHT:
-            added = added + (tl.zeros([TILE_GROUPS, TILE], SUM),)
-    for _ in range(rows):
-        total = tl.zeros([TILE_GROUPS, TILE], SUM)
-        ups = tl.load(upstream + upstream_at, own, 0.0).to(SUM)
-        before = added
-        added = ()
-        for tap in tl.static_range(KERNEL * KERNEL):
-            dy, dx = _offset(tap, KERNEL, DILATION)
+            at = upstream + (group * UPSTREAM[1] + position * UPSTREAM[2]) + row * UPSTREAM[0]
+            ups = ups + (tl.load(at).to(SUM),)
+    for line in tl.range(KERNEL, loop_unroll_factor=KERNEL if KERNEL <= 3 else 1):
+        for column in tl.static_range(KERNEL):
+            seen, inside = _look(position, line, column, KERNEL, DILATION, HEIGHT, WIDTH)
+            tap = line * KERNEL + column
             if NEED_VALUE:
-                there = own & _inside(y - dy, x - dx, height, width)
-                near = tl.load(upstream + (upstream_at - (dy * width + dx) * upstream_strides[2]), there, 0.0)
-                total += near.to(SUM) * weights[tap].to(SUM)
+                at = weight + (group * WEIGHT[1] + seen * WEIGHT[2] + (KERNEL * KERNEL - 1 - tap) * WEIGHT[0])
+                weights = tl.load(at, inside, 0.0).to(SUM)
+                at = upstream + (group * UPSTREAM[1] + seen * UPSTREAM[2])
+                before = totals
+                totals = ()
+                for row in tl.static_range(ROWS):
+                    totals = totals + (before[row] + tl.load(at + row * UPSTREAM[0]).to(SUM) * weights,)
             if NEED_WEIGHT:
-                there = own & _inside(y + dy, x + dx, height, width)
-                values = tl.load(value + (value_at + (dy * width + dx) * value_strides[2]), there, 0.0)
-                added = added + (before[tap] + values.to(SUM) * ups,)
-        if NEED_VALUE:
-            tl.store(value_gradient + result_at, total.to(value_gradient.dtype.element_ty), own)
-        upstream += stride * upstream_strides[1]
-        value += stride * value_strides[1]
-        value_gradient += stride * result_strides[1]
-    if NEED_WEIGHT:
-        for tap in tl.static_range(KERNEL * KERNEL):
-            tl.store(weight_gradient + sum_at, added[tap].to(weight_gradient.dtype.element_ty), own)
-            weight_gradient += sum_strides[2]
+                at = value + (group * VALUE[1] + seen * VALUE[2])
+                total = tl.zeros([BLOCK], SUM)
+                for row in tl.static_range(ROWS):
+                    total += tl.load(at + row * VALUE[0]).to(SUM) * ups[row]
+                total = tl.where(inside, total, 0.0).to(added.dtype.element_ty)
+                tl.store(added + (group * ADDED[1] + position * ADDED[2] + tap * ADDED[0]), total, own)
+    if NEED_VALUE:
+        at = result + (group * RESULT[1] + position * RESULT[2])
+        for row in tl.static_range(ROWS):
+            tl.store(at + row * RESULT[0], totals[row].to(result.dtype.element_ty), own)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from cotnet.benchmarks.local_aggregation import unfold_form
 from cotnet.ops import local_aggregation, local_aggregation_torch
 from cotnet.ops.local_aggregation_torch import Expressions
-from cotnet.ops.local_aggregation_triton import aggregate, differentiate, tile_sizes
+from cotnet.ops.local_aggregation_triton import aggregate, differentiate, vector_size
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_aggregation.npz"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -231,17 +231,46 @@ def test_triton_operator_is_well_defined():
         torch.library.opcheck(aggregate, (*case[:2], 1))
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_tiles_hold_a_power_of_two(last):
-    for groups in (1, 3, 8, 64, 3000):
-        for kernel_positions in (1, 9, 25, 121):
-            for positions in (1, 49, 3136):
-                for item_size, shared in ((2, 1), (4, 2), (8, 1)):
-                    sizes = tile_sizes(positions, groups, kernel_positions, item_size, last=last, shared=shared)
-                    assert all(size & (size - 1) == 0 and size > 0 for size in sizes)
-                    assert sizes[0] * sizes[1] <= 128 * 16 // item_size
-    assert tile_sizes(3136, 8, 9, 2, last=True, shared=1) == (128, 8)  # 8 bfloat16 for a thread
-    assert tile_sizes(3136, 8, 9, 4, last=False, shared=2) == (64, 2)
+@formats
+@pytest.mark.parametrize("form", [local_aggregation, triton])
+@pytest.mark.parametrize("order", ["groups before taps", "taps before groups"])
+def test_parts_are_samples_of_their_own(form, last, order):
+    """Weights (B, P, G, K * K, H, W), as CoTNeXt has them, in two orders in memory."""
+    value, weight, upstream = inputs(channels=12, groups=6, last=last, device=DEVICE if form is triton else "cpu")
+    weight = weight.detach().unflatten(1, (2, 3))
+    if order == "taps before groups":
+        weight = weight.transpose(2, 3).contiguous(memory_format=torch.contiguous_format).transpose(2, 3)
+    weight.requires_grad_()
+    halves = zip(value.chunk(2, 1), weight.unbind(1), strict=True)
+    expected = torch.cat([unfold_form(*half) for half in halves], 1)
+    gradients = torch.autograd.grad(expected, (value, weight), upstream)
+    result = form(value, weight)
+    assert_close(result, expected, rtol=0, atol=1e-13)
+    for ours, theirs, like in zip(
+        torch.autograd.grad(result, (value, weight), upstream), gradients, (value, weight), strict=True
+    ):
+        assert ours.stride() == like.stride() or form is local_aggregation
+        assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@formats
+def test_triton_sums_many_rows_in_several_launches(last, dtype):
+    case = inputs(batch=1, channels=2 * 19, groups=2, size=(2, 3), last=last, dtype=dtype, device=DEVICE)
+    check(triton, *case)
+
+
+def test_threads_own_a_power_of_two():
+    for groups in (1, 3, 8, 12, 64, 3000):
+        for item_size, maps in ((2, 1), (4, 2), (8, 1), (2, 2)):
+            size = vector_size(groups, item_size, last=True, maps=maps)
+            assert size & (size - 1) == 0
+            assert groups % size == 0
+            assert size * item_size <= 16
+            assert vector_size(groups, item_size, last=False, maps=maps) == 1
+    assert vector_size(8, 2, last=True, maps=1) == 8  # 8 bfloat16, 16 bytes
+    assert vector_size(64, 2, last=True, maps=2) == 4
+    assert vector_size(6, 4, last=True, maps=1) == 2
 
 
 @pytest.mark.parametrize(
@@ -253,6 +282,7 @@ def test_tiles_hold_a_power_of_two(last):
         ((2, 8, 4, 4), (2, 4, 9, 4, 5), 1, "batch, size or device differ"),
         ((2, 8, 4, 4), (1, 4, 9, 4, 4), 1, "batch, size or device differ"),
         ((2, 8, 4, 4), (2, 4, 9, 4, 4), 0, "dilation 0"),
+        ((2, 8, 4, 4), (2, 3, 4, 9, 4, 4), 1, "12 weight groups"),
     ],
 )
 def test_wrong_shapes_are_refused(value, weight, dilation, message):
@@ -266,6 +296,7 @@ def test_wrong_shapes_are_refused(value, weight, dilation, message):
 @pytest.mark.parametrize("stage", [(64, 8, 56), (128, 16, 28), (512, 64, 7), (24, 3, 57)])
 def test_on_the_gpu(stage, dtype, last):
     """The public function: values, the same bits twice, and compiled into one graph."""
+    torch.compiler.reset()  # each case compiles anew; more than eight would count as too many recompilations
     channels, groups, pixels = stage
     case = inputs(4, channels, groups, 3, (pixels, pixels), dtype, last, "cuda")
     for found, again in zip(check(local_aggregation, *case), check(local_aggregation, *case), strict=True):

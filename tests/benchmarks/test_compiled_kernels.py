@@ -1,0 +1,67 @@
+"""python -m cotnet.benchmarks.local_aggregation --compile-for: what the compiler makes of the Triton kernels.
+
+In a process of its own, since the tests' kernels run in Triton's interpreter.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cotnet.benchmarks.local_aggregation import main
+
+
+def compiled(folder, *arguments):
+    """The records, by layout, kernel and K; compiled anew, not taken from Triton's cache."""
+    command = [sys.executable, "-m", "cotnet.benchmarks.local_aggregation", "--json", str(folder / "counts.json")]
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run([*command, *arguments], env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "spilled bytes" in done.stdout
+    records = json.loads((folder / "counts.json").read_text())["records"]
+    return {(row["layout"], row["kernel"], row["K"]): row for row in records}
+
+
+def widths(row):
+    return [int(part.split(" x ")[1].removesuffix(" B")) for part in row["loads"].split(", ")]
+
+
+@pytest.mark.slow
+def test_instructions_and_loads_of_kernels_of_3(tmp_path):
+    found = compiled(tmp_path, "--compile-for", "sm_90", "--dtype", "bfloat16", "--kernel-sizes", "3")
+    assert len(found) == 6
+    assert all(row["spilled_bytes"] == 0 for row in found.values())
+    assert 216 < found["contiguous", "forward", 3]["instructions"] <= 400  # 72 times load, convert, multiply and add
+    assert 432 < found["contiguous", "backward", 3]["instructions"] <= 700
+    assert found["contiguous", "forward", 3]["loads"] == "81 x 2 B"  # 72 values, 9 weights
+    assert min(widths(found["channels_last", "forward", 3])) == 16
+    assert min(widths(found["channels_last", "backward", 3])) >= 8
+    assert all(16 <= row["registers"] <= 128 for row in found.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["5", "7"])
+def test_larger_kernels_spill_nothing(tmp_path, size):
+    found = compiled(tmp_path, "--compile-for", "sm_90", "--dtype", "bfloat16", "--kernel-sizes", size)
+    assert len(found) == 6
+    assert all(row["spilled_bytes"] == 0 for row in found.values())
+    assert min(widths(found["channels_last", "forward", int(size)])) == 16
+    assert min(widths(found["channels_last", "backward", int(size)])) >= 8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+def test_other_targets(tmp_path, target):
+    found = compiled(tmp_path, "--compile-for", target, "--dtype", "float32", "--kernel-sizes", "3")
+    assert {row["target"] for row in found.values()} == {target}
+    assert all(row["spilled_bytes"] == 0 for row in found.values())
+
+
+def test_the_interpreter_is_no_compiler(capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as end:
+        main(["--compile-for", "sm_90"])
+    assert end.value.code == 2
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
