@@ -28,6 +28,7 @@ from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, precision_of
 from cotnet.engine.rank_environment import first_process
+from cotnet.engine.side_stream import beside_the_step
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, settle_buckets, wrap
@@ -104,6 +105,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     if last.exists():
         restore(state, last, ranks)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
+    transform = parts.train_transform(config, settings, precision)
+    data = TrainData(loader=loader, steps_per_epoch=steps, transform=transform, files=train_set.files)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
     with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
         context = TrainContext(
@@ -114,12 +117,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             ddp_model=wrap(compiled(state.model) if settings.train.compile else state.model, ranks),
             criterion=loss_function(settings.train),
             schedule=parts.schedule_of(config),
-            data=TrainData(
-                loader=loader,
-                steps_per_epoch=steps,
-                transform=parts.train_transform(config, settings, precision),
-                files=train_set.files,
-            ),
+            data=beside_the_step(data, ranks.device),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
                 validate,
