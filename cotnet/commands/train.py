@@ -29,6 +29,7 @@ from cotnet.engine.losses import loss_function
 from cotnet.engine.optimizer import MovingAverage, parameter_groups
 from cotnet.engine.precision import Precision, precision_of
 from cotnet.engine.rank_environment import first_process
+from cotnet.engine.side_stream import beside_the_step
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, Reports, TrainContext, TrainData, pass_on_zeros, wrap
@@ -136,6 +137,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     size = parts.training_size(build(config["augmentation"], "augmentation"), settings.data, state.epoch)
     ddp_model = trained_model(settings, state, ranks, images=images, size=size)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
+    transform = parts.train_transform(config, settings, precision)
+    data = TrainData(loader=loader, steps_per_epoch=steps, transform=transform, files=train_set.files)
     val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
     with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
         context = TrainContext(
@@ -146,12 +149,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             ddp_model=ddp_model,
             criterion=loss_function(settings.train),
             schedule=parts.schedule_of(config),
-            data=TrainData(
-                loader=loader,
-                steps_per_epoch=steps,
-                transform=parts.train_transform(config, settings, precision),
-                files=train_set.files,
-            ),
+            data=beside_the_step(data, ranks.device),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
             evaluate=functools.partial(
                 validate,

@@ -1,5 +1,7 @@
 """The operations of RandAugment and TrivialAugment on a uint8 batch, each as PIL computes it.
 
+These define the pixels. `fused.py` computes the same pixels on a GPU, in one kernel for all operations.
+
 images: (n, 3, H, W) uint8; they are not changed. parameters: (n, 3) float64 on the same device: the operation's value,
 then row and column as shares of the image, which only `cutout` uses. Returns the new pixels.
 
@@ -23,6 +25,7 @@ class Canvas(NamedTuple):
 
 
 Operation = Callable[[torch.Tensor, torch.Tensor, Canvas], torch.Tensor]
+Table = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # images, parameters -> (n, 3 or 1, 256) new levels
 # For each sixth of the colour circle, red, green and blue as indices of (largest, falling, down, rising).
 _SECTORS: Final = ((0, 3, 2), (1, 0, 2), (2, 0, 3), (2, 1, 0), (3, 2, 0), (0, 2, 1))
 
@@ -58,20 +61,34 @@ def grey(images: torch.Tensor) -> torch.Tensor:
     return luma.add_(0x8000).bitwise_right_shift_(16)
 
 
+@lru_cache(maxsize=16)
 def _levels(device: torch.device) -> torch.Tensor:
     return torch.arange(256, device=device)
 
 
-def _look_up(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Each pixel through its channel's table (n, 3 or 1, 256), the fastest way to map levels to levels."""
-    pixels = table.clamp(0, 255).to(torch.uint8).expand(-1, images.shape[1], -1)
-    return pixels.gather(2, images.flatten(2).long()).view_as(images)
+def to_levels(table: torch.Tensor) -> torch.Tensor:
+    """(n, 3, 256) uint8, truncated, from an operation's table."""
+    return table.clamp(0, 255).to(torch.uint8).expand(-1, 3, -1)
 
 
-def contrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+def _look_up(name: str) -> Operation:
+    """The operation that maps levels to levels by its table, the fastest way."""
+
+    def operation(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+        table = to_levels(TABLES[name](images, parameters))
+        return table.gather(2, images.flatten(2).long()).view_as(images)
+
+    return operation
+
+
+def contrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
     start = mean.add(0.5).floor().float()[..., None]
-    return _look_up(images, start + _row(parameters) * (_levels(images.device) - start))
+    return start + _row(parameters) * (_levels(images.device) - start)
+
+
+def brightness(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    return _levels(images.device).float() * _row(parameters)
 
 
 def sharpness(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -109,34 +126,52 @@ def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch
     return levels.gather(0, channels.movedim(-1, 0)).movedim(0, 1)
 
 
-def solarize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+def posterize_mask(parameters: torch.Tensor) -> torch.Tensor:
+    """(n, 1, 1, 1): the bits of a level that stay."""
+    return (256 - 2 ** (8 - _value(parameters).clamp(0, 8))).to(torch.uint8)
+
+
+def posterize(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    return _levels(images.device) & posterize_mask(parameters)[..., 0].long()
+
+
+def invert(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    return (255 - _levels(images.device)).expand(len(images), 1, -1)
+
+
+def solarize(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     levels = _levels(images.device)
-    return _look_up(images, torch.where(levels < parameters[:, :1, None], levels, 255 - levels))
+    return torch.where(levels < parameters[:, :1, None], levels, 255 - levels)
 
 
-def solarize_add(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+def solarize_add(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     levels = _levels(images.device)
-    return _look_up(images, torch.where(levels < 128, levels + parameters[:, :1, None], levels))
+    return torch.where(levels < 128, levels + parameters[:, :1, None], levels)
 
 
-def autocontrast(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+def autocontrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to 0 to 255; a channel of one level stays."""
     low, high = (bound[..., None].double() for bound in images.flatten(2).aminmax(dim=2))
     scale = torch.full_like(low, 255) / (high - low)  # 255 / tensor rounds otherwise: it multiplies by the reciprocal
     levels = _levels(images.device).double()
-    return _look_up(images, torch.where(high > low, levels * scale - low * scale, levels))
+    return torch.where(high > low, levels * scale - low * scale, levels)
 
 
-def equalize(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+def equalize(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """Flatten each channel's histogram. As in PIL, the step excludes the brightest level."""
     flat = images.flatten(2).long()
     histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=images.device)
     histogram.scatter_add_(2, flat, histogram.new_ones(1).expand_as(flat))
-    brightest = histogram.gather(2, flat.amax(2, keepdim=True))
-    step = (flat.shape[2] - brightest).div(255, rounding_mode="floor")
+    return equalized(images, histogram)
+
+
+def equalized(images: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
+    """The table of `equalize` from the channels' histograms (n, 3, 256) int32."""
+    brightest = histogram.gather(2, images.flatten(2).amax(2, keepdim=True).long())
+    step = (images.shape[2] * images.shape[3] - brightest).div(255, rounding_mode="floor")
     below = histogram.cumsum(2) - histogram
     table = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor")
-    return _look_up(images, torch.where(step > 0, table, _levels(images.device)))
+    return torch.where(step > 0, table, _levels(images.device))
 
 
 def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -145,13 +180,17 @@ def cutout(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     The centre lies between the far side (share 0) and 1 (share 1), as `np.random.uniform(side)` draws it. Near the top
     and left edges the square moves inwards, at the other edges it is cut. + 1: PIL fills both ends of a rectangle.
     """
+    square = cutout_square(parameters, *images.shape[-2:])
+    return erase(images, square, values=constant(canvas.fill, torch.uint8, images.device)[:, None, None])
+
+
+def cutout_square(parameters: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(n, 4) int64: top, left, height and width of what `cutout` fills."""
     half, row, column = parameters.unbind(1)
     top, left = (
-        (side + (1 - side) * share - half).clamp(min=0).floor()
-        for side, share in ((images.shape[2], row), (images.shape[3], column))
+        (side + (1 - side) * share - half).clamp(min=0).floor() for side, share in ((height, row), (width, column))
     )
-    square = torch.stack([top, left, 2 * half + 1, 2 * half + 1], dim=1).long()
-    return erase(images, square, values=constant(canvas.fill, torch.uint8, images.device)[:, None, None])
+    return torch.stack([top, left, 2 * half + 1, 2 * half + 1], dim=1).long()
 
 
 def erase(images: torch.Tensor, boxes: torch.Tensor, *, values: torch.Tensor) -> torch.Tensor:
@@ -169,9 +208,14 @@ def rotate(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> to
     """Counter-clockwise, in degrees, about the centre."""
     x, y = _pixel_centers(images)
     x, y = x - images.shape[3] / 2, y - images.shape[2] / 2
-    angle = -torch.deg2rad(parameters[:, :1, None])
-    less, sin = (angle.cos() - 1).float(), angle.sin().float()
+    less, sin = (part[:, None, None] for part in rotation(parameters))
     return _resample(images, less * x + sin * y, less * y - sin * x, canvas)
+
+
+def rotation(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos - 1 and sin, (n,) float32 each, of the angle at which `rotate` reads."""
+    angle = -torch.deg2rad(parameters[:, 0])
+    return (angle.cos() - 1).float(), angle.sin().float()
 
 
 def _pixel_centers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,19 +271,23 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     return _to_pixels(total.add_(1e-3)).sub_(fill).mul_(inside[:, None].to(torch.uint8)).add_(fill)
 
 
-OPERATIONS: Final[dict[str, Operation]] = {
-    "identity": lambda images, _parameters, _canvas: images,
-    "invert": lambda images, _parameters, _canvas: 255 - images,
-    "posterize": lambda images, bits, _: images & (256 - 2 ** (8 - _value(bits).clamp(0, 8))).to(torch.uint8),
-    "brightness": lambda images, factor, _: _look_up(images, _levels(images.device).float() * _row(factor)),
-    "color": lambda images, factor, _: _blend(grey(images), images, factor),
-    "contrast": contrast,
-    "sharpness": sharpness,
-    "hue": hue,
+IMAGE_TABLES: Final[dict[str, Table]] = {"contrast": contrast, "autocontrast": autocontrast, "equalize": equalize}
+TABLES: Final[dict[str, Table]] = {
+    **IMAGE_TABLES,
+    "brightness": brightness,
+    "invert": invert,
+    "posterize": posterize,
     "solarize": solarize,
     "solarize_add": solarize_add,
-    "autocontrast": autocontrast,
-    "equalize": equalize,
+}
+OPERATIONS: Final[dict[str, Operation]] = {
+    **{name: _look_up(name) for name in TABLES},
+    "invert": lambda images, _parameters, _canvas: 255 - images,  # without a table: the same, and faster on a CPU
+    "posterize": lambda images, bits, _canvas: images & posterize_mask(bits),
+    "identity": lambda images, _parameters, _canvas: images,
+    "color": lambda images, factor, _: _blend(grey(images), images, factor),
+    "sharpness": sharpness,
+    "hue": hue,
     "cutout": cutout,
     "shear_x": lambda images, shear, canvas: _resample(images, _row(shear) * _pixel_centers(images)[1], None, canvas),
     "shear_y": lambda images, shear, canvas: _resample(images, None, _row(shear) * _pixel_centers(images)[0], canvas),
