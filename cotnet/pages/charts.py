@@ -23,7 +23,7 @@ class Mark(NamedTuple):
     text: str
 
 
-class Estimate(NamedTuple):
+class Interval(NamedTuple):
     """A value with its interval; `low` and `high` may be None."""
 
     name: str
@@ -65,7 +65,7 @@ def lines(
     return framed(alt, layer=[drawn, *([rules] if rules["data"]["values"] else [])])
 
 
-def estimates(rows: Sequence[Estimate], *, x: str, alt: str) -> Spec:
+def estimates(rows: Sequence[Interval], *, x: str, alt: str) -> Spec:
     """A point per row with the interval around it, the first row on top."""
     values = [
         {"name": row.name, "value": row.value, "low": row.low, "high": row.high, "kind": row.kind} for row in rows

@@ -19,7 +19,7 @@ from cotnet.pages.blocks import (
     numbers,
     texts,
 )
-from cotnet.pages.charts import Estimate
+from cotnet.pages.charts import Interval
 from cotnet.pages.evaluation_page import METRICS, EvaluationFiles
 from cotnet.pages.read import picture, read_csv, read_json
 
@@ -44,7 +44,7 @@ def comparison_page(path: Path) -> Page:
 def overview(found: list[dict[str, Any]]) -> list[Block]:
     """The difference of every two, with its interval."""
     rows = [
-        Estimate(
+        Interval(
             f"{one['a']} - {one['b']} {one.get('set', '')}".strip(), one["top1"]["difference"], *one["top1"]["interval"]
         )
         for one in found

@@ -11,7 +11,7 @@ from cotnet.evaluation.statistics import wilson
 from cotnet.files import in_use
 from cotnet.pages import charts
 from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, numbers, texts
-from cotnet.pages.charts import Estimate
+from cotnet.pages.charts import Interval
 from cotnet.pages.evaluation_page import METRICS
 from cotnet.pages.read import read_json, read_yaml
 from cotnet.reporting.terminal import clock, print_table
@@ -151,7 +151,7 @@ def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
     blocks: list[Block] = []
     known = [row for row in rows if row.top1 is not None]
     if known:
-        points = [Estimate(_short(row, base), row.top1 or 0.0, *row.interval, row.kind) for row in known[:SHOWN]]
+        points = [Interval(_short(row, base), row.top1 or 0.0, *row.interval, row.kind) for row in known[:SHOWN]]
         alt = (
             f"Top-1 of the best {len(points)} with 95 % intervals: {points[0].name} leads with {points[0].value:.2f} %."
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from cotnet.pages import charts
 from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, Tile, Tiles, numbers, texts
-from cotnet.pages.charts import Estimate
+from cotnet.pages.charts import Interval
 
 
 def several_page(folder: Path, content: dict[str, Any]) -> Page:
@@ -31,9 +31,9 @@ def accuracy(found: dict[str, dict[str, Any]]) -> list[Block]:
     points = []
     for name, one in found.items():
         low, high = one["top1_interval"]
-        points.append(Estimate(name, one["top1"], low, high, "this model"))
+        points.append(Interval(name, one["top1"], low, high, "this model"))
         points += [
-            Estimate(name, ref["top1"], kind=f"published: {ref['model']}") for ref in one.get("published", [])[:2]
+            Interval(name, ref["top1"], kind=f"published: {ref['model']}") for ref in one.get("published", [])[:2]
         ]
     if not points:
         return []

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cotnet.pages import charts
-from cotnet.pages.charts import MOST, Estimate, Mark
+from cotnet.pages.charts import MOST, Interval, Mark
 
 
 def values(layer):
@@ -41,7 +41,7 @@ def test_long_lines_are_means_of_neighbours(count):
 
 
 def test_estimates_without_an_interval_are_points():
-    spec = charts.estimates([Estimate("a", 3.0, 2.0, 4.0, "ours"), Estimate("b", 5.0)], x="top-1", alt="")
+    spec = charts.estimates([Interval("a", 3.0, 2.0, 4.0, "ours"), Interval("b", 5.0)], x="top-1", alt="")
     assert values(spec) == [
         {"name": "a", "value": 3.0, "low": 2.0, "high": 4.0, "kind": "ours"},
         {"name": "b", "value": 5.0, "low": None, "high": None, "kind": ""},
