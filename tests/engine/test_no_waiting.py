@@ -24,6 +24,8 @@ WAITING = {
 ALLOWED = {
     ("cotnet/engine/training.py", "log", "tolist"): "a log line: the figures of many steps in one copy",
     ("data/augmentation/transform.py", "__call__", "numpy"): "the indices, which are on the CPU",
+    ("data/augmentation/fused.py", "plan_turn", "numpy"): "tables and coefficients, which are made on the CPU",
+    ("data/augmentation/fused.py", "together", "tolist"): "NumPy's: where arrays lie in one copy",
 }
 
 
