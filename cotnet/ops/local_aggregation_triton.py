@@ -2,7 +2,7 @@
 
 Tensors keep their memory format, contiguous or channels last; sums are in float32 (float64 for float64). Shapes and
 meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel for each size of the maps,
-which takes about a second, and keeps it on disk.
+which takes some seconds, and keeps it on disk.
 """
 
 from typing import Any, Final, NamedTuple

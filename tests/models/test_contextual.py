@@ -1,5 +1,6 @@
 """The CoT block as a GPU runs it, on CUDA tensors without memory (and so without a GPU): formats, dtypes and copies."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -118,3 +119,20 @@ def test_the_operator_copies_nothing_for_two_parts():
     assert [x.stride() for x in (result, *gradients)] == [value.stride(), value.stride(), weight.stride()]
     halves = zip(value.chunk(2, 1), weight.unbind(1), strict=True)
     assert_close(result, torch.cat([unfold_form(*half) for half in halves], 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_layer_on_the_gpu(groups, layout):
+    """Eager and compiled, under autocast, against float64 on the CPU."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layer = CoTLayer(96, groups=groups)
+    x = torch.randn(4, 96, 14, 14)
+    expected = copy.deepcopy(layer).double()(x.double())
+    on_the_gpu = layer.to("cuda", memory_format=layout)
+    for form in (on_the_gpu, torch.compile(on_the_gpu, fullgraph=True)):
+        with torch.autocast("cuda", torch.bfloat16):
+            found = form(x.to("cuda", torch.bfloat16, memory_format=layout))
+        assert (found - expected.cuda()).norm() < 0.02 * expected.norm()
