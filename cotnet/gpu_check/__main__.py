@@ -20,7 +20,7 @@ from cotnet.benchmarks.common import first_device, output_file
 from cotnet.errors import FAILED, WRONG_INPUT, InputError, RunError
 from cotnet.files import write_text
 from cotnet.gpu_check import exactness, images, machine, speed
-from cotnet.gpu_check.stage import Bench, CheckedClaim, Stage
+from cotnet.gpu_check.stage import Bench, Claim, Stage
 from cotnet.reporting import environment
 from cotnet.reporting.terminal import say
 
@@ -40,7 +40,7 @@ STAGES: Final[dict[str, Stage]] = {  # in order of value
 VERDICTS: Final = {True: "PASS", False: "FAIL", None: "----"}
 
 
-def findings(stage: Stage, bench: Bench) -> Iterator[CheckedClaim]:
+def findings(stage: Stage, bench: Bench) -> Iterator[Claim]:
     """What a stage finds. If it ends with an error, the last finding is that error."""
     try:
         yield from stage(bench)
@@ -48,7 +48,7 @@ def findings(stage: Stage, bench: Bench) -> Iterator[CheckedClaim]:
         if not isinstance(error, InputError | RunError):
             traceback.print_exc()
         what = next(iter(str(error).splitlines()), "")
-        yield CheckedClaim("the stage runs to its end", f"{type(error).__name__}: {what}", passed=False)
+        yield Claim("the stage runs to its end", f"{type(error).__name__}: {what}", passed=False)
 
 
 def check(stages: Sequence[str], bench: Bench, file: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class Bench:
         return passed if self.gpu else None
 
 
-class CheckedClaim(NamedTuple):
+class Claim(NamedTuple):
     """A claim, the figure that was measured, and the verdict; None: not checked here."""
 
     claim: str
@@ -38,7 +38,7 @@ class CheckedClaim(NamedTuple):
     passed: bool | None
 
 
-Stage = Callable[[Bench], Iterator[CheckedClaim]]
+Stage = Callable[[Bench], Iterator[Claim]]
 
 
 def run_python(*arguments: str, seconds: float) -> str:

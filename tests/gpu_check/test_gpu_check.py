@@ -9,12 +9,12 @@ from cotnet.engine.precision import Precision
 from cotnet.errors import RunError
 from cotnet.gpu_check.__main__ import STAGES, check, last_line, main
 from cotnet.gpu_check.exactness import gradients, relative_errors
-from cotnet.gpu_check.stage import Bench, CheckedClaim, run_python
+from cotnet.gpu_check.stage import Bench, Claim, run_python
 
 CPU = torch.device("cpu")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-QUICK = ("environment", "repeats", "operator", "decoding", "synchronisation")
-SUBPROCESSES = tuple(name for name in STAGES if name not in QUICK)
+QUICK = ("environment", "decoding")
+OTHERS = tuple(name for name in STAGES if name not in QUICK)
 
 
 def checked_here(stages, tmp_path, capsys):
@@ -30,7 +30,7 @@ def checked_here(stages, tmp_path, capsys):
 
 @no_gpu
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", [QUICK, pytest.param(SUBPROCESSES, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stages", [QUICK, pytest.param(OTHERS, marks=pytest.mark.long)])
 def test_without_a_gpu_every_stage_runs_in_small(stages, tmp_path, capsys):
     lines, found = checked_here(stages, tmp_path, capsys)
     assert [row for row in found if row["passed"] is False] == []
@@ -42,12 +42,12 @@ def test_without_a_gpu_every_stage_runs_in_small(stages, tmp_path, capsys):
 
 
 def fails(_bench):
-    yield CheckedClaim("one and one are two", "3", passed=False)
+    yield Claim("one and one are two", "3", passed=False)
     raise RunError("it broke")
 
 
 def holds(_bench):
-    yield CheckedClaim("one is one", "1", passed=True)
+    yield Claim("one is one", "1", passed=True)
 
 
 def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
