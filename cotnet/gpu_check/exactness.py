@@ -16,7 +16,7 @@ from cotnet.engine.step import train_step
 from cotnet.gpu_check.stage import ROOT, Bench, Claim, run_python
 
 # Largest relative error of a parameter's gradient, ||g - g64|| / ||g64||, over the parameters whose norm is not tiny.
-GRADIENT_BOUNDS: Final = {"fp32": 1e-2, "bf16": 0.5}
+GRADIENT_BOUNDS: Final = {"fp32": 1e-3, "bf16": 0.5}
 TINY: Final = 1e-3  # of the largest norm
 
 
