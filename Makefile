@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo doctor verify-resume sync test test-all check format clean
+.PHONY: setup demo doctor verify-resume gpu-check sync test test-all check format clean
 
 setup: .venv/.installed
 
@@ -28,6 +28,10 @@ doctor: setup
 verify-resume: setup
 	$(BIN)/python -m data.prepare digits --out datasets/digits
 	$(BIN)/python -m cotnet.verify_resume $(ARGS)
+
+# Proves or refutes every claim made for GPUs: ten minutes on one GPU; without one, what a CPU can check in small, and exit code 2.
+gpu-check: setup
+	@$(BIN)/python -m cotnet.gpu_check $(ARGS)
 
 # Uploads the W&B runs below outputs/ that were kept offline; make sync ARGS=FOLDER for another folder, ARGS="--rebuild FOLDER" writes a run's record anew.
 sync: setup

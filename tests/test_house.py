@@ -21,6 +21,7 @@ LAYERS = (
     ("cotnet.parts", "cotnet.pages"),
     ("cotnet.commands",),
     ("train", "evaluate", "cotnet", "cotnet.benchmarks"),  # programs: cotnet/doctor.py and others
+    ("cotnet.gpu_check",),  # runs the programs and benchmarks
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = {

@@ -90,7 +90,7 @@ def moved(tree: Any) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class StepEstimate:
     """The least time of a step on a device: `gpu_ms` of its kernels, `host_ms` of starting them; `limit` is bandwidth,
     compute or launches."""
 
@@ -102,14 +102,16 @@ class Estimate:
     limit: str
 
 
-def estimate(operators: Sequence[OperatorCost], *, bandwidth: float, peak: float, host_us: float = HOST_US) -> Estimate:
+def estimate(
+    operators: Sequence[OperatorCost], *, bandwidth: float, peak: float, host_us: float = HOST_US
+) -> StepEstimate:
     """Operators on a device of `bandwidth` bytes/s and `peak` FLOP/s."""
     times = [(operator.bytes / bandwidth, operator.flops / peak) for operator in operators]
     moving = sum(memory for memory, compute in times if memory >= compute)
     computing = sum(compute for memory, compute in times if compute > memory)
     host = len(operators) * host_us / 1e6
     limit = "bandwidth" if moving >= computing else "compute"
-    return Estimate(
+    return StepEstimate(
         launches=len(operators),
         gigabytes=sum(operator.bytes for operator in operators) / 1e9,
         teraflops=sum(operator.flops for operator in operators) / 1e12,
@@ -172,7 +174,7 @@ def device_of(given: argparse.Namespace) -> tuple[str, float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Estimate, print, write; exits with 2 and one line for wrong settings."""
+    """StepEstimate, print, write; exits with 2 and one line for wrong settings."""
     parser = common.options("roofline", "An estimate of the least time of a training step on a GPU.", plot=False)
     parser.add_argument("--device", choices=DEVICES, default="h100", help="by its data sheet (%(default)s)")
     parser.add_argument("--bandwidth", type=float, help="of another device: TB/s, with --tflops")

@@ -1,7 +1,7 @@
 """All operations of a turn in one kernel, with the pixels of `operations.py`: the form for GPUs.
 
 There, a kernel for each step of each operation costs the host more than the device: about 1,100 launches for a batch of
-80 images with two RandAugment operations, against about 100 in this form. What does not depend on pixels (tables,
+80 images with two RandAugment operations, against about 110 in this form. What does not depend on pixels (tables,
 coefficients, boxes) is computed on the CPU and goes to the device in one copy for each turn.
 """
 
