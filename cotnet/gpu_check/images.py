@@ -62,7 +62,8 @@ def loading(bench: Bench) -> Iterator[Claim]:
     parts_alone = PartBench(compose("train", given), 4.0 if bench.gpu else 0.2)
     model = parts_alone.model(parts_alone.settings.train.batch_size)
     threads = (4, 8, 16) if bench.gpu else (1, 2)
-    rates = {count: parts_alone.loader(threads=count) for count in threads}
+    node = parts_alone.config["loader"]
+    rates = {count: parts_alone.loader({**node, "threads": count}) for count in threads}
     figure = ", ".join(f"{count} threads {rate:,.0f}" for count, rate in rates.items())
     best = max(rates, key=lambda count: rates[count])
     passed = bench.on_gpu(rates[best] > model)
