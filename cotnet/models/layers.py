@@ -42,11 +42,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, shortcut: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """shortcut + residual * kept, in one pass: two tensors (B, ...) -> the same shape. May reuse the residual."""
+    def forward(self, shortcut: torch.Tensor, residual: torch.Tensor, *, reuse: bool = False) -> torch.Tensor:
+        """shortcut + residual * kept, in one pass: two tensors (B, ...) -> the same shape.
+
+        `reuse` allows to write the sum into the residual.
+        """
         if not self.training or self.probability == 0:
-            same = residual.dtype == shortcut.dtype  # PVT's tokens are float32 under autocast
-            return residual.add_(shortcut) if same else residual + shortcut
+            return residual.add_(shortcut) if reuse else shortcut + residual
         keep = 1 - self.probability
         kept = residual.new_empty([len(residual), *[1] * (residual.ndim - 1)]).bernoulli_(keep)
         return torch.addcmul(shortcut, residual, kept.div_(keep or 1.0))

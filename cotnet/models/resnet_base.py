@@ -115,7 +115,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = chain(self, self.in_order, x)
-        return self.act3(self.drop_path(self.downsample(x), residual))
+        return self.act3(self.drop_path(self.downsample(x), residual, reuse=True))  # bn3 does not need its output
 
 
 class ResNet(nn.Module):
