@@ -139,7 +139,7 @@ def pixels(loader: Any, images: ImageSet, device: torch.device, *, batch: int, *
     plan = EvaluationPlan(
         samples=len(images.files), batch_size=batch, rank=0, world_size=1, image_size=64, crop_ratio=0.875
     )
-    with closing(loader(images, plan, device=device, interpolation="bilinear", **given)) as opened:
+    with closing(loader(images, plan, output_device=device, interpolation="bilinear", **given)) as opened:
         found = torch.cat([made.images.cpu() for made in opened.batches(0)])
     return found[: len(images.files)]
 
