@@ -90,6 +90,7 @@ def test_mixed_precision_resumes_in_mid_epoch(precision, more, digits, tmp_path)
     assert (metrics(tmp_path / "uncut")[-2]["train/lr"] == 0.0) == bool(more)
 
 
+@pytest.mark.long
 def test_memory_format_and_checkpointing_resume_and_evaluate_alike(digits, tmp_path):
     """Recomputation changes no number and may change within a run; evaluate.py takes the memory format."""
     overrides = [*SMALL, f"data.root={digits}", "train.channels_last=true", "backbone.drop_path=0.2"]

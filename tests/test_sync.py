@@ -109,6 +109,7 @@ def test_offline_runs_are_sent_once_and_a_continued_run_is_one(tmp_path):
         assert held(address) == runs
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_record_differs_is_rebuilt_from_its_metrics(tmp_path):
     outputs, best = tmp_path / "outputs", {"best_top1": 60.0, "best_top5": 90.0, "best_epoch": 2, "best_weights": "ema"}

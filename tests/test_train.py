@@ -135,6 +135,7 @@ def test_two_ranks_equal_one_in_float64(digits, tmp_path):
             assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+@pytest.mark.long
 def test_torchrun_joins_and_gives_the_same_run(uncut, digits, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py")]
     run_process(*command, *SMALL, "launch.ranks=null", f"data.root={digits}", "output_dir=run", cwd=tmp_path)

@@ -31,6 +31,7 @@ def widths(row):
 BFLOAT16 = ("--compile-for", "sm_90", "--dtype", "bfloat16")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_instructions_of_contiguous_kernels(tmp_path):
     found = compiled(tmp_path, *BFLOAT16, "--formats", "contiguous", "--kernel-sizes", "3")

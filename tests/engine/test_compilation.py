@@ -40,6 +40,7 @@ def test_one_graph_per_image_size_and_the_model_itself_stays_eager():
     assert counters["stats"]["calls_captured"] == calls
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_continued_with_graphs_from_the_cache_it_is_the_uncut_run(monkeypatch, tmp_path):
     """The real compiler, on a net that it can do in seconds: the same bits, and nothing is compiled twice."""

@@ -123,6 +123,7 @@ def assert_tables(folder, file, found, *, root, broken):
     assert [(row["confidence"], row["accuracy"], row["images"]) for row in line] == bins
 
 
+@pytest.mark.long
 def test_wandb_changes_neither_figures_nor_exit_code(uncut, tmp_path, monkeypatch):
     """wandb cannot stage the images: one line from two ranks. Another logger, or no table to show: refused before
     anything is done."""

@@ -106,7 +106,7 @@ def test_timm_ships_the_labels_of_real(tmp_path):
     assert found.label_sets == (frozenset({970, 795}),)
 
 
-@pytest.mark.parametrize("grouped", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_corruptions_are_not_resized_and_are_looked_up_by_name(tmp_path, grouped):
     """Both layouts; 19 corruptions, of which 15 count; each with its own error."""
     groups = suites.corruptions()["groups"]

@@ -112,6 +112,7 @@ for place, keys in (("unset", {}), ("set", own))[: int(sys.argv[3])]:
 """
 
 
+@pytest.mark.long
 def test_what_is_not_set_is_left_to_wandbs_variables(tmp_path):
     variables = {"WANDB_PROJECT": "P", "WANDB_ENTITY": "E", "WANDB_RUN_GROUP": "G", "WANDB_TAGS": "A,B"}
     variables |= {"WANDB_NAME": "N", "WANDB_NOTES": "long text", "WANDB_JOB_TYPE": "J"}
@@ -144,6 +145,7 @@ for content, code in ((b"two", 75), (b"two", 0), (b"three", 0)):
 """
 
 
+@pytest.mark.long
 def test_each_checkpoint_is_an_artifact_once(tmp_path):
     """Three starts: cut, finished, finished with another last.pt; then they are sent."""
     run(CHECKPOINTS, tmp_path / "run", environment(tmp_path))
@@ -265,6 +267,7 @@ print(logger.finish(0))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_that_a_kill_costs_are_logged_again(tmp_path):
     """Killed after three rows that a checkpoint counts on, before wandb has written them."""
@@ -319,6 +322,7 @@ with made:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_that_a_dead_mirror_lacks_are_counted_and_logged_at_the_next_start(tmp_path):
     folder = tmp_path / "run"
@@ -340,6 +344,7 @@ print(state.run_id)
     assert by_content(local(folder)) == by_content(records.read(folder / "metrics.jsonl"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_summary_holds_the_best_evaluation(tmp_path):
     folder = tmp_path / "run"

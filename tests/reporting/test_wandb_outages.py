@@ -50,6 +50,7 @@ logger.finish(0)
     assert history(file) == [{"step": step} for step in range(5000)]
 
 
+@pytest.mark.long
 def test_wandbs_process_ends_with_a_run_that_is_killed(tmp_path):
     code = 'logger.start(folder, {}, None, "r"); write({"step": 1}); print(core(), flush=True); time.sleep(60)'
     process = start(code, tmp_path / "run", environment(tmp_path), "offline")

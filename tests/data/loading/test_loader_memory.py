@@ -54,7 +54,7 @@ def fresh(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loader", [TorchvisionLoader, DaliLoader])
+@pytest.mark.parametrize("loader", [pytest.param(TorchvisionLoader, marks=pytest.mark.long), DaliLoader])
 def test_memory_stays_flat_over_20_epochs(loader, fresh):
     root, process = fresh
     after = process.submit(memory_after_epochs, loader, root, 20).result()
