@@ -48,6 +48,7 @@ def test_killed_before_the_first_log_line(ranks, batch, digits, tmp_path):
     assert_same_run(tmp_path / "uncut", tmp_path / "cut")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=LONG)])
 def test_a_cut_in_the_last_evaluation_under_max_minutes_trains_no_further(ranks, digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "train.max_minutes=0.001", "train.log_every=1", "output_dir=run"]

@@ -60,6 +60,7 @@ def test_two_checkpoints_are_compared(uncut, digits, tmp_path, capsys):
     assert "not a whole table of predictions" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_mean_of_checkpoints(uncut, digits, tmp_path):
     """Two equal files average to themselves, with new BatchNorm statistics; on any number of ranks the same."""
     last = uncut(1) / "checkpoints" / "last.pt"

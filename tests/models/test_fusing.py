@@ -56,6 +56,7 @@ def test_families_in_both_precisions(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in REMAINING])
 def test_every_other_model(name):
     assert deviation(trained(name), torch.randn(1, 3, 64, 64)) < 1e-5

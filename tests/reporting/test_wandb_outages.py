@@ -114,6 +114,7 @@ print("times", started - began, longest, time.monotonic() - trained)
 """
 
 
+@pytest.mark.long
 def test_a_server_that_hangs_fails_refuses_or_goes_away_costs_training_nothing(tmp_path):
     """The start waits two seconds, a record nothing, the end as long as it is allowed to; all rows are on the disk."""
     with ExitStack() as stack:
