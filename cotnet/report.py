@@ -27,14 +27,14 @@ def report(folders: Sequence[Path], out: Path | None) -> None:
         for path in write_reports(folders[0]):
             say(f"-> {path}")
         return
-    found = find(folders)
-    if not found:
-        raise InputError(
-            f"{', '.join(map(str, folders[:3]))}: no run, evaluation, comparison or sweep; give an output_dir"
-        )
-    rows = entries(found)
+    if not (found := find(folders)):
+        named = ", ".join(map(str, folders[:3]))
+        raise InputError(f"{named}: no run, evaluation, comparison or sweep; give an output_dir")
+    rows, damaged = entries(found)
+    for line in damaged:
+        say(f"left out: {line}")
     base = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    path = out or (base.parent if len(folders) > 1 and base in [one.absolute() for one in folders] else base) / REPORT
+    path = out or (base.parent if pages_of(base) else base) / REPORT  # never in place of a run's own page
     path.parent.mkdir(parents=True, exist_ok=True)
     write_page(leaderboard_page(rows, path.absolute().parent), path)
     with contextlib.suppress(BrokenPipeError):
@@ -53,12 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with one_line(keep=False):
         require_extra()
-        if absent := [folder for folder in given.folders if not folder.is_dir()]:
-            raise InputError(f"{absent[0]} is no folder; give an output_dir")
-        report(given.folders, given.out)
+        if absent := [path for path in given.folders if not path.exists()]:
+            raise InputError(f"{absent[0]} does not exist; give an output_dir")
+        folders = [path for path in given.folders if path.is_dir()]  # outputs/* also names files
+        if not folders:
+            raise InputError(f"{given.folders[0]} is a file; give an output_dir")
+        report(folders, given.out)
         while given.live:
             time.sleep(given.live)
-            report(given.folders, given.out)
+            report(folders, given.out)
     sys.exit(0)
 
 

@@ -53,9 +53,28 @@ def test_several_folders(uncut, tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
     main(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "elsewhere" / "page.html")
     assert 'href="../a/report.html"' in (tmp_path / "elsewhere" / "page.html").read_text()
+    (tmp_path / "b" / "summary.json").write_text("{")  # one damaged file leaves out one row
+    old = {"top1": 50.0, "top5": 90.0, "images": 50, "weights": "raw"}  # as version 0.1 wrote it
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.json").write_text(json.dumps(old))
     capsys.readouterr()
+    main(*sorted(tmp_path.iterdir()))  # outputs/*, which also names report.html
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"left out: {tmp_path / 'b' / 'summary.json'}: cannot be read as JSON")
+    rows = [line for line in lines if line.startswith(str(tmp_path))]
+    assert len(rows) == 2 and "50.00" in rows[0] and "/old" in rows[0] and "/a " in rows[1]
     main(tmp_path / "a")
     assert capsys.readouterr().out == f"-> {tmp_path / 'a' / 'report.html'}\n"
+
+
+def test_a_leaderboard_is_not_written_over_a_runs_own_page(uncut, tmp_path):
+    run_folder = shutil.copytree(uncut(1), tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+    (run_folder / "evaluation").mkdir()
+    (run_folder / "evaluation" / "metrics.json").write_text('{"weights": "raw"}')
+    before = (run_folder / "report.html").read_bytes()
+    main(run_folder, run_folder / "evaluation")
+    assert (run_folder / "report.html").read_bytes() == before
+    assert "2 runs and evaluations" in (tmp_path / "report.html").read_text()
 
 
 def test_live_pages_are_written_again_until_ctrl_c(uncut, tmp_path, monkeypatch):
@@ -90,7 +109,7 @@ def test_bad_input_is_one_line(uncut, tmp_path, capsys, monkeypatch):
     assert len(lines) == 5
     empty, nowhere, damaged, unwritable, extra = lines
     assert empty == f"error: {tmp_path / 'empty'}: no run, evaluation, comparison or sweep; give an output_dir"
-    assert nowhere == f"error: {tmp_path / 'nowhere'} is no folder; give an output_dir"
+    assert nowhere == f"error: {tmp_path / 'nowhere'} does not exist; give an output_dir"
     assert "config.yaml: cannot be read" in damaged and "mend or remove it" in damaged
     assert "cannot write" in unwritable and "report.html" in unwritable
     assert extra == "error: vl-convert-python is not installed; pip install 'cotnet[report]'"

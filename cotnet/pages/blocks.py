@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 Cell = str | int | float | None
+REFRESH: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +123,14 @@ class PageSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A whole page. `kind`: run, evaluation, comparison, sweep or leaderboard. `refresh`: seconds until the browser
-    reads the file again."""
+    """A whole page. `kind`: run, evaluation, comparison, sweep or leaderboard."""
 
     title: str
     kind: str
     status: str = ""
     sections: Sequence[PageSection] = field(default_factory=tuple)
-    refresh: int | None = None
+
+    @property
+    def refresh(self) -> int | None:
+        """Seconds until a browser reads the page of something that runs again."""
+        return REFRESH if self.status == "running" else None

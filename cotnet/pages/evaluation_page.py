@@ -27,11 +27,12 @@ from cotnet.pages.blocks import (
     numbers,
     texts,
 )
-from cotnet.pages.read import WIDE, picture, read_csv, read_json, read_yaml
+from cotnet.pages.read import WIDE, picture, read_csv, read_json
 from cotnet.pages.several_page import several_page
 from cotnet.pages.zoo import among_the_zoo
 
 METRICS: Final = "metrics.json"
+NEEDED: Final = {"checkpoint", "weights", "set", "images", "images_in_set", "settings"}
 MISTAKES: Final = 24  # most confident mistakes that are shown
 PAIRS, OF_PAIR = 8, 3  # most confused pairs that are shown, and images of each
 PAIRS_LISTED: Final = 500
@@ -65,22 +66,13 @@ class EvaluationFiles:
         return [row["words"] for row in read_csv(self.folder / "classes.csv")]
 
     def word(self, number: int) -> str:
-        return self.names[number] if 0 <= number < len(self.names) else str(number)
+        """What people call a class; -1 stands for several labels."""
+        if number < 0:
+            return "one of several"
+        return self.names[number] if number < len(self.names) else str(number)
 
     def image(self, file: str) -> Path:
         return Path(self.figures.get("image_folder", "")) / file
-
-    def settings(self) -> dict[str, Any]:
-        """The resolved configuration: it lies in the folder of the whole evaluation."""
-        for folder in (self.folder, *self.folder.absolute().parents[:3]):
-            if (folder / "evaluation.yaml").exists():
-                return read_yaml(folder / "evaluation.yaml")
-        return {}
-
-    @property
-    def backbone(self) -> str:
-        node = self.settings().get("backbone", {})
-        return str(node.get("model_name") or node.get("_target_", "").rpartition(".")[2])
 
 
 def evaluation_page(folder: Path) -> Page:
@@ -88,8 +80,10 @@ def evaluation_page(folder: Path) -> Page:
     content = read_json(folder / METRICS)
     if "evaluations" in content:
         return several_page(folder, content)
-    if "images" not in content or "checkpoint" not in content:
-        raise InputError(f"{folder / METRICS}: not the figures of an evaluation; evaluate again")
+    if lacking := sorted(NEEDED - content.keys()):
+        raise InputError(
+            f"{folder / METRICS} lacks {', '.join(lacking)}, as an earlier version wrote it; evaluate again"
+        )
     found = EvaluationFiles(folder=folder, figures=content)
     sections = [PageSection(title="Result", blocks=[headline(found), *remarks(found)])]
     if found.labelled:
@@ -266,7 +260,7 @@ def unlabelled(found: EvaluationFiles) -> list[Block]:
 
 
 def settings(found: EvaluationFiles) -> list[Block]:
-    """What the figures depend on, and the command."""
+    """What the figures depend on."""
     given = found.figures
     keys = ("checkpoint", "weights", "weights_checksum", "set", "image_set", "classes")
     rows = [(key, str(given.get(key))) for key in keys] + [

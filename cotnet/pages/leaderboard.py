@@ -1,5 +1,6 @@
 """All runs and evaluations below some folders in one table, on a page and on the terminal."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,26 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cotnet.errors import InputError
 from cotnet.evaluation.statistics import wilson
-from cotnet.files import in_use
 from cotnet.pages import charts
 from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, numbers, texts
 from cotnet.pages.charts import Interval
 from cotnet.pages.evaluation_page import METRICS
-from cotnet.pages.read import read_json, read_yaml
+from cotnet.pages.read import backbone_of, read_json, read_yaml, status_of
 from cotnet.reporting.terminal import clock, print_table
 
 DEPTH: Final = 6  # folders below the given ones that are looked into
 SHOWN: Final = 40  # rows of the chart
 COLUMNS: Final = (
-    *(*texts("folder", "kind", "backbone", "set"), *numbers(",", "px"), *numbers(".2f", "top-1 %", "from", "to")),
-    *(
-        *numbers(".2f", "top-5 %"),
-        *numbers(",.0f", "images/s"),
-        *numbers(".2f", "latency, ms"),
-        *numbers(",", "epochs"),
-    ),
-    *texts("status", "time"),
+    *(*texts("folder", "kind", "backbone", "set"), *numbers(",", "px")),
+    *(*numbers(".2f", "top-1 %", "from", "to", "top-5 %"), *numbers(",.0f", "images/s")),
+    *(*numbers(".2f", "latency, ms"), *numbers(",", "epochs"), *texts("status", "time")),
 )
 
 
@@ -66,10 +62,16 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def entries(folders: Iterable[Path]) -> list[Entry]:
-    """The rows of these folders, the best top-1 first. Raises InputError for a damaged file."""
-    rows = [row for folder in folders for row in _entries(folder)]
-    return sorted(rows, key=lambda row: -1.0 if row.top1 is None else row.top1, reverse=True)
+def entries(folders: Iterable[Path]) -> tuple[list[Entry], list[str]]:
+    """The rows of these folders, the best top-1 first, and a line about each file that cannot be read."""
+    rows: list[Entry] = []
+    damaged: list[str] = []
+    for folder in folders:
+        try:
+            rows += _entries(folder)
+        except InputError as error:
+            damaged.append(str(error))
+    return sorted(rows, key=lambda row: -1.0 if row.top1 is None else row.top1, reverse=True), damaged
 
 
 def _entries(folder: Path) -> Iterator[Entry]:
@@ -77,31 +79,27 @@ def _entries(folder: Path) -> Iterator[Entry]:
         yield _run(folder)
     if (folder / METRICS).exists():
         content = read_json(folder / METRICS)
-        if "evaluations" not in content and "checkpoint" in content:
+        if "evaluations" not in content:  # these are in folders of their own
             yield _evaluation(folder, content)
 
 
 def _run(folder: Path) -> Entry:
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
-    node, data = config.get("backbone", {}), config.get("data", {})
-    status, top1 = str(summary.get("status", "starting")), summary.get("best_top1")
-    if status in ("running", "starting") and not in_use(folder / ".lock"):
-        status = "killed"
-    images = _val_images(folder)
+    top1, images = summary.get("best_top1"), _val_images(folder)
     interval = wilson(round(top1 * images / 100), images) if top1 is not None and images else (None, None)
     return Entry(
         folder=folder,
         kind="run",
-        backbone=_backbone(node),
+        backbone=backbone_of(config),
         set="val",
-        size=data.get("eval_size"),
+        size=config.get("data", {}).get("eval_size"),
         top1=top1,
         interval=interval,
         top5=summary.get("best_top5"),
         images_per_second=summary.get("images_per_second"),
         epochs=config.get("train", {}).get("epochs"),
-        status=status,
+        status=status_of(folder, summary),
         seconds=summary.get("seconds"),
     )
 
@@ -110,36 +108,27 @@ def _val_images(folder: Path) -> int | None:
     """The number of val images, from the last whole record that has it."""
     for line in reversed((folder / "metrics.jsonl").read_bytes().splitlines()):
         if b'"val/images"' in line:
-            try:
+            with contextlib.suppress(ValueError):  # cut in mid-line: the record before it
                 return int(json.loads(line)["val/images"])
-            except ValueError:  # cut in mid-line
-                continue
     return None
 
 
 def _evaluation(folder: Path, given: dict[str, Any]) -> Entry:
-    config: dict[str, Any] = {}
-    for place in (folder, *folder.absolute().parents[:3]):
-        if (place / "evaluation.yaml").exists():
-            config = read_yaml(place / "evaluation.yaml")
-            break
+    places = (folder, *folder.absolute().parents[:3])  # of several sets it lies in a folder above
+    config = next((place / "evaluation.yaml" for place in places if (place / "evaluation.yaml").exists()), None)
     return Entry(
         folder=folder,
         kind="evaluation",
-        backbone=_backbone(config.get("backbone", {})),
-        set=given["set"],
-        size=given["settings"]["eval_size"],
+        backbone=backbone_of(read_yaml(config)) if config else "",
+        set=given.get("set", ""),
+        size=given.get("settings", {}).get("eval_size"),
         top1=given.get("top1"),
         interval=tuple(given.get("top1_interval", (None, None))),
         top5=given.get("top5"),
         images_per_second=given.get("images_per_second"),
         latency=given.get("latency_ms_p50"),
-        status=f"{given['weights']} weights",
+        status=f"{given['weights']} weights" if "weights" in given else "",
     )
-
-
-def _backbone(node: dict[str, Any]) -> str:
-    return str(node.get("model_name") or node.get("_target_", "").rpartition(".")[2])
 
 
 def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
@@ -178,9 +167,6 @@ def _short(row: Entry, base: Path) -> str:
 
 def print_leaderboard(rows: Sequence[Entry]) -> None:
     """The same table on the terminal."""
-    shown = [
-        [column.text(cell) for column, cell in zip(COLUMNS, row.cells(), strict=True)]
-        for row in rows
-    ]  # fmt: skip
-    headings = [column.heading for column in COLUMNS]
-    print_table(headings, shown, texts=[column.heading for column in COLUMNS if not column.form])
+    lines = [[column.text(cell) for column, cell in zip(COLUMNS, row.cells(), strict=True)] for row in rows]
+    words = [column.heading for column in COLUMNS if not column.form]
+    print_table([column.heading for column in COLUMNS], lines, texts=words)

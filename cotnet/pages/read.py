@@ -10,6 +10,7 @@ from typing import Any, Final
 import yaml
 
 from cotnet.errors import InputError
+from cotnet.files import in_use
 from data.sets.image_set import thumbnail
 
 SIDE: Final = 96  # pixels of a thumbnail
@@ -37,6 +38,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no settings; mend or remove it")
     return content
+
+
+def backbone_of(config: dict[str, Any]) -> str:
+    """The name of a configuration's backbone; empty without one."""
+    node = config.get("backbone", {})
+    return str(node.get("model_name") or node.get("_target_", "").rpartition(".")[2])
+
+
+def status_of(folder: Path, summary: dict[str, Any]) -> str:
+    """running, finished, interrupted, failed, or killed: its summary.json says that it runs, and no process does."""
+    status = str(summary.get("status", "running"))
+    return "killed" if status == "running" and not in_use(folder / ".lock") else status
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ from cotnet.config import recipes
 from cotnet.config.build import shown
 from cotnet.config.compose import Config, flatten
 from cotnet.evaluation.statistics import wilson
-from cotnet.files import in_use
 from cotnet.models.table import TABLE, Published
 from cotnet.pages import charts
 from cotnet.pages.blocks import (
@@ -28,11 +27,10 @@ from cotnet.pages.blocks import (
     texts,
 )
 from cotnet.pages.charts import Line, Mark
-from cotnet.pages.read import read_json, read_yaml
+from cotnet.pages.read import backbone_of, read_json, read_yaml, status_of
 from cotnet.reporting.terminal import clock
 
 Rows = list[dict[str, Any]]
-REFRESH = 30  # seconds after which a browser reads the page of a running run again
 LINES = {  # title -> unit, and the records that it draws
     "Loss": ("loss", {"train": "train/loss", "val": "val/loss", "val, EMA": "val/loss_ema"}),
     "Top-1 accuracy": ("%", {"train": "train/accuracy", "val": "val/top1", "val, EMA": "val/top1_ema"}),
@@ -57,14 +55,11 @@ class RunFiles:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted, failed, or killed: it says that it runs, and no process does."""
-        status = str(self.summary.get("status", "starting"))
-        return "killed" if status in ("running", "starting") and not in_use(self.folder / ".lock") else status
+        return status_of(self.folder, self.summary)
 
     @property
     def backbone(self) -> str:
-        node = self.config.get("backbone", {})
-        return str(node.get("model_name") or node.get("_target_", "").rpartition(".")[2])
+        return backbone_of(self.config)
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -108,13 +103,11 @@ def run_page(folder: Path) -> Page:
         PageSection(title="Commands", blocks=commands(run)),
         PageSection(title="Machine", blocks=[machine(run)]),
     ]
-    running = run.status == "running"
     return Page(
         title=f"{folder.absolute().name}: {run.backbone}",
         kind="run",
         status=run.status,
         sections=[section for section in sections if section.blocks],
-        refresh=REFRESH if running else None,
     )
 
 

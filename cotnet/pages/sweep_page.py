@@ -1,6 +1,5 @@
 """The page of a sweep, from its ledger and its trials' records."""
 
-import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,11 @@ from cotnet.pages.blocks import (
     numbers,
     texts,
 )
+from cotnet.pages.write import REPORT
 from cotnet.reporting.terminal import clock
 from cotnet.sweeps.ledger import Ledger
 from cotnet.sweeps.results import TrialResult, longer_command, rank_trials
+from cotnet.sweeps.space import Trial
 
 LEAST: Final = 4  # finished trials, for the importance of settings
 
@@ -33,101 +34,86 @@ def sweep_page(folder: Path) -> Page:
     """The page of the sweep in `folder`. Raises InputError if its ledger is damaged."""
     ledger = Ledger.read(folder)
     rows, alive = rank_trials(ledger), in_use(folder / ".lock")
-    target, scored = ledger.start["target"], [row for row in rows if row.value is not None]
     keys = list(dict.fromkeys(key for row in rows for key in row.entry.trial.settings))
-    states = [row.entry.state for row in rows]
-    tiles = [
-        Tile(
-            name="trials",
-            value=f"{len(rows)}",
-            note=f"{states.count('finished')} finished, {states.count('failed')} failed",
-        )
-    ]
-    if scored:
-        best = scored[0]
-        tiles.append(
-            Tile(
-                name=f"best {target}",
-                value=f"{best.value:.6g}",
-                note=f"{best.entry.trial.name}, epoch {best.epoch:.4g}",
-            )
-        )
-    result: list[Block] = [Tiles(tiles=tiles), trials(folder, target, keys, rows, alive=alive)]
-    finished = [row for row in scored if row.entry.state == "finished"]
-    if finished:
-        result.append(Command(title="The best trial, longer", text=longer_command(ledger, finished[0].entry.trial)))
-    sections = [
-        PageSection(title="Result", blocks=result),
-        PageSection(title="Settings", blocks=settings(ledger, keys, scored)),
-    ]
-    status = "running" if alive else "finished" if set(states) <= {"finished", "failed"} else "interrupted"
-    return Page(title=f"Sweep {folder.absolute().name}", kind="sweep", status=status,
-                sections=[one for one in sections if one.blocks], refresh=30 if alive else None)  # fmt: skip
+    scored = [row for row in rows if row.value is not None]
+    result: list[Block] = [headline(ledger, rows), trials(ledger, keys, rows, alive=alive)]
+    if best := next((row.entry.trial for row in scored if row.entry.state == "finished"), None):
+        result.append(Command(title="The best trial, longer", text=longer_command(ledger, best)))
+    sections = [PageSection(title="Result", blocks=result)]
+    if charts_of := settings(ledger, keys, scored):
+        sections.append(PageSection(title="Settings", blocks=charts_of))
+    ended = {row.entry.state for row in rows} <= {"finished", "failed"}
+    status = "running" if alive else "finished" if ended else "interrupted"
+    return Page(title=f"Sweep {folder.absolute().name}", kind="sweep", status=status, sections=sections)
 
 
-def trials(folder: Path, target: str, keys: Sequence[str], rows: Sequence[TrialResult], *, alive: bool) -> DataTable:
+def headline(ledger: Ledger, rows: Sequence[TrialResult]) -> Tiles:
+    """How many trials there are, and the best one."""
+    states, best = [row.entry.state for row in rows], rows[0] if rows else None
+    counts = f"{states.count('finished')} finished, {states.count('failed')} failed"
+    tiles = [Tile(name="trials", value=str(len(rows)), note=counts)]
+    if best and best.value is not None:
+        note = f"{best.entry.trial.name}, epoch {best.epoch:.4g}"
+        tiles.append(Tile(name=f"best {ledger.start['target']}", value=f"{best.value:.6g}", note=note))
+    return Tiles(tiles=tiles)
+
+
+def trials(ledger: Ledger, keys: Sequence[str], rows: Sequence[TrialResult], *, alive: bool) -> DataTable:
     """A row per trial, the best first; a trial with a page links to it."""
     cells: list[list[Any]] = []
-    numeric = {key for key in keys if all(_number(row.entry.trial.settings.get(key)) is not None for row in rows)}
+    links = [f"{row.entry.trial.name}/{REPORT}" for row in rows]
     for row in rows:
         entry = row.entry
         state = ("running" if alive else "killed") if entry.state == "started" else entry.state
-        given = [entry.trial.settings.get(key, "-") for key in keys]
-        values = [_number(value) if key in numeric else value for key, value in zip(keys, given, strict=True)]
+        values = [value_of(entry.trial, key) for key in keys]
         cells.append([entry.trial.name, row.value, row.epoch, *values, clock(entry.seconds), state, entry.line])
-    columns = [*texts("trial"), *numbers(".6g", target), *numbers(".4g", "epoch")]
+    numeric = {key for key in keys if all(isinstance(value_of(row.entry.trial, key), float) for row in rows)}
+    columns = [*texts("trial"), *numbers(".6g", ledger.start["target"]), *numbers(".4g", "epoch")]
     columns += [Column(heading=key, form=".6g" if key in numeric else "") for key in keys]
     columns += texts("time", "status", "error")
-    links = [f"{row.entry.trial.name}/report.html" for row in rows]
-    links = [link if (folder / link).exists() else "" for link in links]
+    links = [link if (ledger.folder / link).exists() else "" for link in links]
     return DataTable(title="Trials", columns=columns, rows=cells, links=links)
+
+
+def value_of(trial: Trial, key: str) -> float | str:
+    """A trial's setting, as a number if it is one."""
+    text = trial.settings.get(key, "-")
+    try:
+        return float(text)
+    except ValueError:
+        return str(text)
 
 
 def settings(ledger: Ledger, keys: Sequence[str], scored: Sequence[TrialResult]) -> list[Block]:
     """The target against each setting that varies, all of them together, and their importance."""
     target = ledger.start["target"]
-    varied = [key for key in keys if len({row.entry.trial.settings.get(key) for row in scored}) > 1]
-    blocks: list[Block] = []
-    found = [(row.entry.trial.name, row.entry.trial.settings, float(row.value or 0.0)) for row in scored]
-    for key in varied:
-        values = [_number(given.get(key)) for _, given, _ in found]
-        numeric = all(value is not None for value in values)
-        points = [
-            {"x": number if numeric else str(given.get(key, "-")), "y": value, "name": name}
-            for number, (name, given, value) in zip(values, found, strict=True)
-        ]
-        known = [value for value in values if value is not None]
-        log = numeric and min(known) > 0 and max(known) / min(known) > 20
-        at = f"{key}={found[0][1].get(key, '-')}"
-        alt = f"{target} against {key} in {len(points)} trials; the best, {found[0][2]:.6g}, has {at}."
-        blocks.append(
-            Chart(
-                title=f"{target} against {key}", spec=charts.scatter(points, x=key, y=target, alt=alt, log=log), alt=alt
-            )
-        )
+    varied = [key for key in keys if len({value_of(row.entry.trial, key) for row in scored}) > 1]
+    blocks: list[Block] = [against(target, key, scored) for key in varied]
     if len(varied) > 1:
         rows = [
-            (
-                name,
-                {
-                    key: _number(given.get(key)) if _number(given.get(key)) is not None else str(given.get(key, "-"))
-                    for key in varied
-                },
-                value,
-            )
-            for name, given, value in found
+            (row.entry.trial.name, {key: value_of(row.entry.trial, key) for key in varied}, float(row.value or 0.0))
+            for row in scored
         ]
         alt = f"Parallel coordinates of {len(rows)} trials over {', '.join(varied)} and {target}."
-        blocks.append(
-            Chart(
-                title="All settings together",
-                spec=charts.parallel(rows, varied, target=target, alt=alt),
-                alt=alt,
-                wide=True,
-            )
-        )
+        spec = charts.parallel(rows, varied, target=target, alt=alt)
+        blocks.append(Chart(title="All settings together", spec=spec, alt=alt, wide=True))
         blocks += importance(ledger, varied, scored)
     return blocks
+
+
+def against(target: str, key: str, scored: Sequence[TrialResult]) -> Chart:
+    """The target against one setting, a point per trial."""
+    values = [value_of(row.entry.trial, key) for row in scored]
+    known = [value for value in values if isinstance(value, float)]
+    numeric = len(known) == len(values)
+    points = [
+        {"x": value if numeric else str(value), "y": row.value, "name": row.entry.trial.name}
+        for value, row in zip(values, scored, strict=True)
+    ]
+    log = numeric and min(known) > 0 and max(known) / min(known) > 20
+    alt = f"{target} against {key} in {len(points)} trials; the best, {scored[0].value:.6g}, has {key}={values[0]}."
+    spec = charts.scatter(points, x=key, y=target, alt=alt, log=log)
+    return Chart(title=f"{target} against {key}", spec=spec, alt=alt)
 
 
 def importance(ledger: Ledger, keys: Sequence[str], scored: Sequence[TrialResult]) -> list[Block]:
@@ -141,11 +127,10 @@ def importance(ledger: Ledger, keys: Sequence[str], scored: Sequence[TrialResult
         return [Remarks(title="Importance", lines=["optuna is not installed; pip install 'cotnet[sweep]'"])]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=ledger.start["direction"])
-    texts = {key: sorted({row.entry.trial.settings.get(key, "-") for row in scored}) for key in keys}
-    kinds = {key: _distribution(optuna.distributions, values) for key, values in texts.items()}
-    for row in scored:
-        given = {key: row.entry.trial.settings.get(key, "-") for key in keys}
-        params = {key: value if _categorical(kinds[key]) else float(value) for key, value in given.items()}
+    values = {key: [value_of(row.entry.trial, key) for row in scored] for key in keys}
+    kinds = {key: distribution(optuna.distributions, found) for key, found in values.items()}
+    for number, row in enumerate(scored):
+        params = {key: found[number] if _numeric(found) else str(found[number]) for key, found in values.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=row.value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,32 +138,20 @@ def importance(ledger: Ledger, keys: Sequence[str], scored: Sequence[TrialResult
             found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
         except (ImportError, RuntimeError, ValueError) as error:  # scikit-learn is missing, or every value is the same
             return [Remarks(title="Importance", lines=[f"Not known: {error}"])]
-    alt = "Share of the variation that each setting explains: " + ", ".join(
-        f"{key} {value:.2f}" for key, value in found.items()
-    )
-    return [
-        Chart(
-            title="Importance of each setting",
-            spec=charts.bars(list(found.items()), x="share explained", alt=alt),
-            alt=alt,
-        )
-    ]
+    shares = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+    alt = f"Share of the variation that each setting explains: {shares}"
+    spec = charts.bars(list(found.items()), x="share explained", alt=alt)
+    return [Chart(title="Importance of each setting", spec=spec, alt=alt)]
 
 
-def _distribution(kinds: Any, values: Sequence[str]) -> Any:
-    """The range of these values, or the list of them where one is no number."""
-    numbers = [_number(value) for value in values]
-    if any(number is None for number in numbers):
-        return kinds.CategoricalDistribution(values)
-    low, high = min(n for n in numbers if n is not None), max(n for n in numbers if n is not None)
+def distribution(kinds: Any, values: Sequence[float | str]) -> Any:
+    """Optuna's range of these values, or the list of them where one is a text."""
+    known = [value for value in values if isinstance(value, float)]
+    if not _numeric(values):
+        return kinds.CategoricalDistribution(sorted({str(value) for value in values}))
+    low, high = min(known), max(known)
     return kinds.FloatDistribution(low, high, log=low > 0 and high / low > 20)
 
 
-def _categorical(kind: Any) -> bool:
-    return type(kind).__name__ == "CategoricalDistribution"
-
-
-def _number(text: Any) -> float | None:
-    with contextlib.suppress(TypeError, ValueError):
-        return float(text)
-    return None
+def _numeric(values: Sequence[float | str]) -> bool:
+    return all(isinstance(value, float) for value in values)

@@ -15,10 +15,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cotnet import records
+from cotnet.reporting.terminal import say
 
 Row = dict[str, Any]
 
@@ -97,12 +99,16 @@ def read_start(path: Path) -> Start:
     return start
 
 
+@cache
 def began_as(folder: Path, run_id: str) -> tuple[str, str]:
-    """Project and group of a run, by its last file in the run's folder; empty where unknown."""
+    """Project and group of a run, by its last file in the run's folder; empty where unknown. Says once if the file
+    cannot be read."""
     try:
         records_of_last = (record for file in run_files(folder, run_id)[-1:] for record in wandb_records(file))
         run = next((record.run for record in records_of_last if record.HasField("run")), None)
-    except Exception:  # files of another version of wandb
+    except Exception as error:  # of another version of wandb
+        why = next(iter(str(error).splitlines()), "unknown format")
+        say(f"W&B: the files of run {run_id} in {folder} cannot be read ({why}); the evaluation is not linked to it")
         run = None
     return (run.project, run.run_group) if run else ("", "")
 

@@ -29,7 +29,7 @@ def tab(tmp_path_factory):
 def pages(uncut, evaluated, tmp_path_factory):
     """A page of each kind."""
     base = tmp_path_factory.mktemp("pages")
-    for name, folder in (("run", uncut(1)), ("ema", evaluated / "ema"), ("raw", evaluated / "raw")):
+    for name, folder in (("run", uncut(1)), ("ema", evaluated / "ema"), ("other", evaluated / "other")):
         shutil.copytree(folder, base / name)
     ledger = begin(base / "sweep")
     for number, lr in enumerate((0.1, 0.01, 0.001, 1.0)):
@@ -101,6 +101,27 @@ def test_text_can_be_read_and_reached_by_keyboard(tab, pages, kind):
         tab.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
         reached.add(tab.js("document.activeElement.tagName"))
     assert {"A", "BUTTON", "INPUT", "DIV"} <= reached  # links, headings that sort, filters, tables that scroll
+
+
+MARKS = """[...document.querySelectorAll("figure.chart")].map((chart) => {
+  const spec = JSON.parse(chart.querySelector("script").textContent);
+  const known = (layer) => (layer.data ?? spec.data).values
+    .filter((row) => [layer.encoding.x, layer.encoding.y].every((axis) => row[axis.field] != null)).length;
+  const wanted = (draws) => (spec.layer ?? [spec]).filter((layer) => draws(layer.mark)).map(known);
+  const sum = (counts) => counts.reduce((a, b) => a + b, 0);
+  const points = sum(wanted((mark) => mark.type === "point" || mark.point));
+  const bars = sum(wanted((mark) => mark.type === "bar"));
+  const drawn = (kind) => chart.querySelectorAll(`.mark-${kind}.role-mark > path`).length;
+  return [chart.dataset.title, points + bars, drawn("symbol") + drawn("rect")];
+})"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_chart_has_as_many_marks_as_data(tab, pages, kind):
+    tab.open(pages[kind])
+    found = tab.js(MARKS)
+    assert [one for one in found if one[1] != one[2]] == []
+    assert all(one[1] > 0 for one in found) and (found or kind == "comparison")
 
 
 def test_charts_have_a_mark_for_each_figure(tab, pages, uncut):

@@ -129,18 +129,28 @@ def test_missing_images_are_said(evaluated, tmp_path):
     assert "predictions.csv is missing" in named(evaluation_page(folder), Remarks, "Mistakes").lines[0]
 
 
+def test_an_evaluation_of_an_earlier_version_is_said(tmp_path):
+    old = {"top1": 50.0, "top5": 90.0, "loss": 1.0, "images": 50, "weights": "ema", "images_per_second": 9.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"lacks checkpoint, images_in_set, set, settings.*evaluate again"):
+        evaluation_page(tmp_path)
+
+
 def test_a_comparison(evaluated):
     page = comparison_page(evaluated / "ema" / "comparison.json")
     (one,) = json.loads((evaluated / "ema" / "comparison.json").read_text())["comparisons"]
-    assert tiles(page)["A minus B"].value == f"{one['top1']['difference']:+.2f} points"
-    for side in ("a", "b"):
+    assert tiles(page)["A minus B"].value == "-2.00 points"  # 1 of 50 images
+    assert (tiles(page)["only A right"].value, tiles(page)["only B right"].value) == ("2", "3")
+    for side, count in (("a", 2), ("b", 3)):
         files = [row["file"] for row in one["flipped"] if row["right"] == side]
-        galleries = [block for block in blocks(page, Gallery) if block.title.startswith(f"Only {side.upper()}")]
-        assert [picture.lines[-1] for block in galleries for picture in block.pictures] == files[:24]
-    tables = [read_csv(evaluated / name / "per_class.csv") for name in ("ema", "raw")]
+        (gallery,) = [block for block in blocks(page, Gallery) if block.title.startswith(f"Only {side.upper()}")]
+        assert [picture.lines[-1] for picture in gallery.pictures] == files and len(files) == count
+        assert all(picture.source.startswith("data:image/webp") for picture in gallery.pictures)
+    tables = [read_csv(evaluated / name / "per_class.csv") for name in ("ema", "other")]
     a, b = ({row["class"]: float(row["top1"]) for row in table} for table in tables)
     rows = named(page, DataTable, "Each class").rows
     assert {row[0]: row[3] for row in rows} == pytest.approx({name: a[name] - b[name] for name in a})
+    assert rows[0][3] != 0 and [abs(row[3]) for row in rows] == sorted((abs(row[3]) for row in rows), reverse=True)
 
 
 def test_a_sweep(tmp_path):
