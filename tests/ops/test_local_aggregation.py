@@ -1,70 +1,19 @@
-"""Every form of the operator against its definition by unfolding, and against the authors' kernel.
-
-The Triton kernels run on the GPU, and in Triton's interpreter without one.
-"""
+"""Every form of the operator against its definition by unfolding, and against the authors' kernel."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from aggregating import DEVICE, TOLERANCE, cases, check, formats, inputs, triton
 from torch.testing import assert_close
 
 from cotnet.benchmarks.local_aggregation import unfold_form
 from cotnet.ops import local_aggregation, local_aggregation_torch
 from cotnet.ops.local_aggregation_torch import Expressions
-from cotnet.ops.local_aggregation_triton import aggregate, differentiate, vector_size
+from cotnet.ops.local_aggregation_triton import differentiate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_aggregation.npz"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-formats = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-
-
-def triton(value, weight, *, dilation=1):
-    return aggregate(value, weight, dilation)
-
-
-def inputs(batch=2, channels=8, groups=4, kernel=3, size=(6, 7), dtype=torch.float64, last=False, device="cpu"):
-    """Value, weight and upstream gradient as convolutions leave them."""
-    generator = torch.Generator().manual_seed(kernel * 100 + channels)
-    layout = torch.channels_last if last else torch.contiguous_format
-
-    def noise(planes):
-        maps = torch.randn(batch, planes, *size, dtype=torch.float64, generator=generator)
-        return maps.to(device, dtype).contiguous(memory_format=layout)
-
-    weight = noise(groups * kernel**2).unflatten(1, (groups, kernel**2))
-    return noise(channels).requires_grad_(), weight.requires_grad_(), noise(channels)
-
-
-def check(form, value, weight, upstream, dilation=1):
-    """Values, gradients, dtypes and memory formats; the definition in float64."""
-    exact = [x.detach().double().cpu().contiguous().requires_grad_() for x in (value, weight)]
-    theirs = unfold_form(*exact, dilation=dilation)
-    expected = (theirs, *torch.autograd.grad(theirs, exact, upstream.double().cpu()))
-    ours = form(value, weight, dilation=dilation)
-    found = (ours, *torch.autograd.grad(ours, (value, weight), upstream))
-    tolerance = TOLERANCE[value.dtype]
-    for ours, theirs, like in zip(found, expected, (value, value, weight), strict=True):
-        assert (ours.dtype, ours.stride()) == (like.dtype, like.stride())
-        scale = max(1.0, float(theirs.detach().abs().max())) if theirs.numel() else 1.0
-        assert_close(ours.double().cpu(), theirs, rtol=0, atol=scale * tolerance)
-    return found
-
-
-CASES = [
-    {},
-    {"size": (1, 1)},
-    {"size": (1, 5), "kernel": 5},
-    {"size": (5, 1)},
-    {"batch": 0},
-    {"batch": 1, "groups": 8, "kernel": 1},
-    {"groups": 1, "kernel": 5},
-    {"batch": 1, "channels": 24, "groups": 3, "kernel": 5, "size": (7, 9)},
-    {"batch": 1, "channels": 4, "kernel": 7, "size": (9, 8)},
-]
-cases = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{key}={case[key]}" for key in case))
 
 
 @cases
@@ -98,20 +47,6 @@ def test_what_is_not_finite_stays_in_its_image(last):
         assert broken <= {3, 8}
     assert not y[3].isfinite().all()
     assert not y[8].isfinite().all()
-
-
-@pytest.mark.slow
-@cases
-@formats
-def test_triton_equals_the_definition(case, last):
-    check(triton, *inputs(**case, last=last, device=DEVICE))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@formats
-def test_triton_sums_in_float32(dtype, last):
-    case = inputs(batch=1, channels=6, groups=3, size=(3, 5), last=last, dtype=dtype, device=DEVICE)
-    check(triton, *case, dilation=2)
 
 
 @pytest.mark.slow
@@ -160,12 +95,6 @@ def test_first_and_second_derivatives(last):
     value, weight, _ = inputs(channels=4, groups=2, size=(3, 3), last=last)
     assert torch.autograd.gradcheck(local_aggregation, (value, weight))
     assert torch.autograd.gradgradcheck(local_aggregation, (value, weight))
-
-
-@formats
-def test_triton_derivatives(last):
-    value, weight, _ = inputs(batch=1, channels=2, groups=1, size=(2, 3), last=last, device=DEVICE)
-    assert torch.autograd.gradcheck(triton, (value, weight), fast_mode=True)
 
 
 @pytest.mark.parametrize("form", [local_aggregation, triton])
@@ -223,14 +152,6 @@ def test_exports_with_any_batch(last):
     assert_close(program(value, weight), unfold_form(value, weight), rtol=0, atol=1e-13)
 
 
-@pytest.mark.slow
-def test_triton_operator_is_well_defined():
-    """Schema, fake tensors and autograd agree with what runs."""
-    for last in (False, True):
-        case = inputs(batch=1, channels=4, groups=2, size=(2, 3), last=last, device=DEVICE)
-        torch.library.opcheck(aggregate, (*case[:2], 1))
-
-
 @formats
 @pytest.mark.parametrize("form", [local_aggregation, triton])
 @pytest.mark.parametrize("order", ["groups before taps", "taps before groups"])
@@ -253,26 +174,6 @@ def test_parts_are_samples_of_their_own(form, last, order):
         assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@formats
-def test_triton_sums_many_rows_in_several_launches(last, dtype):
-    case = inputs(batch=1, channels=2 * 19, groups=2, size=(2, 3), last=last, dtype=dtype, device=DEVICE)
-    check(triton, *case)
-
-
-def test_threads_own_a_power_of_two():
-    for groups in (1, 3, 8, 12, 64, 3000):
-        for item_size, maps in ((2, 1), (4, 2), (8, 1), (2, 2)):
-            size = vector_size(groups, item_size, last=True, maps=maps)
-            assert size & (size - 1) == 0
-            assert groups % size == 0
-            assert size * item_size <= 16
-            assert vector_size(groups, item_size, last=False, maps=maps) == 1
-    assert vector_size(8, 2, last=True, maps=1) == 8  # 8 bfloat16, 16 bytes
-    assert vector_size(64, 2, last=True, maps=2) == 4
-    assert vector_size(6, 4, last=True, maps=1) == 2
-
-
 @pytest.mark.parametrize(
     ("value", "weight", "dilation", "message"),
     [
@@ -288,28 +189,3 @@ def test_threads_own_a_power_of_two():
 def test_wrong_shapes_are_refused(value, weight, dilation, message):
     with pytest.raises(ValueError, match=message):
         local_aggregation(torch.zeros(value), torch.zeros(weight), dilation=dilation)
-
-
-@pytest.mark.gpu
-@formats
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("stage", [(64, 8, 56), (128, 16, 28), (512, 64, 7), (24, 3, 57)])
-def test_on_the_gpu(stage, dtype, last):
-    """The public function: values, the same bits twice, and compiled into one graph."""
-    torch.compiler.reset()  # each case compiles anew; more than eight would count as too many recompilations
-    channels, groups, pixels = stage
-    case = inputs(4, channels, groups, 3, (pixels, pixels), dtype, last, "cuda")
-    for found, again in zip(check(local_aggregation, *case), check(local_aggregation, *case), strict=True):
-        assert torch.equal(found, again)
-    check(torch.compile(local_aggregation, fullgraph=True), *case)
-    with torch.autocast("cuda", torch.bfloat16):
-        assert local_aggregation(case[0].bfloat16(), case[1].float()).dtype == torch.bfloat16
-
-
-@pytest.mark.gpu
-def test_beyond_32_bits_on_the_gpu():
-    """A sample of more than 2^31 elements; 1 GiB of weights, 4 + 4 of values."""
-    value = torch.randn(1, 4, 23200, 23200, device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(1, 1, 1, 23200, 23200, device="cuda", dtype=torch.bfloat16)
-    result = local_aggregation(value, weight)
-    assert torch.equal(result[:, 3, -1], value[:, 3, -1] * weight[:, 0, 0, -1])
