@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module may import its own package and every layer below its own; packages of one layer do not
 # know each other. The longest prefix counts.
 LAYERS = (
-    ("cotnet.errors", "cotnet.files", "cotnet.integrity"),
+    ("cotnet.errors", "cotnet.files", "cotnet.integrity", "cotnet.headline"),
     ("cotnet.records", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
-    ("cotnet.reporting", "cotnet.evaluation"),
+    ("cotnet.reporting", "cotnet.evaluation", "cotnet.dense"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
     ("cotnet.parts", "cotnet.pages"),

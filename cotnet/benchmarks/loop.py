@@ -32,7 +32,7 @@ from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import launch
 from cotnet.engine.losses import loss_function
 from cotnet.engine.precision import precision_of
-from cotnet.engine.step import Output, Reports, TrainContext, TrainData, clip_gradients
+from cotnet.engine.step import Output, Reports, TrainContext, TrainData, classification, clip_gradients
 from cotnet.engine.training import train_one_epoch
 from cotnet.pages.folders import try_report
 from cotnet.reporting.environment import start_of
@@ -73,7 +73,7 @@ class LoopBench:
             seed=settings.seed,
             precision=precision,
             ddp_model=trained_model(settings, self.state, ranks, images=count, size=side),
-            criterion=loss_function(settings.train),
+            objective=classification(loss_function(settings.train), precision),
             schedule=parts.schedule_of(config),
             data=TrainData(
                 loader=MemoryLoader((images, targets, torch.arange(count)), steps),
@@ -98,7 +98,8 @@ class LoopBench:
         """Seconds of a turn of forward, loss, backward and step, and nothing else."""
         context, state = self.context, self.state
         state.model.train()
-        how: dict[str, Any] = {"precision": context.precision, "criterion": context.criterion, "scaler": state.scaler}
+        criterion = loss_function(context.settings)
+        how: dict[str, Any] = {"precision": context.precision, "criterion": criterion, "scaler": state.scaler}
 
         def train() -> None:
             for images, targets, _ in context.data.loader.batches(0):

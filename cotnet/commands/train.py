@@ -32,7 +32,7 @@ from cotnet.engine.rank_environment import first_process
 from cotnet.engine.side_stream import beside_the_step
 from cotnet.engine.signals import StopRequest
 from cotnet.engine.state import State, restore
-from cotnet.engine.step import Output, Reports, TrainContext, TrainData, pass_on_zeros, wrap
+from cotnet.engine.step import Output, Reports, TrainContext, TrainData, classification, pass_on_zeros, wrap
 from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED
 from cotnet.models.checkpointing import checkpoint_stages
@@ -147,7 +147,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             seed=settings.seed,
             precision=precision,
             ddp_model=ddp_model,
-            criterion=loss_function(settings.train),
+            objective=classification(loss_function(settings.train), precision),
             schedule=parts.schedule_of(config),
             data=beside_the_step(data, ranks.device),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),

@@ -12,6 +12,7 @@ from cotnet.engine.rank_environment import first_process
 from cotnet.engine.training import finished
 from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER, write_text
+from cotnet.headline import NAMES, ranking_of
 from cotnet.reporting.terminal import clock, say
 from cotnet.settings import TrainSettings
 
@@ -43,8 +44,9 @@ def taken_up(folder: Path, config: Config, image_set: str) -> Config | None:
         return config
     if first_process():
         best = progress["best"]
+        first = ranking_of(best, "best_")[0]
         say(
-            f"{folder} is finished: {progress['step']} steps, best top-1 {best['best_top1']:.2f} % "
+            f"{folder} is finished: {progress['step']} steps, best {NAMES[first]} {best[f'best_{first}']:.2f} % "
             f"({best['best_weights']}, epoch {best['best_epoch']:g}); for a new run choose another output_dir"
         )
     return None
@@ -79,7 +81,8 @@ def say_where(folder: Path) -> None:
     if not first_process():
         return
     summary = json.loads((folder / "summary.json").read_text())
-    accuracy = f"top-1 {summary['best_top1']:.2f} %, top-5 {summary['best_top5']:.2f} %"
+    ranking = ranking_of(summary, "best_")
+    accuracy = ", ".join(f"{NAMES[name]} {summary[f'best_{name}']:.2f} %" for name in ranking)
     say(f"finished in {clock(summary['seconds'])}; best {accuracy} ({summary['best_weights']} weights, epoch "
         f"{summary['best_epoch']:g})")  # fmt: skip
     say(f"{folder}: checkpoints/best.pt, checkpoints/last.pt, metrics.jsonl, summary.json, curves.png, config.yaml")

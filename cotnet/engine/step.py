@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,11 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import set_lr
 from cotnet.engine.state import State
 from cotnet.errors import InputError
+from cotnet.headline import CLASSIFICATION
 from cotnet.settings import CheckpointSettings, TrainSettings
+
+# (model, images, targets) -> the loss to minimise, and figures to log: scalars on the device.
+Objective = Callable[[nn.Module, Any, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Reports:
@@ -47,7 +51,7 @@ class TrainData:
 
     loader: Loader
     steps_per_epoch: int
-    transform: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    transform: Callable[[Any, Any, Tensor, int], tuple[Any, Any]]
     files: Sequence[str]
 
 
@@ -65,20 +69,22 @@ class Output:
 @dataclass(frozen=True, kw_only=True)
 class TrainContext:
     """The constant parts of a training run on one rank. `ddp_model`: the model, wrapped by DDP on several ranks;
-    `schedule`: the learning rate of a fractional epoch."""
+    `schedule`: the learning rate of a fractional epoch; `ranking`: the two validation figures, the more important one
+    first, by which weights are the best."""
 
     ranks: Ranks
     settings: TrainSettings
     seed: int
     precision: Precision
     ddp_model: nn.Module
-    criterion: Criterion
+    objective: Objective
     schedule: Callable[[float], float]
     data: TrainData
     output: Output
     evaluate: Callable[..., dict[str, dict[str, float]]]  # (done: epochs, last: at the end) -> figures by weights
     evaluate_every: int  # epochs
     stop_requested: Callable[[], bool]
+    ranking: tuple[str, str] = CLASSIFICATION
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
@@ -124,22 +130,33 @@ def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
         raise InputError(f"train.batch_size leaves one image to a rank and micro-batch, {reason}") from error
 
 
-def train_step(context: TrainContext, state: State, images: Tensor, targets: Tensor, indices: Tensor) -> StepRecord:
-    """One optimizer step on this rank's share of the batch: uint8 images (B, 3, S, S), targets (B,), indices (B,). Adds
-    loss, accuracy and gradient norm (before clipping) to the state's open window, on the device."""
+def classification(criterion: Criterion, precision: Precision) -> Objective:
+    """The objective of a classifier: the criterion of its logits; logs training top-1 as `accuracy`."""
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = forward(model, images, precision)
+        loss = criterion(logits.to(targets.dtype if targets.is_floating_point() else images.dtype), targets)
+        return loss, {"accuracy": _hits(logits.detach(), targets)}
+
+    return objective
+
+
+def train_step(context: TrainContext, state: State, images: Any, targets: Any, indices: Tensor) -> StepRecord:
+    """One optimizer step on this rank's share of the batch: B uint8 images, B targets, and indices (B,), as the loader
+    gives them. Adds loss, the objective's figures and the gradient norm (before clipping) to the state's open window,
+    on the device."""
     seed_step(context.seed, state.step, context.ranks.rank)
     parts = context.settings.accumulation
     ddp = context.ddp_model if isinstance(context.ddp_model, DistributedDataParallel) else None
-    total, hits = torch.zeros(2, dtype=torch.float64, device=context.ranks.device)
-    micro_batches = zip(images.chunk(parts), targets.chunk(parts), indices.chunk(parts), strict=True)
-    for part, micro_batch in enumerate(micro_batches):
-        inputs, wanted = context.data.transform(*micro_batch, state.epoch)
+    sums: dict[str, Tensor] = {}
+    for part, taken in enumerate(_equal_slices(len(indices), parts)):
+        inputs, wanted = context.data.transform(images[taken], targets[taken], indices[taken], state.epoch)
         with ddp.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
-            logits = forward(context.ddp_model, inputs, context.precision)
-            loss = context.criterion(logits.to(wanted.dtype if wanted.is_floating_point() else inputs.dtype), wanted)
+            loss, figures = context.objective(context.ddp_model, inputs, wanted)
             state.scaler.scale(loss / parts).backward()
-        total += loss.detach() / parts
-        hits += _hits(logits.detach(), wanted) / parts
+        for name, figure in {"loss": loss, **figures}.items():
+            share = (figure.detach() / parts).double()
+            sums[name] = sums[name] + share if part else share
     lr = learning_rate(context, state)
     set_lr(state.optimizer, lr)
     state.scaler.unscale_(state.optimizer)
@@ -150,11 +167,16 @@ def train_step(context: TrainContext, state: State, images: Tensor, targets: Ten
     state.ema.update()
     if state.scaler.is_enabled():  # the scaler skips a step whose gradients overflow, and lowers its scale
         norm = norm.nan_to_num(nan=0.0, posinf=0.0)
-    state.count(loss=total, accuracy=hits, grad_norm=norm)
+    state.count(**sums, grad_norm=norm)
     state.window_steps += 1
     state.step += 1
     state.batch_in_epoch += 1
-    return StepRecord(state.step, state.epoch, state.batch_in_epoch - 1, lr, indices, total, norm)
+    return StepRecord(state.step, state.epoch, state.batch_in_epoch - 1, lr, indices, sums["loss"], norm)
+
+
+def _equal_slices(length: int, parts: int) -> list[slice]:
+    size = length // parts
+    return [slice(part * size, (part + 1) * size) for part in range(parts)]
 
 
 def learning_rate(context: TrainContext, state: State) -> float:

@@ -146,17 +146,18 @@ def finish_epoch(context: TrainContext, state: State) -> None:
     except Interrupted:
         save(context, state)
         raise
-    if not math.isfinite(figures["raw"]["loss"]):
+    if not math.isfinite(figures["raw"].get("loss", 0.0)):
         raise NotFinite(f"the validation loss is not finite at step {state.step}")
     record: dict[str, float] = {"step": state.step, "epoch": done}
     for weights, suffix in (("raw", ""), ("ema", "_ema")):
         record |= {f"val/{name}{suffix}": value for name, value in figures[weights].items()}
-    weights = max(figures, key=lambda name: (figures[name]["top1"], figures[name]["top5"]))
-    top1, top5 = figures[weights]["top1"], figures[weights]["top5"]
-    best = not state.best or top1 > state.best["best_top1"]
+    first, second = context.ranking
+    weights = max(figures, key=lambda name: (figures[name][first], figures[name][second]))
+    best = figures[weights][first] > state.best.get(f"best_{first}", -math.inf)
     if best:
-        state.best = {"best_top1": top1, "best_top5": top5, "best_epoch": done, "best_weights": weights}
-    state.history.append([done, top1])
+        values = {f"best_{name}": figures[weights][name] for name in context.ranking}
+        state.best = {**values, "best_epoch": done, "best_weights": weights}
+    state.history.append([done, figures[weights][first]])
     context.output.reports.validation(record, state)
     state.last_eval_step = state.step
     if state.batch_in_epoch == context.data.steps_per_epoch:

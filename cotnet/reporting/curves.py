@@ -8,6 +8,7 @@ import numpy as np
 
 from cotnet import records
 from cotnet.figures import BLUE, GREEN, GREY, GRID, ORANGE, RED, figure
+from cotnet.headline import CLASSIFICATION, NAMES, ranking_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,9 +46,13 @@ def _draw_loss(axes: "Axes", rows: Rows) -> None:
 
 
 def _draw_accuracy(axes: "Axes", rows: Rows) -> None:
-    axes.set_title("accuracy, %", **TITLE)
-    _noisy_line(axes, rows, "train/accuracy", "train, top-1")
-    for name, label, color in (("top1", "top-1", RED), ("top5", "top-5", GREEN)):
+    ranking = _ranking(rows)
+    classifier = ranking == CLASSIFICATION
+    axes.set_title("accuracy, %" if classifier else ", ".join(NAMES[name] for name in ranking), **TITLE)
+    if classifier:
+        _noisy_line(axes, rows, "train/accuracy", "train, top-1")
+    for name, color in zip(ranking, (RED, GREEN), strict=True):
+        label = NAMES[name]
         _line(axes, rows, f"val/{name}", label=label, color=color)
         _line(axes, rows, f"val/{name}_ema", label=f"{label}, EMA", color=color, linestyle="--")
     if best := _best(rows):
@@ -104,12 +109,18 @@ def _headline(name: str, rows: Rows) -> str:
         return name
     text = f"{name}  ·  epoch {rows[-1]['epoch']:.4g}  ·  step {rows[-1]['step']:,}"
     best = _best(rows)
-    return f"{text}  ·  best top-1 {best[1]:.2f} % ({best[2]}, epoch {best[0]:.4g})" if best else text
+    name = NAMES[_ranking(rows)[0]]
+    return f"{text}  ·  best {name} {best[1]:.2f} % ({best[2]}, epoch {best[0]:.4g})" if best else text
+
+
+def _ranking(rows: Rows) -> tuple[str, str]:
+    return next((ranking_of(row, "val/") for row in reversed(rows) if "val/images" in row), CLASSIFICATION)
 
 
 def _best(rows: Rows) -> tuple[float, float, str] | None:
-    """Epoch, value and weights of the best top-1."""
-    kinds = (("val/top1", "raw"), ("val/top1_ema", "EMA"))
+    """Epoch, value and weights of the best evaluation."""
+    first = f"val/{_ranking(rows)[0]}"
+    kinds = ((first, "raw"), (f"{first}_ema", "EMA"))
     found = [(r["epoch"], r[key], kind) for r in rows for key, kind in kinds if r.get(key) is not None]
     return max(found, key=lambda point: point[1], default=None)
 

@@ -12,6 +12,7 @@ from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.state import State
 from cotnet.engine.step import Reports
 from cotnet.errors import FAILED, INTERRUPTED
+from cotnet.headline import CLASSIFICATION
 from cotnet.reporting.alerts import Alerts
 from cotnet.reporting.curves import draw_curves
 from cotnet.reporting.terminal import Progress, say
@@ -35,10 +36,11 @@ class RunReports(Reports):
         steps_per_epoch: int,
         terminal: bool,
         page: Callable[[Path], object],
+        ranking: tuple[str, str] = CLASSIFICATION,
     ) -> None:
         """Continues the records at the state's step. `config` and `environment` are for the logger to show; `page`
-        writes the report of the run in a folder."""
-        self.folder, self.logger, self.classes, self.page = folder, logger, classes, page
+        writes the report of the run in a folder; `ranking` as in TrainContext."""
+        self.folder, self.logger, self.classes, self.page, self.ranking = folder, logger, classes, page, ranking
         self.metrics = folder / "metrics.jsonl"
         self._cut_back(state)
         records.append(folder / "environment.jsonl", environment)
@@ -46,7 +48,7 @@ class RunReports(Reports):
         state.run_id = logger.start(folder, told, state.run_id or None, folder.name, kept=kept)
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         whole = epochs * steps_per_epoch
-        self.progress = Progress(min(whole, max_steps or whole), enabled=terminal)
+        self.progress = Progress(min(whole, max_steps or whole), ranking, enabled=terminal)
 
     def epoch(self, state: State) -> None:
         """An epoch begins, or the rest of one."""
@@ -76,7 +78,7 @@ class RunReports(Reports):
         say(line)
 
     def status(self, status: str, state: State) -> None:
-        best = {"best_top1": None, "best_top5": None, "best_epoch": None, "best_weights": None} | state.best
+        best = dict.fromkeys([*(f"best_{name}" for name in self.ranking), "best_epoch", "best_weights"]) | state.best
         rate = state.trained_images / state.train_seconds if state.train_seconds else None
         summary = {"status": status, **best, "images_per_second": rate, "seconds": state.tick()}
         summary["warnings"] = self.alerts.warnings

@@ -13,22 +13,21 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from cotnet.headline import CLASSIFICATION, NAMES
+
 Record = dict[str, Any]
 
 WIDE = 400  # columns of a table in a file
-# Of the table of a run, 77 characters wide: heading, width, figure and its format.
-COLUMNS = (
-    ("epoch", 9, "", ""),
-    ("loss", 7, "train/loss", ".4f"),
-    ("top-1", 6, "val/top1", ".2f"),
-    ("EMA", 6, "val/top1_ema", ".2f"),
-    ("top-5", 6, "val/top5", ".2f"),
-    ("EMA", 6, "val/top5_ema", ".2f"),
-    ("lr", 8, "train/lr", ".3g"),
-    ("images/s", 8, "train/images_per_second", ",.0f"),
-    ("wait", 4, "train/data_wait", ".0%"),
-    ("time", 8, "", ""),
-)
+
+
+def columns_of(ranking: tuple[str, str]) -> tuple[tuple[str, int, str, str], ...]:
+    """Heading, width, figure and its format of each column of a run's table; 77 characters wide for a classifier."""
+    columns = [("epoch", 9, "", ""), ("loss", 7, "train/loss", ".4f")]
+    for name in ranking:
+        columns.append((NAMES[name], max(6, len(NAMES[name])), f"val/{name}", ".2f"))
+        columns.append(("EMA", 6, f"val/{name}_ema", ".2f"))
+    columns += [("lr", 8, "train/lr", ".3g"), ("images/s", 8, "train/images_per_second", ",.0f")]
+    return (*columns, ("wait", 4, "train/data_wait", ".0%"), ("time", 8, "", ""))
 
 
 def say(line: str) -> None:
@@ -64,7 +63,8 @@ class Progress:
     a line per epoch. The time left for the whole run assumes the pace since this process's first step, evaluations and
     checkpoints included."""
 
-    def __init__(self, total_steps: int, *, enabled: bool) -> None:
+    def __init__(self, total_steps: int, ranking: tuple[str, str] = CLASSIFICATION, *, enabled: bool) -> None:
+        self._ranking, self._columns = ranking, columns_of(ranking)
         self._total, self._step, self._end, self._epoch, self._epochs = total_steps, 0, 0, 0, 0
         self._train: Record = {}
         self._began = 0.0
@@ -83,7 +83,7 @@ class Progress:
         self._train, self._began = {}, time.monotonic()
         if self._bar:
             if not self._bar.live.is_started:
-                say(" ".join(f"{name:>{width}}" for name, width, _, _ in COLUMNS))
+                say(" ".join(f"{name:>{width}}" for name, width, _, _ in self._columns))
                 self._bar.start()
             name = f"epoch {self._epoch}/{epochs}"
             self._bar.row = self._row(self._epoch, {}, 0.0)
@@ -110,10 +110,10 @@ class Progress:
         train, val = self._train, {key.removeprefix("val/"): value for key, value in record.items()}
         parts = [f"epoch {format(val['epoch'], '.4g'):>{len(str(self._epochs))}}/{self._epochs}"]
         parts += [f"loss {train['train/loss']:.4f}"] if train else []
-        parts.append(f"val loss {val['loss']:.4f}")
-        for number in (1, 5):
-            averaged = f" (EMA {val[f'top{number}_ema']:.2f})" if f"top{number}_ema" in val else ""
-            parts.append(f"top-{number} {val[f'top{number}']:.2f}{averaged}")
+        parts += [f"val loss {val['loss']:.4f}"] if "loss" in val else []
+        for name in self._ranking:
+            averaged = f" (EMA {val[f'{name}_ema']:.2f})" if f"{name}_ema" in val else ""
+            parts.append(f"{NAMES[name]} {val[name]:.2f}{averaged}")
         if train:
             speed = f"{train['train/images_per_second']:,.0f} images/s  wait {train['train/data_wait']:.0%}"
             parts.append(f"lr {train['train/lr']:.3g}  {speed}")
@@ -121,9 +121,10 @@ class Progress:
 
     def _row(self, epoch: float, record: Record, seconds: float) -> str:
         known = self._train | record
-        figures = [f"{known[key]:{form}}" if known.get(key) is not None else "" for _, _, key, form in COLUMNS[1:-1]]
+        shown = self._columns[1:-1]
+        figures = [f"{known[key]:{form}}" if known.get(key) is not None else "" for _, _, key, form in shown]
         cells = [f"{epoch:.4g}/{self._epochs}", *figures, clock(seconds)]
-        return " ".join(f"{cell:>{width}}" for cell, (_, width, _, _) in zip(cells, COLUMNS, strict=True))
+        return " ".join(f"{cell:>{width}}" for cell, (_, width, _, _) in zip(cells, self._columns, strict=True))
 
     def close(self) -> None:
         """Takes the live part away and gives the terminal back."""
