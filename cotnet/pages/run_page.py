@@ -11,6 +11,7 @@ from cotnet.config import recipes
 from cotnet.config.build import shown
 from cotnet.config.compose import Config, flatten
 from cotnet.evaluation.statistics import wilson
+from cotnet.headline import CLASSIFICATION, NAMES, ranking_of
 from cotnet.models.table import TABLE, Published
 from cotnet.pages import charts
 from cotnet.pages.blocks import (
@@ -35,6 +36,11 @@ LINES = {  # title -> unit, and the records that it draws
     "Loss": ("loss", {"train": "train/loss", "val": "val/loss", "val, EMA": "val/loss_ema"}),
     "Top-1 accuracy": ("%", {"train": "train/accuracy", "val": "val/top1", "val, EMA": "val/top1_ema"}),
     "Top-5 accuracy": ("%", {"val": "val/top5", "val, EMA": "val/top5_ema"}),
+    **{
+        name[:1].upper() + name[1:]: ("%", {"val": f"val/{key}", "val, EMA": f"val/{key}_ema"})
+        for key, name in NAMES.items()
+        if key not in CLASSIFICATION
+    },
     "Learning rate": ("learning rate", {"learning rate": "train/lr"}),
     "Norm of the gradient": ("norm", {"norm": "train/grad_norm"}),
     "Speed": ("images/s", {"images/s": "train/images_per_second"}),
@@ -62,14 +68,21 @@ class RunFiles:
         return backbone_of(self.config)
 
     @property
+    def ranking(self) -> tuple[str, str]:
+        return ranking_of(self.summary, "best_")
+
+    @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the best top-1."""
-        key = "val/top1_ema" if self.summary.get("best_weights") == "ema" else "val/top1"
+        """The best evaluation."""
+        averaged = self.summary.get("best_weights") == "ema"
+        key = f"val/{self.ranking[0]}_ema" if averaged else f"val/{self.ranking[0]}"
         rows = [row for row in self.rows if row.get(key) is not None]
         return max(rows, key=lambda row: row[key], default=None)
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of the best evaluation's top1 or top5, over images."""
+        """The 95 % interval of the best evaluation's top1 or top5, over images; None for other figures."""
+        if name not in CLASSIFICATION:
+            return None
         value, row = self.summary.get(f"best_{name}"), self.best
         images = row.get("val/images") if row else None
         return wilson(round(value * images / 100), int(images)) if value is not None and images else None
@@ -114,7 +127,8 @@ def run_page(folder: Path) -> Page:
 def headline(run: RunFiles) -> Tiles:
     """The best accuracy with its interval, and how far the run is."""
     tiles, given, last = [], run.summary, run.rows[-1] if run.rows else {}
-    for name, title in (("top1", "best top-1"), ("top5", "top-5 there")):
+    for number, name in enumerate(run.ranking):
+        title = f"{NAMES[name]} there" if number else f"best {NAMES[name]}"
         if given.get(f"best_{name}") is not None:
             interval = run.interval(name)
             note = f"{interval[0]:.2f} to {interval[1]:.2f} over images" if interval else ""
@@ -146,7 +160,10 @@ def curves(run: RunFiles) -> list[Block]:
     marks = events(run)
     told = f" {len(marks)} marked moments: {'; '.join(mark.text for mark in marks[:10])}." if marks else ""
     extra = sorted({key for row in run.rows for key in row if key.count("/") == 2 and "/top1" in key})
-    others = {"Top-1 on other sets": ("%", {key.removeprefix("val/"): key for key in extra})} if extra else {}
+    others: dict[str, tuple[str, dict[str, str]]] = {}
+    others |= {"Top-1 on other sets": ("%", {key.removeprefix("val/"): key for key in extra})} if extra else {}
+    parts = sorted({key for row in run.rows for key in row if key.startswith("train/loss_")})
+    others |= {"Parts of the loss": ("loss", {key.removeprefix("train/loss_"): key for key in parts})} if parts else {}
     for title, (unit, keys) in (LINES | others).items():
         series = {name: line for name, key in keys.items() if (line := curve(run.rows, key))}
         if series:
