@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from PIL import features
 
+from cotnet import parts
 from cotnet.commands.checks import Lines, checked, image_lines, machine_lines, show
 from cotnet.commands.program import one_line
 from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
-from cotnet.parts import read_settings
 from cotnet.reporting.environment import driver, machine, versions
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_session import login_state
@@ -52,10 +52,16 @@ def software() -> Lines:
 
 def choices(config: Config) -> Lines:
     """What a run of this configuration would use; the first problem raises as it would in train.py."""
-    settings = read_settings(config)
-    yield from machine_lines(config, settings.train, count_ranks(settings.launch.ranks))
-    _, _, *splits = checked(config)
-    yield from image_lines(settings.data, *splits)
+    run = parts.run_sections(config)
+    yield from machine_lines(config, run["train"], count_ranks(run["launch"].ranks))
+    if parts.is_dense(config):
+        from cotnet.commands import train_dense
+
+        train_dense.checked(config)
+        return
+    checked(config)
+    data = parts.read_settings(config).data
+    yield from image_lines(data, *parts.read_data(data))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

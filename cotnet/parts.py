@@ -36,19 +36,31 @@ SECTIONS: dict[str, Any] = {
 CHOICES = ("backbone", "loader", "augmentation", "optimizer", "schedule", "logger")
 
 
+def is_dense(config: Config) -> bool:
+    """Whether a configuration is a detector's or a segmenter's: dense_parts.py has its parts."""
+    return config.get("task") is not None
+
+
 def read_settings(config: Config) -> Settings:
     """The typed sections of a training configuration; does not check the groups. Errors as settings_of."""
     check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
+    if isinstance(config["data"], Mapping) and "eval_short_side" in config["data"]:
+        raise InputError("data: this image set is not for classification; add task=detection or task=segmentation")
+    return Settings(**run_sections(config), data=typed(DataSettings, config["data"], "data"))
+
+
+def run_sections(config: Config) -> dict[str, Any]:
+    """The fields of RunSettings. Errors as settings_of."""
     for key in CHOICES:
         if config.get(key) is None:
             raise InputError(f"{key} is required; choose one with {key}=NAME")
         require_group(config[key], key)
-    sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items()}
+    sections: dict[str, Any] = {key: typed(cls, config[key], key) for key, cls in SECTIONS.items() if key != "data"}
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
     explain = convert(config["explain"], bool, "explain")
-    return Settings(seed=seed, output_dir=config["output_dir"], explain=explain, **sections)
+    return {"seed": seed, "output_dir": config["output_dir"], "explain": explain, **sections}
 
 
 def check_keys(config: Config, known: set[str]) -> None:
@@ -73,7 +85,7 @@ def settings_of(config: Config) -> Settings:
     if settings.train.checkpointing and config["backbone"]["_target_"].endswith("_model"):
         raise InputError("train.checkpointing is for this project's own backbones; set train.checkpointing=[]")
     check_loader(config)
-    check(_optimizer_node(config), "optimizer", ("params",))
+    check_optimizer(config)
     training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
     schedule_of(config)
     build(config["logger"], "logger")
@@ -168,6 +180,11 @@ def _optimizer_node(config: Config) -> Config:
         if key in given:
             convert(given[key], hint, f"optimizer.{key}")
     return {key: value for key, value in config["optimizer"].items() if key not in OURS}
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises InputError for an unknown optimizer or a setting of it that is wrong."""
+    check(_optimizer_node(config), "optimizer", ("params",))
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -229,8 +229,8 @@ class EvaluationSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Section):
-    """The typed sections of a training configuration."""
+class RunSettings(Section):
+    """The typed sections of a training configuration that every task has."""
 
     seed: int = setting("0 to 2**63 - 1: of weights, image order, augmentation, dropout and drop path")
     output_dir: str = setting(
@@ -240,7 +240,13 @@ class Settings(Section):
         "print and draw in `output_dir/explain/` what the run would be, and end: exit 0, or 2 if training is refused"
     )
     train: TrainSettings
-    data: DataSettings
     launch: LaunchSettings
     checkpoint: CheckpointSettings
     evaluation: EvaluationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """The typed sections of a classifier's training configuration."""
+
+    data: DataSettings

@@ -19,6 +19,7 @@ LAYERS = (
     ("cotnet.config",),
     ("cotnet.sweeps",),
     ("cotnet.parts", "cotnet.pages"),
+    ("cotnet.dense_parts",),
     ("cotnet.commands",),
     ("train", "evaluate", "cotnet", "cotnet.benchmarks"),  # programs: cotnet/doctor.py and others
     ("cotnet.gpu_check",),  # runs the programs and benchmarks

@@ -23,7 +23,8 @@ from cotnet import parts
 from cotnet.benchmarks import common
 from cotnet.commands.checks import decodes_on_gpu
 from cotnet.commands.program import one_line
-from cotnet.commands.train import new_state, trained_model
+from cotnet.commands.run_parts import new_state
+from cotnet.commands.train_classifier import backbone_of, trained_model
 from cotnet.config.compose import Config, compose
 from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
@@ -91,7 +92,8 @@ class PartBench:
     def model(self, batch: int) -> float:
         """The rate of forward, backward and optimizer step on noise that is on the device. Format and compilation are
         those of training."""
-        state, size = new_state(self.config, self.settings, self.precision), self.settings.data.image_size
+        state = new_state(self.config, self.settings, self.precision, lambda: backbone_of(self.config, self.settings))
+        size = self.settings.data.image_size
         alone = Ranks(rank=0, world_size=1, device=self.device)
         model = trained_model(self.settings, state, alone, images=batch, size=size)
         images = torch.randn(batch, 3, size, size, device=self.device)

@@ -24,7 +24,8 @@ from torch import distributed as dist
 from cotnet import parts
 from cotnet.benchmarks import common
 from cotnet.commands.program import one_line
-from cotnet.commands.train import new_state, trained_model
+from cotnet.commands.run_parts import new_state
+from cotnet.commands.train_classifier import backbone_of, trained_model
 from cotnet.config.build import build
 from cotnet.config.compose import Config, compose
 from cotnet.engine.determinism import set_algorithms
@@ -62,7 +63,7 @@ class LoopBench:
         precision = precision_of(settings.train, ranks.device)
         precision.set_up_process()
         set_algorithms(ranks.device, deterministic=settings.train.deterministic)
-        self.state, self.steps = new_state(config, settings, precision), steps
+        self.state, self.steps = new_state(config, settings, precision, lambda: backbone_of(config, settings)), steps
         count, side = settings.train.batch_size // ranks.world_size, settings.data.image_size
         images = torch.randn(count, 3, side, side, device=ranks.device, dtype=precision.parameters)
         images = images.to(memory_format=precision.layout)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -21,8 +22,18 @@ from data.sets.read import class_words
 Lines = Iterator[tuple[str, str]]
 
 
-def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
-    """The configuration with its precision chosen, the number of ranks, and the train and val splits.
+class Checked(NamedTuple):
+    """A run that may begin. `config`: with its precision chosen; `image_set`: the training set's fingerprint; `lines`:
+    for people."""
+
+    config: Config
+    ranks: int
+    image_set: str
+    lines: list[str | None]
+
+
+def checked(config: Config) -> Checked:
+    """A classifier's run.
 
     Raises:
         InputError: a setting or an image set is wrong, or this machine lacks what a setting needs.
@@ -35,7 +46,17 @@ def checked(config: Config) -> tuple[Config, int, ImageSet, ImageSet]:
     settings.train.check_batch(ranks, len(train_set.files))
     ExtraSets(config, settings, val_set)
     chosen = {"precision": check_machine(settings.train)}
-    return {**config, "train": config["train"] | chosen}, ranks, train_set, val_set
+    config = {**config, "train": config["train"] | chosen}
+    lines = [excluded_line(settings.data, train_set, val_set), unchecked_line(config, train_set)]
+    return Checked(config, ranks, train_set.fingerprint, lines)
+
+
+def excluded_line(data: DataSettings, train: ImageSet, val: ImageSet) -> str | None:
+    """How many files of the splits are excluded, if any."""
+    if not train.excluded and not val.excluded:
+        return None
+    counts = f"{train.excluded} train and {val.excluded} val files are excluded"
+    return f"{data.root}: {counts}, for the reasons in {data.root / 'manifest.json'}"
 
 
 def check_machine(train: TrainSettings) -> str:

@@ -1,77 +1,63 @@
-"""What train.py runs: check the configuration, start the ranks, build the parts, train."""
+"""What train.py runs: check the configuration, start the ranks, train."""
 
-import functools
-import json
-import sys
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from cotnet import parts
-from cotnet.commands.checks import checked, unchecked_line
+from cotnet.commands import train_classifier
+from cotnet.commands.checks import Checked, checked
 from cotnet.commands.explain import explain
-from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.joining import joined
 from cotnet.config import run_folder
-from cotnet.config.build import build
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled_or_not
-from cotnet.engine.determinism import set_algorithms, set_variables
-from cotnet.engine.distributed import Ranks, synchronised
-from cotnet.engine.evaluation import Interrupted, evaluate, figures
+from cotnet.engine.determinism import set_variables
+from cotnet.engine.evaluation import Interrupted
 from cotnet.engine.launch import launch
-from cotnet.engine.losses import loss_function
-from cotnet.engine.optimizer import MovingAverage, parameter_groups
-from cotnet.engine.precision import Precision, precision_of
 from cotnet.engine.rank_environment import first_process
-from cotnet.engine.side_stream import beside_the_step
-from cotnet.engine.signals import StopRequest
-from cotnet.engine.state import State, restore
-from cotnet.engine.step import Output, Reports, TrainContext, TrainData, classification, pass_on_zeros, wrap
-from cotnet.engine.training import fit
 from cotnet.errors import INTERRUPTED
-from cotnet.models.checkpointing import checkpoint_stages
-from cotnet.pages.folders import try_report
-from cotnet.reporting.environment import start_of
-from cotnet.reporting.run_reports import RunReports
 from cotnet.reporting.terminal import say
-from cotnet.settings import Settings
-from data.sets.image_set import ImageSet
 
 
 def run(config: Config) -> int:
     """Checks everything that can be checked before a process starts, then trains on every rank."""
     if config["explain"] is True:
         return explain(config)
-    deterministic = parts.read_settings(config).train.deterministic
+    deterministic = parts.run_sections(config)["train"].deterministic
     determinism = set_variables(deterministic=deterministic, gpu=torch.cuda.is_available())
-    given, ranks, train_set, val_set = checked(config)
-    folder = Path(given["output_dir"])
+    given = _checked(config)
+    folder = Path(config["output_dir"])
     with claimed(folder):
-        taken = run_folder.taken_up(folder, given, train_set.fingerprint)
+        taken = run_folder.taken_up(folder, given.config, given.image_set)
         if taken is None:
             return 0
-        config = taken
-        run_folder.write_config(folder / "config.yaml", config)
-        run_folder.say_excluded(Path(config["data"]["root"]), train=train_set.excluded, val=val_set.excluded)
-        if (line := parts.default_warmup(config)) and first_process():
-            say(line)
-        for told in filter(None, (determinism, unchecked_line(config, train_set))):
+        run_folder.write_config(folder / "config.yaml", taken)
+        for told in filter(None, (*given.lines, parts.default_warmup(taken), determinism)):
             if first_process():
                 say(told)
-        code = launch(worker, config, ranks)
+        code = launch(worker, taken, given.ranks)
         if code == 0:
             run_folder.say_where(folder)
         return code
 
 
+def _checked(config: Config) -> Checked:
+    if not parts.is_dense(config):
+        return checked(config)
+    from cotnet.commands import train_dense  # torchvision's detectors take a second to import
+
+    return train_dense.checked(config)
+
+
 def worker(config: Config, store: dist.Store | None) -> int:
     """One rank of a run; its exit code."""
+    train = train_classifier.train
+    if parts.is_dense(config):
+        from cotnet.commands import train_dense
+
+        train = train_dense.train
     with joined(config, store) as (ranks, stop):
         try:
             train(config, ranks, stop)
@@ -81,131 +67,3 @@ def worker(config: Config, store: dist.Store | None) -> int:
             stop.forward = True
             return INTERRUPTED
     return 0
-
-
-def new_state(config: Config, settings: Settings, precision: Precision) -> State:
-    """The state before the first step, the same on every rank."""
-    torch.manual_seed(settings.seed)
-    model = precision.to_device(parts.build_backbone(config["backbone"]))
-    if settings.train.sync_bn:
-        model = synchronised(model)
-    if settings.train.checkpointing:
-        checkpoint_stages(model, settings.train.checkpointing)
-    given = config["optimizer"]
-    groups = parameter_groups(model, given.get("weight_decay", 0.0), given.get("layer_decay"))
-    return State(
-        model=model,
-        ema=MovingAverage(model, settings.train.ema_decay),
-        optimizer=parts.build_optimizer(config, groups),
-        scaler=precision.scaler(),
-    )
-
-
-def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int, size: int) -> nn.Module:
-    """The state's model as training runs it on micro-batches (images, 3, size, size): compiled if the settings say so,
-    wrapped by DDP on several ranks; collective."""
-    trial = functools.partial(
-        pass_on_zeros, state=state, precision=precision_of(settings.train, ranks.device), images=images, size=size
-    )
-    how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
-    model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
-    for told in filter(None, (parts.operator_line(state.model, ranks.device), line)):
-        if ranks.first:
-            say(told)
-    model = wrap(model, ranks)
-    if ranks.world_size > 1:
-        # DDP sums gradients in buckets and rebuilds these after a process's first backward pass. Without this pass, the
-        # first step of a continued run adds in another order than the same step of an uncut run, which changes bits on
-        # three or more ranks.
-        trial(model)
-    return model
-
-
-def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
-    """Builds the parts, restores the last checkpoint if there is one, trains."""
-    settings, folder = parts.settings_of(config), Path(config["output_dir"])
-    precision = precision_of(settings.train, ranks.device)
-    precision.set_up_process()
-    set_algorithms(ranks.device, deterministic=settings.train.deterministic)
-    train_set, val_set = parts.read_data(settings.data)
-    state = new_state(config, settings, precision)
-    state.image_set, state.classes = train_set.fingerprint, train_set.classes
-    last = folder / "checkpoints" / "last.pt"
-    if last.exists():
-        restore(state, last, ranks)
-    images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
-    size = parts.training_size(build(config["augmentation"], "augmentation"), settings.data, state.epoch)
-    ddp_model = trained_model(settings, state, ranks, images=images, size=size)
-    loader, steps = parts.train_loader(config, settings, train_set, ranks)
-    transform = parts.train_transform(config, settings, precision)
-    data = TrainData(loader=loader, steps_per_epoch=steps, transform=transform, files=train_set.files)
-    val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
-    with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
-        context = TrainContext(
-            ranks=ranks,
-            settings=settings.train,
-            seed=settings.seed,
-            precision=precision,
-            ddp_model=ddp_model,
-            objective=classification(loss_function(settings.train), precision),
-            schedule=parts.schedule_of(config),
-            data=beside_the_step(data, ranks.device),
-            output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
-            evaluate=functools.partial(
-                validate,
-                {"raw": state.model} | ({"ema": state.ema.module} if settings.train.ema_decay else {}),
-                val_loader,
-                val_set,
-                ExtraSets(config, settings, val_set),
-                flip=settings.data.eval_flip,
-                prepare=parts.evaluation_transform(settings.data, precision),
-                precision=precision,
-                ranks=ranks,
-                stop=lambda: stop.received,
-            ),
-            evaluate_every=settings.evaluation.every,
-            stop_requested=lambda: stop.received,
-        )
-        fit(context, state)
-
-
-def validate(
-    models: dict[str, nn.Module],
-    loader: Any,
-    images: ImageSet,
-    extra: ExtraSets,
-    *,
-    done: float,
-    last: bool,
-    **given: Any,
-) -> dict[str, dict[str, float]]:
-    """Top-1, top-5, loss and image count of each model on the val split, and top-1 and top-5 on the extra sets that are
-    due after `done` epochs; collective. given: as engine.evaluation.evaluate."""
-    tables = evaluate(models, loader, samples=len(images.files), **given)
-    labels = torch.from_numpy(images.labels)
-    found = {name: figures(table, labels) for name, table in tables.items()}
-    for one in extra.due(done, last=last):
-        for name, more in extra.figures(one, models, **given).items():
-            found[name] |= more
-    return found
-
-
-def reporting(config: Config, settings: Settings, state: State, ranks: Ranks, steps_per_epoch: int) -> Reports:
-    """Rank 0's reports, no-op reports elsewhere; every rank gets the logger's run id."""
-    reports = Reports()
-    if ranks.first:
-        reports = RunReports(
-            Path(config["output_dir"]),
-            build(config["logger"], "logger"),
-            state,
-            epochs=settings.train.epochs,
-            max_steps=settings.train.max_steps,
-            classes=settings.data.num_classes,
-            config=config,
-            environment=start_of(state.step, ranks.world_size),
-            steps_per_epoch=steps_per_epoch,
-            terminal=sys.stdout.isatty(),
-            page=try_report,
-        )
-    state.run_id = ranks.broadcast(state.run_id)
-    return reports

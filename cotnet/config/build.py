@@ -25,8 +25,9 @@ T = TypeVar("T")
 TARGETS = {
     "optimizer": r"(torch\.optim|timm\.optim)\.[A-Z]\w*",
     "schedule": r"cotnet\.engine\.schedule\.[a-z]\w*",
-    "augmentation": r"data\.augmentation\.settings\.[A-Z]\w*",
-    "loader": r"data\.loading\.(dali|torchvision)\.[A-Z]\w*",
+    "task": r"cotnet\.dense\.settings\.[A-Z]\w*Task",
+    "augmentation": r"(data\.augmentation|cotnet\.dense)\.settings\.[A-Z]\w*",
+    "loader": r"(data\.loading\.(dali|torchvision)|cotnet\.dense\.loader)\.[A-Z]\w*",
     "logger": r"cotnet\.reporting\.\w+\.[A-Z]\w*",
     "backbone": r"cotnet\.models\.[a-z]\w*",
 }

@@ -49,7 +49,10 @@ def resolve(node: DictConfig) -> Config:
     if missing:
         example = EXAMPLES.get(missing[0], "VALUE")
         raise InputError(f"{missing[0]} is required; set {missing[0]}={example}")
-    return typing.cast(Config, OmegaConf.to_container(node, resolve=True))
+    config = typing.cast(Config, OmegaConf.to_container(node, resolve=True))
+    if not config.get("task"):  # classification: as in the configurations that were stored before there were tasks
+        config.pop("task", None)
+    return config
 
 
 def chosen(group: str) -> str | None:

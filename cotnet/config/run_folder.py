@@ -70,12 +70,6 @@ def write_config(path: Path, config: Config) -> None:
         write_text(path, to_yaml(config))
 
 
-def say_excluded(root: Path, *, train: int, val: int) -> None:
-    """Prints how many files of the splits are excluded, if any."""
-    if (train or val) and first_process():
-        say(f"{root}: {train} train and {val} val files are excluded, for the reasons in {root / 'manifest.json'}")
-
-
 def say_where(folder: Path) -> None:
     """Prints the result of a finished run and its files."""
     if not first_process():

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cotnet.settings import Section, setting
+from cotnet.settings import RunSettings, Section, setting
 
 Head = Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"]
 Freeze = Literal[0, 1, 2, 3, 4, 5]
 Norm = Literal["none", "bn"]
+WEIGHTS = (
+    "all weights to start from: a checkpoint of such a run, or a published file of detectron2, mmdetection or "
+    "mmsegmentation; `backbone.weights` are of the backbone alone"
+)
 FREEZE = (
     "0: nothing; 1: the stem; 2: the stem and the first stage, and so on. What is frozen keeps its BatchNorm statistics"
 )
@@ -20,6 +24,7 @@ class DetectionTask(Section):
     """`task` of a detector."""
 
     head: Head = setting("what finds the objects")
+    weights: Path | None = setting(WEIGHTS)
     freeze: Freeze = setting(FREEZE)
     norm: Norm = setting(NORM)
     channels: int = setting("of the feature pyramid", least=8)
@@ -45,6 +50,7 @@ class SegmentationTask(Section):
     """`task` of a semantic segmentation network."""
 
     head: Literal["semantic_fpn"] = setting("what tells the class of each pixel")
+    weights: Path | None = setting(WEIGHTS)
     freeze: Freeze = setting(FREEZE)
     norm: Norm = setting(NORM)
     channels: int = setting("of the feature pyramid", least=8)
@@ -87,3 +93,12 @@ class DenseAugmentation(Section):
     aspect_group: int = setting(
         "so many images, one after the other, are all wide or all high, which saves padding; divides the batch", least=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSettings(RunSettings):
+    """The typed sections of a detector's or segmenter's training configuration."""
+
+    task: DetectionTask | SegmentationTask
+    data: DenseData
+    augmentation: DenseAugmentation

@@ -99,16 +99,21 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def pass_on_zeros(model: nn.Module, state: State, precision: Precision, *, images: int, size: int) -> None:
-    """A forward and backward pass of `model`, which runs the state's model, on (images, 3, size, size) zeros. Gradients
-    are dropped, BatchNorm statistics restored; each step seeds its own random numbers (`seed_step`)."""
+def trial_pass(state: State, loss: Callable[[], Tensor]) -> None:
+    """A forward and backward pass, of a loss that runs the state's model in training mode, that leaves no trace:
+    gradients are dropped, BatchNorm statistics restored; each step seeds its own random numbers (`seed_step`)."""
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
-    zeros = torch.zeros(images, 3, size, size, device=precision.device, dtype=precision.parameters)
     state.model.train()
-    forward(model, zeros, precision).sum().backward()
+    loss().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, kept in buffers.items():
         buffer.copy_(kept)
+
+
+def pass_on_zeros(model: nn.Module, state: State, precision: Precision, *, images: int, size: int) -> None:
+    """A `trial_pass` of `model`, which runs the state's model, on (images, 3, size, size) zeros."""
+    zeros = torch.zeros(images, 3, size, size, device=precision.device, dtype=precision.parameters)
+    trial_pass(state, lambda: forward(model, zeros, precision).sum())
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -18,7 +18,8 @@ from cotnet import parts, records
 from cotnet.benchmarks import common
 from cotnet.benchmarks.bottleneck import PartBench
 from cotnet.benchmarks.loader import make_photographs
-from cotnet.commands.train import new_state
+from cotnet.commands.run_parts import new_state
+from cotnet.commands.train_classifier import backbone_of
 from cotnet.config.compose import compose
 from cotnet.engine.checkpoints import snapshot
 from cotnet.engine.distributed import Ranks
@@ -158,7 +159,9 @@ def memory(bench: Bench) -> Iterator[Claim]:
     passed = bench.on_gpu(drift <= DRIFT)
     yield Claim(f"the loader's memory grows by at most {DRIFT >> 20} MiB", figure, passed)
     settings = replace(settings, train=replace(settings.train, precision="auto"))
-    state = new_state(config, settings, precision_of(settings.train, bench.device))
+    state = new_state(
+        config, settings, precision_of(settings.train, bench.device), lambda: backbone_of(config, settings)
+    )
     common.now(bench.device)
     started = time.perf_counter()
     snapshot(pack(state, ranks, "{}"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cotnet import parts
+from cotnet import dense_parts, parts
 from cotnet.commands.eval_model import completed
 from cotnet.config.build import bind, build, convert, typed
 from cotnet.config.compose import CONF, compose, flatten, to_yaml
@@ -152,8 +152,15 @@ def members(group: str) -> list[str]:
 
 
 NEEDED = {f"backbone={library}": ["backbone.model_name=resnet18"] for library in ("timm", "torchvision")}
+NEEDED |= {
+    f"{member}": ["task=detection"] for member in ("data=coco", "data=shapes", "loader=dense", "augmentation=detection")
+}
+NEEDED |= {
+    f"{member}": ["task=segmentation"] for member in ("data=ade20k", "data=shapes_ade", "augmentation=segmentation")
+}
 GROUPS = (
     "backbone",
+    "task",
     "data",
     "loader",
     "augmentation",
@@ -171,7 +178,7 @@ def test_every_group_offers_a_choice():
 def test_every_member_composes_and_type_checks(group, member):
     overrides = [f"{group}={member}", "data.root=nowhere", *NEEDED.get(f"{group}={member}", ())]
     config = compose("train", overrides)
-    settings = parts.settings_of(config)
+    settings = (dense_parts if parts.is_dense(config) else parts).settings_of(config)
     assert settings.train.batch_size == config["train"]["batch_size"]
     parameter = torch.nn.Parameter(torch.zeros(3, 3))
     optimizer = parts.build_optimizer(config, [{"params": [parameter]}])

@@ -1,0 +1,128 @@
+"""What train.py runs to train a classifier."""
+
+import functools
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cotnet import parts
+from cotnet.commands.extra_sets import ExtraSets
+from cotnet.commands.run_parts import new_state, reporting
+from cotnet.config.build import build
+from cotnet.config.compose import Config
+from cotnet.engine.compilation import compiled_or_not
+from cotnet.engine.determinism import set_algorithms
+from cotnet.engine.distributed import Ranks
+from cotnet.engine.evaluation import evaluate, figures
+from cotnet.engine.losses import loss_function
+from cotnet.engine.precision import precision_of
+from cotnet.engine.side_stream import beside_the_step
+from cotnet.engine.signals import StopRequest
+from cotnet.engine.state import State, restore
+from cotnet.engine.step import Output, TrainContext, TrainData, classification, pass_on_zeros, wrap
+from cotnet.engine.training import fit
+from cotnet.models.checkpointing import checkpoint_stages
+from cotnet.reporting.terminal import say
+from cotnet.settings import RunSettings, Settings
+from data.sets.image_set import ImageSet
+
+
+def backbone_of(config: Config, settings: RunSettings) -> nn.Module:
+    """The backbone of a run, with its weights, as training runs it."""
+    model = parts.build_backbone(config["backbone"])
+    if settings.train.checkpointing:
+        checkpoint_stages(model, settings.train.checkpointing)
+    return model
+
+
+def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int, size: int) -> nn.Module:
+    """The state's model as training runs it on micro-batches (images, 3, size, size): compiled if the settings say so,
+    wrapped by DDP on several ranks; collective."""
+    trial = functools.partial(
+        pass_on_zeros, state=state, precision=precision_of(settings.train, ranks.device), images=images, size=size
+    )
+    how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
+    model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
+    for told in filter(None, (parts.operator_line(state.model, ranks.device), line)):
+        if ranks.first:
+            say(told)
+    model = wrap(model, ranks)
+    if ranks.world_size > 1:
+        # DDP sums gradients in buckets and rebuilds these after a process's first backward pass. Without this pass, the
+        # first step of a continued run adds in another order than the same step of an uncut run, which changes bits on
+        # three or more ranks.
+        trial(model)
+    return model
+
+
+def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
+    """Builds the parts, restores the last checkpoint if there is one, trains."""
+    settings, folder = parts.settings_of(config), Path(config["output_dir"])
+    precision = precision_of(settings.train, ranks.device)
+    precision.set_up_process()
+    set_algorithms(ranks.device, deterministic=settings.train.deterministic)
+    train_set, val_set = parts.read_data(settings.data)
+    state = new_state(config, settings, precision, lambda: backbone_of(config, settings))
+    state.image_set, state.classes = train_set.fingerprint, train_set.classes
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists():
+        restore(state, last, ranks)
+    images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
+    size = parts.training_size(build(config["augmentation"], "augmentation"), settings.data, state.epoch)
+    ddp_model = trained_model(settings, state, ranks, images=images, size=size)
+    loader, steps = parts.train_loader(config, settings, train_set, ranks)
+    transform = parts.train_transform(config, settings, precision)
+    data = TrainData(loader=loader, steps_per_epoch=steps, transform=transform, files=train_set.files)
+    val_loader = parts.evaluation_loader(config, settings.data, val_set, ranks)
+    with closing(loader), closing(val_loader), reporting(config, settings, state, ranks, steps) as reports:
+        context = TrainContext(
+            ranks=ranks,
+            settings=settings.train,
+            seed=settings.seed,
+            precision=precision,
+            ddp_model=ddp_model,
+            objective=classification(loss_function(settings.train), precision),
+            schedule=parts.schedule_of(config),
+            data=beside_the_step(data, ranks.device),
+            output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),
+            evaluate=functools.partial(
+                validate,
+                {"raw": state.model} | ({"ema": state.ema.module} if settings.train.ema_decay else {}),
+                val_loader,
+                val_set,
+                ExtraSets(config, settings, val_set),
+                flip=settings.data.eval_flip,
+                prepare=parts.evaluation_transform(settings.data, precision),
+                precision=precision,
+                ranks=ranks,
+                stop=lambda: stop.received,
+            ),
+            evaluate_every=settings.evaluation.every,
+            stop_requested=lambda: stop.received,
+        )
+        fit(context, state)
+
+
+def validate(
+    models: dict[str, nn.Module],
+    loader: Any,
+    images: ImageSet,
+    extra: ExtraSets,
+    *,
+    done: float,
+    last: bool,
+    **given: Any,
+) -> dict[str, dict[str, float]]:
+    """Top-1, top-5, loss and image count of each model on the val split, and top-1 and top-5 on the extra sets that are
+    due after `done` epochs; collective. given: as engine.evaluation.evaluate."""
+    tables = evaluate(models, loader, samples=len(images.files), **given)
+    labels = torch.from_numpy(images.labels)
+    found = {name: figures(table, labels) for name, table in tables.items()}
+    for one in extra.due(done, last=last):
+        for name, more in extra.figures(one, models, **given).items():
+            found[name] |= more
+    return found
