@@ -46,10 +46,10 @@ def settings_of(config: Config) -> DenseSettings:
     require_group(config["data"], "data")
     if "eval_short_side" not in config["data"]:
         members = "coco or shapes" if isinstance(task, DetectionTask) else "ade20k or shapes_ade"
-        raise InputError(f"data: this image set is for classification; task={_name(task)} wants data={members}")
+        raise InputError(f"data: this image set is for classification; task={name_of(task)} wants data={members}")
     augmentation = build(config["augmentation"], "augmentation")
     if not isinstance(augmentation, DenseAugmentation):
-        raise InputError(f"augmentation: this one is for classification; set augmentation={_name(task)}")
+        raise InputError(f"augmentation: this one is for classification; set augmentation={name_of(task)}")
     run = parts.run_sections(config)
     data = typed(DenseData, config["data"], "data")
     settings = DenseSettings(**run, data=data, task=task, augmentation=augmentation)
@@ -62,7 +62,7 @@ def settings_of(config: Config) -> DenseSettings:
     return settings
 
 
-def _name(task: Task) -> str:
+def name_of(task: Task) -> str:
     return "detection" if isinstance(task, DetectionTask) else "segmentation"
 
 
