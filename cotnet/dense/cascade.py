@@ -4,7 +4,7 @@ Girshick, "Fast R-CNN" (2015); He et al., "Mask R-CNN" (2017); Cai and Vasconcel
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,15 @@ Boxes = list[torch.Tensor]  # (n, 4) for each image
 Sizes = list[tuple[int, int]]  # height and width of each image
 
 
+class Samples(NamedTuple):
+    """What a stage learns from, for each image: boxes, their objects, labels (0: background) and box deltas."""
+
+    rois: Boxes
+    matched: list[torch.Tensor]
+    labels: list[torch.Tensor]
+    goals: list[torch.Tensor]
+
+
 class RegionHeads(RoIHeads):
     """torchvision's RoIHeads with one stage, or with a cascade: then `box_head` and `box_predictor` are ModuleLists.
 
@@ -31,7 +40,9 @@ class RegionHeads(RoIHeads):
     probabilities.
     """
 
-    def __init__(self, pool: nn.Module, box_head: nn.Module, box_predictor: nn.Module, *, beta: float, **named: Any):
+    def __init__(
+        self, pool: nn.Module, box_head: nn.Module, box_predictor: nn.Module, *, beta: float, **named: Any
+    ) -> None:
         super().__init__(pool, box_head, box_predictor, 0.5, 0.5, 512, 0.25, None, **named)
         self.beta = beta
         self.heads = len(box_head) if isinstance(box_head, nn.ModuleList) else 1
@@ -49,26 +60,33 @@ class RegionHeads(RoIHeads):
         targets: Targets | None = None,
     ) -> tuple[Targets, dict[str, torch.Tensor]]:
         features = {name: x.float() for name, x in features.items()}  # once, not in each pool
-        losses: dict[str, torch.Tensor] = {}
-        probabilities, rois = [], proposals
-        for stage in range(self.heads):
-            if stage:
-                rois = self.refine(deltas, rois, image_shapes)
-            self.enter(stage)
-            if self.training:
-                labelled = self.match(rois, targets) if stage else self.select_training_samples(rois, targets)
-                rois, matched, labels, goals = labelled
-                first = (rois, matched, labels) if stage == 0 else first
-            logits, deltas = self.predict(stage, self.box_roi_pool(features, rois, image_shapes))
-            if self.training:
-                losses |= self.box_losses(stage, (logits, deltas), torch.cat(labels), torch.cat(goals))
-            else:
-                probabilities.append(logits.softmax(1))
         if not self.training:
-            return self.detect(features, torch.stack(probabilities).mean(0), deltas, rois, image_shapes), {}
+            return self.detect(features, proposals, image_shapes), {}
+        assert targets is not None
+        losses: dict[str, torch.Tensor] = {}
+        rois, samples = proposals, []
+        for stage in range(self.heads):
+            samples.append(self.sample(stage, rois, targets))
+            logits, deltas = self.predict(stage, self.box_roi_pool(features, samples[-1].rois, image_shapes))
+            losses |= self.box_losses(stage, logits, deltas, samples[-1])
+            if stage + 1 < self.heads:
+                rois = self.refine(deltas, samples[-1].rois, image_shapes)
         if self.has_mask():
-            losses["loss_mask"] = self.mask_loss(features, *first, image_shapes, targets)
+            losses["loss_mask"] = self.mask_loss(features, samples[0], image_shapes, targets)
         return [], losses
+
+    def sample(self, stage: int, rois: Boxes, targets: Targets) -> Samples:
+        """The boxes that a stage learns from: the first takes 512 of an image's, the others take all."""
+        self.enter(stage)
+        if stage == 0:
+            return Samples(*self.select_training_samples(rois, targets))
+        truth = [target["boxes"] for target in targets]
+        matched, labels = self.assign_targets_to_proposals(rois, truth, [target["labels"] for target in targets])
+        objects = [
+            boxes[index] if len(boxes) else torch.zeros_like(roi)
+            for boxes, index, roi in zip(truth, matched, rois, strict=True)
+        ]
+        return Samples(rois, matched, labels, self.box_coder.encode(objects, rois))
 
     def predict(self, stage: int, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, classes + 1), background first, and box deltas (n, 4) or (n, 4 * (classes + 1))."""
@@ -85,21 +103,12 @@ class RegionHeads(RoIHeads):
         boxes = self.box_coder.decode(deltas.detach(), rois).reshape(-1, 4).split([len(roi) for roi in rois])
         return [clip_boxes_to_image(box, shape) for box, shape in zip(boxes, image_shapes, strict=True)]
 
-    def match(self, rois: Boxes, targets: Targets) -> tuple[Boxes, Boxes, Boxes, Boxes]:
-        """Boxes, indices of their objects, labels (0: background) and box deltas to learn, for each image."""
-        truth = [target["boxes"] for target in targets]
-        matched, labels = self.assign_targets_to_proposals(rois, truth, [target["labels"] for target in targets])
-        objects = [
-            boxes[index] if len(boxes) else torch.zeros_like(roi)
-            for boxes, index, roi in zip(truth, matched, rois, strict=True)
-        ]
-        return rois, matched, labels, self.box_coder.encode(objects, rois)
-
     def box_losses(
-        self, stage: int, predicted: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor, goals: torch.Tensor
+        self, stage: int, logits: torch.Tensor, deltas: torch.Tensor, samples: Samples
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy and box loss of a stage, both per sampled box."""
-        logits, deltas = predicted[0], predicted[1].unflatten(1, (-1, 4))  # (n, 1 or classes + 1, 4)
+        labels, goals = torch.cat(samples.labels), torch.cat(samples.goals)
+        deltas = deltas.unflatten(1, (-1, 4))  # (n, 1 or classes + 1, 4)
         positive, count = torch.where(labels > 0)[0], max(len(labels), 1)
         column = labels[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
         boxes = F.smooth_l1_loss(deltas[positive, column], goals[positive], beta=self.beta, reduction="sum")
@@ -107,15 +116,16 @@ class RegionHeads(RoIHeads):
         suffix = f"_stage{stage + 1}" if isinstance(self.box_head, nn.ModuleList) else ""
         return {f"loss_classifier{suffix}": classes / count, f"loss_box_reg{suffix}": boxes / count}
 
-    def detect(
-        self,
-        features: dict[str, torch.Tensor],
-        scores: torch.Tensor,
-        deltas: torch.Tensor,
-        rois: Boxes,
-        image_shapes: Sizes,
-    ) -> Targets:
+    def detect(self, features: dict[str, torch.Tensor], rois: Boxes, image_shapes: Sizes) -> Targets:
         """Boxes, labels, scores, and masks of each image, the best first."""
+        probabilities = []
+        for stage in range(self.heads):
+            self.enter(stage)
+            logits, deltas = self.predict(stage, self.box_roi_pool(features, rois, image_shapes))
+            probabilities.append(logits.softmax(1))
+            if stage + 1 < self.heads:
+                rois = self.refine(deltas, rois, image_shapes)
+        scores = torch.stack(probabilities).mean(0)
         if deltas.shape[1] == 4:
             deltas = deltas.repeat(1, scores.shape[1])
         columns = self.postprocess_detections(scores.log(), deltas, rois, image_shapes)
@@ -137,15 +147,10 @@ class RegionHeads(RoIHeads):
         return self.mask_predictor(self.mask_head(pooled)).float()
 
     def mask_loss(
-        self,
-        features: dict[str, torch.Tensor],
-        rois: Boxes,
-        matched: Boxes,
-        labels: Boxes,
-        image_shapes: Sizes,
-        targets: Targets,
+        self, features: dict[str, torch.Tensor], samples: Samples, image_shapes: Sizes, targets: Targets
     ) -> torch.Tensor:
         """Binary cross-entropy of each positive box's mask, cut out of its object's and resized."""
+        rois, matched, labels, _ = samples
         positive = [torch.where(label > 0)[0] for label in labels]
         boxes = [roi[index] for roi, index in zip(rois, positive, strict=True)]
         if not any(map(len, boxes)):  # BatchNorm needs a box, and each parameter a gradient

@@ -112,8 +112,8 @@ def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn
 
 
 def _pyramid(backbone: nn.Module, task: DetectionTask, *, extra: Any) -> Pyramid:
-    levels = {"freeze": task.freeze, "channels": task.channels, "norm": task.norm}
-    pyramid = Pyramid(backbone, **levels, skip_finest=task.head == "retinanet", extra=extra)
+    skip, channels = task.head == "retinanet", task.channels
+    pyramid = Pyramid(backbone, freeze=task.freeze, channels=channels, norm=task.norm, skip_finest=skip, extra=extra)
     if len(task.anchor_sizes) != len(pyramid.strides):
         given, need = len(task.anchor_sizes), f"{len(pyramid.strides)} levels (strides {pyramid.strides})"
         raise InputError(f"task.anchor_sizes has {given} sizes, but the pyramid has {need}; give one size per level")

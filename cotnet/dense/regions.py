@@ -1,7 +1,7 @@
 """The parts of two-stage detectors in which detectron2 and mmdetection differ from torchvision.
 
-Anchors are not rounded, RoIAlign is aligned with as many samples as a bin has pixels, box losses may be L1. Positions in
-the image stay in float32 under autocast.
+Anchors are not rounded, RoIAlign is aligned and takes as many samples as a bin has pixels, box losses may be L1.
+Positions in the image stay in float32 under autocast.
 """
 
 import math
@@ -56,7 +56,10 @@ class AlignedPool(MultiScaleRoIAlign):
         self.strides = strides
 
     def forward(
-        self, x: dict[str, torch.Tensor], boxes: list[torch.Tensor], image_shapes: list[tuple[int, int]]
+        self,
+        x: dict[str, torch.Tensor],
+        boxes: list[torch.Tensor],
+        image_shapes: object,  # noqa: ARG002
     ) -> torch.Tensor:
         maps = [x[name].float() for name in self.featmap_names]
         rois = torch.cat([F.pad(found.float(), (1, 0), value=image) for image, found in enumerate(boxes)])

@@ -152,7 +152,9 @@ class PVT(nn.Module):
 
         The authors' detectors and segmentation networks do without them, too. `forward` does not work after it.
         """
-        self.cls_token, self.norm, self.head = None, nn.Identity(), nn.Identity()
+        self.cls_token = None
+        for name in ("norm", "head"):
+            self.add_module(name, nn.Identity())
         name = f"pos_embed{len(self.sides)}"
         self.register_parameter(name, nn.Parameter(self.get_parameter(name).detach()[:, 1:].clone()))
 
