@@ -52,7 +52,7 @@ class SegmentationTask(Section):
     head: Literal["semantic_fpn"] = setting("what tells the class of each pixel")
     weights: Path | None = setting(WEIGHTS)
     freeze: Freeze = setting(FREEZE)
-    norm: Norm = setting(NORM)
+    norm: Norm = setting(NORM.replace("neck's and the heads'", "head's"))
     channels: int = setting("of the feature pyramid", least=8)
     head_channels: int = setting("of the head", least=8)
     dropout: float = setting("probability of zeroing a channel before the classifier", least=0, below=1)

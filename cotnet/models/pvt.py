@@ -128,7 +128,7 @@ class PVT(nn.Module):
                 EncoderBlock(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])
             ]
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
+        self.cls_token: nn.Parameter | None = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[-1], num_classes)
@@ -145,7 +145,18 @@ class PVT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """The class token; the authors' release decays the position tables, too."""
-        return {"cls_token"}
+        return {"cls_token"} if self.cls_token is not None else set()
+
+    def drop_class_token(self) -> None:
+        """Leave only what `forward_stages` needs: no class token, its row of a table, final norm or classifier.
+
+        The authors' detectors and segmentation networks do without them, too. `forward` does not work after it.
+        """
+        self.cls_token = None
+        for name in ("norm", "head"):
+            self.add_module(name, nn.Identity())
+        name = f"pos_embed{len(self.sides)}"
+        self.register_parameter(name, nn.Parameter(self.get_parameter(name).detach()[:, 1:].clone()))
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a new one."""
@@ -155,7 +166,7 @@ class PVT(nn.Module):
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resize position tables of another nominal image size to this model's."""
         for number, side in enumerate(self.sides, start=1):
-            key, extra = f"pos_embed{number}", int(number == len(self.sides))
+            key, extra = f"pos_embed{number}", int(number == len(self.sides) and self.cls_token is not None)
             own, table = self.get_parameter(key), state_dict.get(prefix + key)
             if table is None or table.shape == own.shape or table.shape[2:] != own.shape[2:]:
                 continue
@@ -165,22 +176,22 @@ class PVT(nn.Module):
                 state_dict[prefix + key] = torch.cat([table[:, :extra], places], 1)
 
     def _encode(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The four feature maps, and the last stage's tokens (B, 1 + N, width), the class token first."""
+        """The four feature maps, and the last stage's tokens (B, 1 + N, width), the class token first (if any)."""
         x, maps = images, []
         for i, side in enumerate(self.sides):
             x = getattr(self, f"patch_embed{i + 1}")(x)
-            size, last = x.shape[2:], i == len(self.sides) - 1
+            size, token = x.shape[2:], self.cls_token if i == len(self.sides) - 1 else None
             table = getattr(self, f"pos_embed{i + 1}")
-            positions = resize_table(table[:, 1:] if last else table, side, size)
+            positions = resize_table(table if token is None else table[:, 1:], side, size)
             tokens = _tokens(x)
-            if last:
-                tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], 1)
+            if token is not None:
+                tokens = torch.cat([token.expand(x.shape[0], -1, -1), tokens], 1)
                 positions = torch.cat([table[:, :1], positions], 1)
             tokens = tokens + positions
             for block in getattr(self, f"block{i + 1}"):
                 again = i + 1 in self.checkpointing
                 tokens = recomputed(block, tokens, size) if again else block(tokens, size)
-            x = _maps(tokens[:, 1:] if last else tokens, size)
+            x = _maps(tokens if token is None else tokens[:, 1:], size)
             maps.append(x)
         return maps, tokens
 
