@@ -26,7 +26,7 @@ class View(NamedTuple):
 def resized(size: Sequence[int], short_side: float, *, max_side: float) -> tuple[int, int]:
     """Height and width with this shorter side, or with this longer side if that is smaller; a half is rounded up.
 
-    The sizes of detectron2's ResizeShortestEdge and of mmcv's imrescale.
+    As mmcv's imrescale, and detectron2's ResizeShortestEdge but for exact halves, which that one may round down.
     """
     factor = min(short_side / min(size), max_side / max(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
