@@ -26,6 +26,8 @@ class Stream(IntEnum):
     NOISE = 7
     POLICY = 8
     JITTER = 9
+    RESIZE = 10
+    PHOTOMETRIC = 11
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

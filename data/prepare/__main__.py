@@ -3,6 +3,7 @@
 - digits: scikit-learn's 1,797 handwritten digits, without a download;
 - fashion_mnist: from its four idx files;
 - imagenet: from the three official archives;
+- shapes: drawn sets for detection and segmentation, in COCO's and in ADE20K's layout;
 - subset: some classes, or a share, of a set as a CSV list without copies.
 
 A folder that another process writes is refused. Exit codes: 0 done or already there; 2 wrong input, on one line; 75
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from data.prepare.archives import DEVKIT, TRAIN, VAL, Encoding, imagenet
 from data.prepare.commands import exit_code, positive, processes
+from data.prepare.shapes import shapes
 from data.prepare.small_sets import digits, fashion_mnist, subset
 
 
@@ -42,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quality = partial(positive, most=95)  # above, a JPEG only grows
     command.add_argument("--quality", type=quality, default=90, help="JPEG quality of resized images (%(default)s)")
     command.set_defaults(make=_imagenet)
+    command = sets.add_parser("shapes", help="drawn sets for detection (DIR/coco) and segmentation (DIR/ade)")
+    command.add_argument("--out", type=Path, default=Path("datasets/shapes"), help="folder to write (%(default)s)")
+    command.add_argument("--images", type=positive, default=240, help="training images (%(default)s)")
+    command.add_argument("--val", type=positive, default=60, help="validation images (%(default)s)")
+    command.add_argument("--size", type=positive, default=128, help="longer side in pixels (%(default)s)")
+    command.set_defaults(make=lambda given: shapes(given.out, images=given.images, val=given.val, size=given.size))
     command = sets.add_parser("subset", help="a CSV list of a part of a set, without copies")
     command.add_argument("--root", type=Path, required=True, help="the set: a folder or a list")
     command.add_argument("--out", type=Path, required=True, help="the CSV file to write; give it as data.root")
