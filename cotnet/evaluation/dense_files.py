@@ -12,6 +12,7 @@ from cotnet.files import write_text
 
 PREDICTIONS: Final = "predictions.json"
 CONFUSION, CLASSES = "confusion.csv", "classes.csv"
+PICTURES: Final = Path("pictures", "pictures.json")
 
 
 def write_predictions(folder: Path, results: Sequence[Mapping[str, Any]]) -> Path:
@@ -33,3 +34,10 @@ def write_classes(folder: Path, each: Sequence[Mapping[str, Any]], confusion: Te
     write_csv(folder / CLASSES, ("class", "iou", "accuracy"), rows)
     pixels = [(name, *counts) for name, counts in zip(names, confusion.tolist(), strict=True)]
     write_csv(folder / CONFUSION, ("class", *names), pixels)
+
+
+def write_picture_list(folder: Path, pictures: Sequence[tuple[str, str, str]]) -> None:
+    """pictures/pictures.json: for each (image's file, name of its PNG in that folder, alternative text) an object with
+    `file`, `png` and `alt`. Raises OSError if the file cannot be written."""
+    rows = [{"file": file, "png": png, "alt": alt} for file, png, alt in pictures]
+    write_text(folder / PICTURES, json.dumps({"pictures": rows}, indent=1))
