@@ -195,7 +195,7 @@ def draw_detections(
 ) -> str:
     """A PNG of an image's detections beside the truth; returns its alternative text. See `detection_panels`."""
     panels, alt = detection_panels(pixels, found, truth)
-    draw_sheet(png, [panels], title=title, inches=4.5)
+    draw_sheet(png, [panels], title=title, inches=3.0)
     return f"{title}. {alt}"
 
 
@@ -204,5 +204,5 @@ def draw_segmentation(
 ) -> str:
     """A PNG of an image's classes beside the truth; returns its alternative text. See `segmentation_panels`."""
     panels, alt = segmentation_panels(pixels, predicted, truth, names)
-    draw_sheet(png, [panels], title=title, inches=3.5)
+    draw_sheet(png, [panels], title=title, inches=2.4)
     return f"{title}. {alt}"

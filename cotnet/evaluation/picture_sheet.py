@@ -56,7 +56,7 @@ def draw_sheet(
     height = top + rows * (high + between) + bottom - between + GAP
     margins = {"left": GAP / width, "right": 1 - GAP / width, "wspace": GAP / inches, "hspace": between / high}
     margins |= {"top": 1 - top / height, "bottom": bottom / height}
-    with figure(png, (width, height), rows=rows, columns=columns, dpi=120, margins=margins) as (page, axes):
+    with figure(png, (width, height), rows=rows, columns=columns, dpi=140, margins=margins) as (page, axes):
         page.suptitle(cut(title, int(13 * width)), fontsize=9, y=1 - 0.06 / height, va="top", parse_math=False)
         for one in axes:
             one.set_axis_off()

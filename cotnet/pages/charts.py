@@ -183,7 +183,7 @@ def heatmap(
                 "field": "share",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1], "scheme": "blues"},
-                "legend": {"orient": "top", "title": None, "format": ".0%"},
+                "legend": {"orient": "top", "title": None, "format": ".0%", "gradientLength": 260},
             },
             "tooltip": [*tooltip, field("count", count, form=",")],
         },

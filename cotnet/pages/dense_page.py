@@ -118,8 +118,8 @@ def pictures(folder: Path, *, detection: bool) -> list[Block]:
         for one in read_json(path).get("pictures", [])
     ]
     note = (
-        "Detections with a score of at least 0.5. Dashed: a detection without an object of its class that it covers by "
-        "an IoU of 0.5, and an object that none covers."
+        "Detections with a score of at least 0.5. Dashed: no object, or no detection, of the same class overlaps by an "
+        "IoU of 0.5."
         if detection
         else "The right part shows wrong pixels in red; pale ones have no label."
     )

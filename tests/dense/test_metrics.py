@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cotnet.dense.evaluation import run_length
 from cotnet.dense.metrics import box_and_mask_figures, confusion_of, segmentation_figures
+from cotnet.errors import InputError
+from cotnet.evaluation.dense_pictures import decoded
 
 COCO_ORDER = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 COCO_ORDER += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -154,3 +158,17 @@ def test_mean_iou_is_that_of_a_loop():
 def test_a_set_without_labels_has_no_figures():
     nothing = confusion_of(torch.zeros(4, 4, dtype=torch.int64), torch.full((4, 4), 255), 3)
     assert set(segmentation_figures(nothing, list("abc")).total.values()) == {None}
+
+
+def test_a_missing_extra_is_said_in_a_line(monkeypatch):
+    for name in ("faster_coco_eval", "faster_coco_eval.core"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    truth, results = random_set(2)
+    calls = (
+        lambda: box_and_mask_figures(truth, results, masks=False),
+        lambda: run_length(np.ones((28, 28)), np.array([0.0, 0, 9, 9]), (10, 10)),
+        lambda: decoded(results[0]["segmentation"], (HEIGHT, WIDTH)),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=r"^faster-coco-eval is not installed; pip install 'cotnet\[dense\]'$"):
+            call()
