@@ -165,6 +165,31 @@ def bars(rows: Sequence[tuple[str, float]], *, x: str, alt: str, form: str = ".2
     )
 
 
+def heatmap(
+    cells: Sequence[tuple[str, str, float, int]], *, x: str, y: str, names: Sequence[str], count: str, alt: str
+) -> Spec:
+    """A square per (name across, name down, share from 0 to 1, count) of a matrix, the first name at the top left."""
+    axis: Spec = {"type": "nominal", "sort": list(names), "axis": {"labelLimit": 120}}
+    tooltip = [field("y", y, kind="nominal"), field("x", x, kind="nominal"), field("share", "share", form=".1%")]
+    return framed(
+        alt,
+        height=80 + 20 * len(names),
+        data={"values": [dict(zip(("x", "y", "share", "count"), cell, strict=True)) for cell in cells]},
+        mark="rect",
+        encoding={
+            "x": {"field": "x", "title": x, **axis},
+            "y": {"field": "y", "title": y, **axis},
+            "color": {
+                "field": "share",
+                "type": "quantitative",
+                "scale": {"domain": [0, 1], "scheme": "blues"},
+                "legend": {"orient": "top", "title": None, "format": ".0%", "gradientLength": 260},
+            },
+            "tooltip": [*tooltip, field("count", count, form=",")],
+        },
+    )
+
+
 def parallel(
     trials: Sequence[tuple[str, Mapping[str, Any], float]], axes: Sequence[str], *, target: str, alt: str
 ) -> Spec:

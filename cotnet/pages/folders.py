@@ -8,7 +8,9 @@ from cotnet.errors import InputError
 from cotnet.files import SWEEP_LEDGER
 from cotnet.pages.blocks import Page
 from cotnet.pages.comparison_page import COMPARISON, comparison_page
+from cotnet.pages.dense_page import dense_page
 from cotnet.pages.evaluation_page import METRICS, evaluation_page
+from cotnet.pages.read import read_json
 from cotnet.pages.run_page import run_page
 from cotnet.pages.sweep_page import sweep_page
 from cotnet.pages.write import REPORT, require_extra, write_page
@@ -26,10 +28,15 @@ def pages_of(folder: Path) -> dict[str, Callable[[], Page]]:
     elif (folder / "metrics.jsonl").exists():
         found[REPORT] = lambda: run_page(folder)
     elif (folder / METRICS).exists():
-        found[REPORT] = lambda: evaluation_page(folder)
+        found[REPORT] = lambda: _evaluation(folder)
     if (folder / COMPARISON).exists():
         found[COMPARED if found else REPORT] = lambda: comparison_page(folder / COMPARISON)
     return found
+
+
+def _evaluation(folder: Path) -> Page:
+    content = read_json(folder / METRICS)
+    return dense_page(folder, content) if "task" in content else evaluation_page(folder)
 
 
 def write_reports(folder: Path) -> list[Path]:

@@ -1,0 +1,112 @@
+"""The figures of detection and segmentation, in percent: COCO's average precision and recall, and the mean IoU."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cotnet.errors import InputError
+
+IGNORED: Final = 255  # label of pixels that count nowhere
+AREAS: Final = ("small", "medium", "large")  # below 32^2 pixels, below 96^2, above
+NO_EXTRA: Final = "faster-coco-eval is not installed; pip install 'cotnet[dense]'"
+LIMITS: Final = (1, 10, 100)  # detections of an image that count, the best first
+
+
+class DenseFigures(NamedTuple):
+    """`total`: the figures by name. `each`: a row per class, with `name` and its figures. None: nothing to measure."""
+
+    total: dict[str, float | None]
+    each: list[dict[str, Any]]
+
+
+def box_and_mask_figures(
+    truth: Mapping[str, Any] | Path, results: Sequence[Mapping[str, Any]], *, masks: bool
+) -> DenseFigures:
+    """COCO's twelve figures of boxes (`box_ap`, `box_ap50`, ...) and, with `masks`, of masks (`mask_ap`, ...).
+
+    A figure is None (null in JSON) where COCO's own code says -1: the truth has no object of that category or area. If
+    there is an object and no result, it is 0. As in detectron2, the area of a mask is its pixels, not its box.
+    Definitions: Lin et al., "Microsoft COCO" (2014), and cocodataset.org, "Detection Evaluation".
+
+    Args:
+        truth: annotations in COCO's format, or their file. results: in COCO's results format. Neither is changed.
+
+    Raises:
+        InputError: the extra `dense` is not installed.
+    """
+    content = json.loads(truth.read_bytes()) if isinstance(truth, Path) else truth
+    categories = sorted(content["categories"], key=lambda one: one["id"])
+    total: dict[str, float | None] = {}
+    each: list[dict[str, Any]] = [{"name": one["name"]} for one in categories]
+    for kind in ("box", "mask") if masks else ("box",):
+        precision, recall = _curves(content, results, "bbox" if kind == "box" else "segm")
+        total |= {f"{kind}_{name}": value for name, value in _figures(precision, recall).items()}
+        for number, row in enumerate(each):
+            row[f"{kind}_ap"] = _mean(precision[:, :, number, 0, -1])
+    return DenseFigures(total, each)
+
+
+def _curves(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (IoU 10, recall 101, category, area 4, limit 3), recall (IoU, category, area, limit); -1: nothing."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise InputError(NO_EXTRA) from None
+    annotations = [
+        {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": number}  # 0 would mean "not matched"
+        for number, one in enumerate(truth["annotations"], 1)
+    ]
+    known = COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
+    unwanted = "bbox" if kind == "segm" else "segmentation"  # with a box, its area would count as the mask's
+    found = known.loadRes([{key: value for key, value in one.items() if key != unwanted} for one in results])
+    evaluation = COCOeval_faster(known, found, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
+    found = {"ap": precision[..., 0, -1], "ap50": precision[0, ..., 0, -1], "ap75": precision[5, ..., 0, -1]}
+    found |= {f"ap_{area}": precision[..., number, -1] for number, area in enumerate(AREAS, 1)}
+    found |= {f"ar{limit}": recall[..., 0, number] for number, limit in enumerate(LIMITS)}
+    found |= {f"ar_{area}": recall[..., number, -1] for number, area in enumerate(AREAS, 1)}
+    return {name: _mean(values) for name, values in found.items()}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[values > -1]
+    return 100 * float(np.mean(known)) if known.size else None
+
+
+def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Pixels (K, K) int64 by target (row) and prediction (column), both (h, w) int64; targets of 255 do not count."""
+    counted = target != IGNORED
+    pairs = target[counted] * classes + predicted[counted]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def segmentation_figures(confusion: Tensor, names: Sequence[str]) -> DenseFigures:
+    """`miou`, `pixel_accuracy` and `class_accuracy` (mean over classes) of a matrix (K, K) of `confusion_of`.
+
+    A class without a pixel in truth and prediction has IoU None, one without a pixel in the truth accuracy None; means
+    leave both out. Long et al., "Fully Convolutional Networks for Semantic Segmentation" (2015), section 5.
+    """
+    hits, target, predicted = (one.tolist() for one in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    each: list[dict[str, Any]] = [
+        {"name": name, "iou": _percent(hit, true + found - hit), "accuracy": _percent(hit, true)}
+        for name, hit, true, found in zip(names, hits, target, predicted, strict=True)
+    ]
+    means = {key: [row[key] for row in each if row[key] is not None] for key in ("iou", "accuracy")}
+    miou, class_accuracy = (math.fsum(values) / len(values) if values else None for values in means.values())
+    pixel_accuracy = _percent(sum(hits), sum(target))
+    return DenseFigures({"miou": miou, "pixel_accuracy": pixel_accuracy, "class_accuracy": class_accuracy}, each)
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
