@@ -1,7 +1,8 @@
 """From a resolved configuration to the parts of a detector's or segmenter's run, as parts.py is for classifiers."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from cotnet import parts
 from cotnet.config.build import build, check, require_group, typed
 from cotnet.config.compose import Config
 from cotnet.dense.ade20k import read_ade20k
-from cotnet.dense.coco import read_coco
+from cotnet.dense.coco import CocoSet, read_coco, require_same_categories
 from cotnet.dense.detectors import build_detector
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan
 from cotnet.dense.published import load_published
@@ -21,6 +22,7 @@ from cotnet.engine.precision import Precision
 from cotnet.engine.step import Objective
 from cotnet.errors import DataError, InputError
 from cotnet.headline import BOXES, MASKS, SEGMENTATION
+from cotnet.models.weights import read_file, select_state
 
 Task = DetectionTask | SegmentationTask
 KEYS = {"seed", "output_dir", "explain", "task", *parts.SECTIONS, *parts.CHOICES}
@@ -54,7 +56,7 @@ def settings_of(config: Config) -> DenseSettings:
     data = typed(DenseData, config["data"], "data")
     settings = DenseSettings(**run, data=data, task=task, augmentation=augmentation)
     parts.check_backbone(config["backbone"])
-    check(config["loader"], "loader", ("image_set", "plan", "output_device", "masks"))
+    check(config["loader"], "loader", ("image_set", "plan", "output_device", "mean"))
     parts.check_optimizer(config)
     parts.schedule_of(config)
     build(config["logger"], "logger")
@@ -106,11 +108,29 @@ def with_head(backbone: nn.Module, task: Task, data: DenseData) -> nn.Module:
     else:
         model = build_segmenter(backbone, task, **given)
     if task.weights is not None:
-        load_published(model, task.weights)
+        load_all(model, task.weights)
     return model
 
 
-def read_set(settings: DenseSettings, split: str) -> Any:
+def load_all(model: nn.Module, path: Path) -> None:
+    """Loads a checkpoint of this project (its averaged weights), or a published file, into a detector or segmenter.
+
+    Raises:
+        InputError: the file cannot be read or does not fit; the model is then unchanged.
+    """
+    state = select_state(read_file(path), path, ema=True)
+    if load_published(model, state):
+        return
+    own = model.state_dict()
+    if wrong := sorted(key for key in own.keys() | state.keys() if key not in own or key not in state):
+        raise InputError(f"{path}: {wrong[0]} is not in both the file and this model; check backbone and task.head")
+    if wrong := [key for key in own if own[key].shape != state[key].shape]:
+        sizes = f"{tuple(state[wrong[0]].shape)} there and {tuple(own[wrong[0]].shape)} here"
+        raise InputError(f"{path}: {wrong[0]} has the shape {sizes}; check backbone, task and data.num_classes")
+    model.load_state_dict(state)
+
+
+def read_set(settings: DenseSettings, split: Literal["train", "val"]) -> Any:
     """The train or val split, checked against the number of classes.
 
     Raises:
@@ -131,25 +151,37 @@ def read_set(settings: DenseSettings, split: str) -> Any:
     return images
 
 
+def read_splits(settings: DenseSettings) -> tuple[Any, Any]:
+    """The train and val splits, with the same categories. Errors as `read_set`."""
+    train, val = read_set(settings, "train"), read_set(settings, "val")
+    if isinstance(train, CocoSet):
+        try:
+            require_same_categories(train, val)
+        except DataError as error:
+            raise InputError(f"data.root: {error}") from None
+    return train, val
+
+
 def train_loader(config: Config, settings: DenseSettings, images: Any, ranks: Ranks) -> tuple[Any, int]:
     """The training loader of this rank and the number of optimizer steps in an epoch."""
     settings.train.check_batch(ranks.world_size, len(images.files))
     plan = DensePlan(
-        settings.augmentation,
-        images.sizes,
+        augmentation=settings.augmentation,
+        samples=len(images.files),
+        sizes=getattr(images, "sizes", None),
         batch_size=settings.train.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=settings.seed,
     )
-    return _loader(config, images, plan, ranks), plan.batches(0)
+    return _loader(config, settings, images, plan, ranks), plan.batches(0)
 
 
 def evaluation_loader(config: Config, settings: DenseSettings, images: Any, ranks: Ranks) -> Any:
     """The loader of every image once, in batches that do not depend on the number of ranks."""
     data = settings.data
     plan = DenseEvaluationPlan(
-        images.sizes,
+        samples=len(images.files),
         short_side=data.eval_short_side,
         max_side=data.eval_max_side,
         multiple=32 if isinstance(settings.task, SegmentationTask) else 1,
@@ -157,11 +189,12 @@ def evaluation_loader(config: Config, settings: DenseSettings, images: Any, rank
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    return _loader(config, images, plan, ranks)
+    return _loader(config, settings, images, plan, ranks)
 
 
-def _loader(config: Config, images: Any, plan: Any, ranks: Ranks) -> Any:
-    return build(config["loader"], "loader", image_set=images, plan=plan, output_device=ranks.device)
+def _loader(config: Config, settings: DenseSettings, images: Any, plan: Any, ranks: Ranks) -> Any:
+    given = {"image_set": images, "plan": plan, "output_device": ranks.device, "mean": settings.data.mean}
+    return build(config["loader"], "loader", **given)
 
 
 def objective(precision: Precision) -> Objective:

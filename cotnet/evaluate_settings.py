@@ -50,6 +50,9 @@ class EvaluateSettings(Section):
         "a checkpoint, a file of published weights, a run's folder for its `best.pt`, a folder of runs, or a list"
     )
     weights: Literal["ema", "raw"] = setting("the averaged weights, or those of the last step")
+    recipe: str | None = setting(
+        "of published weights of a detector or segmenter: the experiment whose model they are of, with backbone=NAME"
+    )
     output_dir: str = setting("folder of the results; null: `outputs/evaluation/` and a name made of the overrides")
     precision: Precision | None = setting("as `train.precision`")
     channels_last: ChannelsLast | None = setting("as `train.channels_last`")

@@ -1,19 +1,16 @@
 """What evaluate.py runs for a detector or a segmenter: the same exact evaluation, COCO's figures or the mean IoU."""
 
-import dataclasses
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
-from cotnet import dense_parts, parts, records
-from cotnet.commands.dense_report import write
+from cotnet import dense_parts, parts
+from cotnet.commands.dense_report import draw_pictures, write
 from cotnet.commands.eval_model import own_checkpoint, short_names
 from cotnet.commands.joining import joined
 from cotnet.commands.train_dense import score, without_weights
@@ -21,8 +18,7 @@ from cotnet.config import run_folder
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
-from cotnet.dense.published import load_published
-from cotnet.dense.settings import DenseData, DenseSettings
+from cotnet.dense.settings import DenseData
 from cotnet.engine import checkpoints
 from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
@@ -50,17 +46,6 @@ class DenseJob:
     weights: bytes
     told: dict[str, Any]  # for metrics.json
     pictures: int
-
-
-def is_dense(config: Config, path: Path) -> bool:
-    """Whether a file is a detector's or segmenter's checkpoint, or `recipe` says that it holds published weights of
-    one."""
-    if config.get("recipe") is not None:
-        return True
-    try:
-        return parts.is_dense(stored_config(checkpoints.load(path)))
-    except InputError:
-        return False
 
 
 def run(config: Config, paths: list[Path]) -> int:
@@ -102,7 +87,7 @@ def prepared(config: Config) -> tuple[DenseJob, int]:
     if checkpoint:
         checkpoints.load_tensors(model, checkpoint["ema" if averaged else "model"], path)
     else:
-        load_published(model, path)
+        dense_parts.load_all(model, path)
     told = {
         "task": dense_parts.name_of(settings.task),
         "head": settings.task.head,
@@ -192,5 +177,7 @@ def evaluate(job: DenseJob, ranks: Ranks, stop: StopRequest) -> None:
         loader.close()
     if ranks.first:
         seconds = time.perf_counter() - began
-        speed = {"seconds": seconds, "images_per_second": len(images.files) / seconds, "device": device_name(ranks.device)}
-        write(Path(job.config["output_dir"]), scored, images, {**job.told, **speed})
+        speed = {"duration": seconds, "images_per_second": len(images.files) / seconds}
+        told = {**job.told, **speed, "device": device_name(ranks.device)}
+        draw_pictures(job.config, model, scored, images, count=job.pictures, precision=precision)
+        write(Path(job.config["output_dir"]), scored, images, told)

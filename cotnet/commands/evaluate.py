@@ -16,6 +16,8 @@ from cotnet.config import run_folder
 from cotnet.config.build import convert, require_group, typed
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
+from cotnet.config.moves import stored_config
+from cotnet.engine import checkpoints
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.determinism import set_variables
 from cotnet.engine.evaluation import Interrupted
@@ -41,6 +43,10 @@ def run(config: Config) -> int:
     """Evaluates every checkpoint on every set at every size; the largest exit code."""
     set_variables(deterministic=True, gpu=torch.cuda.is_available())  # the same figures on any number of GPUs
     config, paths = checked(config)
+    if is_dense(config, paths[0]):
+        from cotnet.commands import eval_dense  # torchvision's detectors take a second to import
+
+        return eval_dense.run(config, paths)
     folder, average = Path(config["output_dir"]), eval_model.average_images(config["average"])
     groups = [paths] if average else [[path] for path in paths]
     names = eval_model.short_names(paths) if len(groups) > 1 else [""]
@@ -58,6 +64,17 @@ def run(config: Config) -> int:
             eval_report.compare_all(folder, names)
             _say_page(try_report(folder))
     return code
+
+
+def is_dense(config: Config, path: Path) -> bool:
+    """Whether a file is a detector's or segmenter's checkpoint, or `recipe` says that it holds published weights of
+    one."""
+    if config["recipe"] is not None:
+        return True
+    try:
+        return parts.is_dense(stored_config(checkpoints.load(path)))
+    except InputError:
+        return False  # it is read again, for the error
 
 
 def checked(config: Config) -> tuple[Config, list[Path]]:

@@ -38,17 +38,17 @@ def checked(config: Config) -> Checked:
     with torch.device("meta"):
         dense_parts.with_head(parts.on_meta(config["backbone"]), without_weights(settings), settings.data)
     ranks = count_ranks(settings.launch.ranks)
-    train_set, val_set = (dense_parts.read_set(settings, split) for split in ("train", "val"))
+    train_set, val_set = dense_parts.read_splits(settings)
     settings.train.check_batch(ranks, len(train_set.files))
     chosen = {"precision": check_machine(settings.train), "compile": False}
-    lines = [dropped_line(settings.data.root, images) for images in (train_set, val_set)]
+    lines = [dropped_line(images) for images in (train_set, val_set)]
     return Checked({**config, "train": config["train"] | chosen}, ranks, train_set.fingerprint, lines)
 
 
-def dropped_line(root: Path, images: Any) -> str | None:
+def dropped_line(images: Any) -> str | None:
     """What of a split's annotations is left out, if anything."""
-    counts = [f"{count} {what}" for what, count in images.dropped.items() if count]
-    return f"{root}, {images.split}: left out {', '.join(counts)}" if counts else None
+    counts = [f"{count} {what}" for what, count in getattr(images, "dropped", {}).items() if count]
+    return f"{images.annotations}: left out {', '.join(counts)}" if counts else None
 
 
 def without_weights(settings: DenseSettings) -> Any:
@@ -67,7 +67,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
     set_algorithms(ranks.device, deterministic=settings.train.deterministic)
-    train_set, val_set = (dense_parts.read_set(settings, split) for split in ("train", "val"))
+    train_set, val_set = dense_parts.read_splits(settings)
     state = new_state(config, settings, precision, lambda: model_of(config, settings))
     state.image_set, state.classes = train_set.fingerprint, tuple(train_set.categories)
     last = folder / "checkpoints" / "last.pt"
