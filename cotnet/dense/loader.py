@@ -9,18 +9,16 @@ from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from cotnet.dense.ade20k import IGNORED, LabelMapSet
+from cotnet.dense.ade20k import IGNORED, LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet, Objects
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.errors import DataError
 from cotnet.settings import Setting
 from data.loading.plan import Prefetch
-from data.sets.image_set import DECODING_ERRORS, DamagedImageError, damaged_reason
 
 PHOTOMETRIC: Final[dict[str, Callable[[torch.Tensor, float], torch.Tensor]]] = {
     "brightness": lambda image, change: (image.to(torch.int16) + round(change)).clamp_(0, 255).to(torch.uint8),
@@ -108,14 +106,14 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
     def __getitem__(self, number: tuple[int, int]) -> _PackedBatch | DataError:
         indices = self._plan.indices(*number)
         try:
-            return _pack([self._example(number[0], index) for index in indices.tolist()], torch.from_numpy(indices))
+            return _pack([self._example(number[0], index) for index in indices.tolist()], torch.tensor(indices))
         except DataError as error:
             return error
 
     def _example(self, epoch: int, index: int) -> Example:
         """`image` (h, w, 3) and the entries of its target."""
         path = self._set.root / os.fsdecode(self._files[index])
-        image, plan = _decode(path), self._plan
+        image, plan = torch.from_numpy(decoded(path, mode="RGB")).permute(2, 0, 1), self._plan
         size = image.shape[1], image.shape[2]
         view = plan.view(epoch, index, size)
         target: Example = {} if isinstance(plan, DensePlan) else {"size": torch.tensor(size)}
@@ -136,15 +134,6 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
         for name, factor in view.photometric:
             image = PHOTOMETRIC[name](image, factor)
         return target | {"image": _padded(image, view, fill=self._fill).permute(1, 2, 0)}
-
-
-def _decode(path: Path) -> torch.Tensor:
-    """(3, h, w) uint8 RGB, as the classification loaders convert any other mode. EXIF orientation is ignored."""
-    try:
-        with Image.open(path) as image:
-            return functional.pil_to_tensor(image.convert("RGB"))
-    except DECODING_ERRORS as error:
-        raise DamagedImageError(path, damaged_reason(error), "copy it again") from error
 
 
 def _require_size(path: Path, size: tuple[int, ...], truth: tuple[int, ...]) -> None:
@@ -198,7 +187,7 @@ def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Examp
     if truth.masks is not None:
         masks = _resized(torch.from_numpy(truth.masks), view, kind=InterpolationMode.NEAREST_EXACT)
         found["masks"] = _padded(_cropped(masks, view), view, fill=[0])
-        keep &= found["masks"].flatten(1).any(dim=1)
+        keep &= found["masks"].flatten(1).any(dim=1).bool()
     return {name: part[keep] for name, part in found.items()}
 
 

@@ -115,7 +115,7 @@ def _write_split(out: Path, split: str, *, count: int, size: int) -> None:
         for annotation in _annotations(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **annotation})
     categories = [{"id": label, "name": name} for label, name in enumerate(SHAPES, start=1)]
-    content = {"info": {"description": "drawn shapes"}, "images": entries, "annotations": annotations, "categories": categories}
+    content = {"info": {}, "images": entries, "annotations": annotations, "categories": categories}
     write_text(coco / f"annotations/instances_{split}2017.json", json.dumps(content))
 
 
