@@ -84,7 +84,7 @@ def read_coco(root: Path, split: Literal["train", "val"], *, masks: bool) -> Coc
         raise source.wrong("no image has an object")
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image[rows], kind="stable")]
-    chosen = tuple(files[index] for index in np.flatnonzero(used))
+    chosen = tuple(str(files[index]) for index in np.flatnonzero(used))
     folder = root / f"{split}2017"
     require_files(folder, chosen, named_by=source.path)
     return CocoSet(
@@ -171,7 +171,8 @@ class _Annotations:
             if self.masks:
                 self._outline(found.get("segmentation") or [])
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            reason = "a value of the wrong kind" if isinstance(error, (TypeError, RuntimeError)) else str(error)
+            reason = f"no {error}" if isinstance(error, KeyError) else reason
             raise self.wrong(f"annotation {found.get('id')} is malformed ({reason})") from error
         return None
 

@@ -43,7 +43,7 @@ class _PackedBatch(NamedTuple):
     """A batch in one tensor: one piece of shared memory, one copy to the device."""
 
     bytes: torch.Tensor
-    layout: list[dict[str, tuple[torch.dtype, torch.Size, int, int]]]  # of each example: type, shape, start, end
+    layout: list[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]]  # of each example: type, shape, start, end
     indices: torch.Tensor
 
 
@@ -113,62 +113,66 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
     def _example(self, epoch: int, index: int) -> Example:
         """`image` (h, w, 3) and the entries of its target."""
         path = self._set.root / os.fsdecode(self._files[index])
-        image, plan = torch.from_numpy(decoded(path, mode="RGB")).permute(2, 0, 1), self._plan
-        size = image.shape[1], image.shape[2]
-        view = plan.view(epoch, index, size)
-        target: Example = {} if isinstance(plan, DensePlan) else {"size": torch.tensor(size)}
+        pixels, plan = decoded(path, mode="RGB"), self._plan
+        height, width = pixels.shape[:2]
+        view = plan.view(epoch, index, (height, width))
+        target: Example = {} if isinstance(plan, DensePlan) else {"size": torch.tensor([height, width])}
         if isinstance(self._set, LabelMapSet):
-            classes = torch.from_numpy(self._set.classes(index))[None]
-            _require_size(path, size, tuple(classes.shape[1:]))
+            classes = self._set.classes(index)
+            _require_size(path, (height, width), classes.shape)
             if isinstance(plan, DensePlan):
-                classes = _resized(classes, view, kind=InterpolationMode.NEAREST_EXACT)
-                offset = calm_offset(classes[0].numpy(), view, share=plan.augmentation.crop_max_share)
-                view = view._replace(offsets=(offset,))
-                classes = _padded(_cropped(classes, view), view, fill=[IGNORED])
-            target["classes"] = classes[0]
+                view, classes = calm_crop(classes, view, share=plan.augmentation.crop_max_share)
+            target["classes"] = torch.from_numpy(classes)
         else:
-            _require_size(path, size, tuple(self._set.sizes[index].tolist()))
+            _require_size(path, (height, width), self._set.sizes[index].tolist())
             if isinstance(plan, DensePlan):
-                target |= moved_objects(self._set.truth(index), view, size=size)
-        image = _cropped(_resized(image, view, kind=InterpolationMode.BILINEAR), view)
-        for name, factor in view.photometric:
-            image = PHOTOMETRIC[name](image, factor)
-        return target | {"image": _padded(image, view, fill=self._fill).permute(1, 2, 0)}
+                target |= moved_objects(self._set.truth(index), view, size=(height, width))
+        image = moved_image(torch.from_numpy(pixels).permute(2, 0, 1), view, fill=self._fill)
+        return target | {"image": image.permute(1, 2, 0)}
 
 
-def _require_size(path: Path, size: tuple[int, ...], truth: tuple[int, ...]) -> None:
-    if size != truth:
+def _require_size(path: Path, size: Sequence[int], truth: Sequence[int]) -> None:
+    if [*size] != [*truth]:
         sides = "the image is {}x{} (height x width), but {}x{} in its truth".format(*size, *truth)
         raise DataError(f"{path}: {sides}; copy both again")
 
 
-def _resized(pixels: torch.Tensor, view: View, *, kind: InterpolationMode) -> torch.Tensor:
-    """(C, h, w) at the view's size, mirrored if it says so."""
-    pixels = functional.resize(pixels, list(view.size), interpolation=kind, antialias=True)
-    return functional.horizontal_flip(pixels) if view.flip else pixels
-
-
-def _cropped(pixels: torch.Tensor, view: View) -> torch.Tensor:
+def moved_image(image: torch.Tensor, view: View, *, fill: Sequence[int]) -> torch.Tensor:
+    """(3, *view.output) of an image (3, h, w) uint8; padded with `fill` after its colours are changed."""
+    image = functional.resize(image, [*view.size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    image = functional.horizontal_flip(image) if view.flip else image
     (top, left), (height, width) = view.offsets[0], view.output
-    return pixels[:, top : top + height, left : left + width]
+    image = image[:, top : top + height, left : left + width]
+    for name, factor in view.photometric:
+        image = PHOTOMETRIC[name](image, factor)
+    bottom, right = height - image.shape[1], width - image.shape[2]
+    return functional.pad(image, [0, 0, right, bottom], fill=[*fill]) if bottom or right else image
 
 
-def _padded(pixels: torch.Tensor, view: View, *, fill: list[int]) -> torch.Tensor:
-    bottom, right = view.output[0] - pixels.shape[1], view.output[1] - pixels.shape[2]
-    return functional.pad(pixels, [0, 0, right, bottom], fill=fill) if bottom or right else pixels
+def _nearest(view: View, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a map of this size (h, w) that lie under the middle of the crop's pixels, without padding."""
+    middles = [(2 * np.arange(side) + 1) * old // (2 * side) for side, old in zip(view.size, size, strict=True)]
+    (top, left), (height, width) = view.offsets[0], view.output
+    rows, columns = middles[0], middles[1][:: -1 if view.flip else 1]
+    return rows[top : top + height], columns[left : left + width]
 
 
-def calm_offset(classes: np.ndarray, view: View, *, share: float) -> tuple[int, int]:
-    """The first crop of the view in which no class of the map (h, w) has more than the share, else the last one.
+def calm_crop(classes: np.ndarray, view: View, *, share: float) -> tuple[View, np.ndarray]:
+    """The view with one crop, and the map (h, w) uint8 under it.
 
-    Ignored pixels do not count, as in mmsegmentation's RandomCrop.
+    The first crop in which no class has more than the share, else the last one. Ignored pixels do not count, as in
+    mmsegmentation's RandomCrop.
     """
-    for top, left in view.offsets[:-1]:
-        part = classes[top : top + view.output[0], left : left + view.output[1]]
+    for offset in view.offsets:
+        view = view._replace(offsets=(offset,))
+        rows, columns = _nearest(view, classes.shape)
+        part = classes[rows][:, columns]
         counts = np.bincount(part.ravel(), minlength=IGNORED + 1)[:IGNORED]
         if (counts > 0).sum() > 1 and counts.max() <= share * counts.sum():
-            return top, left
-    return view.offsets[-1]
+            break
+    padded = np.full(view.output, IGNORED, np.uint8)
+    padded[: len(rows), : len(columns)] = part
+    return view, padded
 
 
 def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Example:
@@ -177,29 +181,33 @@ def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Examp
     Boxes are cut at the crop's border. Those with a side below one pixel, or no pixel in the mask, are left out.
     """
     (height, width), (top, left) = view.size, view.offsets[0]
-    boxes = torch.from_numpy(truth.boxes) * torch.tensor([width / size[1], height / size[0]] * 2)
+    boxes = truth.boxes * np.array([width / size[1], height / size[0]] * 2, np.float32)
     if view.flip:
-        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-    boxes = boxes - torch.tensor([left, top] * 2)
-    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([view.output[1], view.output[0]] * 2))
-    found = {"boxes": boxes, "labels": torch.from_numpy(truth.labels)}
-    keep = (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
+        boxes = np.array([width, 0, width, 0], np.float32) + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1] * 2, np.float32)
+    boxes = np.clip(boxes - np.array([left, top] * 2, np.float32), 0, np.array(view.output[::-1] * 2, np.float32))
+    keep = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+    found = {"boxes": boxes, "labels": truth.labels}
     if truth.masks is not None:
-        masks = _resized(torch.from_numpy(truth.masks), view, kind=InterpolationMode.NEAREST_EXACT)
-        found["masks"] = _padded(_cropped(masks, view), view, fill=[0])
-        keep &= found["masks"].flatten(1).any(dim=1).bool()
-    return {name: part[keep] for name, part in found.items()}
+        found["masks"] = np.zeros((len(boxes), *view.output), np.uint8)
+        rows, columns = _nearest(view, size)
+        for place, mask in zip(found["masks"], truth.masks, strict=True):
+            high, wide = mask.any(axis=1)[rows].nonzero()[0], mask.any(axis=0)[columns].nonzero()[0]
+            if len(high) and len(wide):  # only the part around the object: most objects are small
+                down, across = slice(high[0], high[-1] + 1), slice(wide[0], wide[-1] + 1)
+                place[down, across] = mask[rows[down]][:, columns[across]]
+        keep &= found["masks"].any(axis=(1, 2))
+    return {name: torch.from_numpy(part if keep.all() else part[keep]) for name, part in found.items()}
 
 
 def _pack(examples: list[Example], indices: torch.Tensor) -> _PackedBatch:
-    layout: list[dict[str, tuple[torch.dtype, torch.Size, int, int]]] = []
+    layout: list[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]] = []
     end = 0
     for example in examples:
         layout.append({})
         for name, part in example.items():
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = start + part.numel() * part.element_size()
-            layout[-1][name] = part.dtype, part.shape, start, end
+            layout[-1][name] = part.dtype, tuple(part.shape), start, end
     packed = torch.empty(end, dtype=torch.uint8)
     if get_worker_info():
         packed.share_memory_()  # before it is filled, so that sending does not copy it

@@ -112,10 +112,13 @@ def test_the_fingerprint_is_of_the_annotations_not_of_the_place(tmp_path):
         ({"segmentation": RUNS}, "annotation 2: the mask is 60x40, its image 40x60; "),
         ({"segmentation": {"size": [40, 60], "counts": [3, 4]}}, "annotation 2 is malformed (its run lengths do not "),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "annotation 2 is malformed (a polygon with an x without y); "),
-        ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "annotation 2 is malformed (must be real number, not str); "),
+        ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "annotation 2 is malformed (a value of the wrong kind); "),
         ({"bbox": [1, 2, 3]}, "annotation 2 is malformed (a box has four numbers); "),
-        ({"bbox": None}, "annotation 2 is malformed ("),
-        ({"image_id": "x"}, "annotation 2 is malformed ("),
+        ({"bbox": None}, "annotation 2 is malformed (a value of the wrong kind); "),
+        ({"image_id": "x"}, "annotation 2 is malformed (a value of the wrong kind); "),
+        ({"segmentation": {"size": [40, 60]}}, "annotation 2 is malformed (no 'counts'); "),
+        ({"segmentation": {"size": [40, 60], "counts": [2399.5, 0.5]}}, "annotation 2 is malformed (a value of "),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "annotation 2 is malformed (a value of the wrong kind); "),
     ],
 )
 def test_a_bad_annotation_is_named(tmp_path, annotation, line):

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from cotnet.dense.ade20k import read_ade20k
 from cotnet.dense.coco import Objects, read_coco
-from cotnet.dense.loader import PHOTOMETRIC, DenseLoader, calm_offset, moved_objects
+from cotnet.dense.loader import PHOTOMETRIC, DenseLoader, calm_crop, moved_objects
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.dense.settings import DenseAugmentation
 from cotnet.errors import DataError
@@ -235,7 +235,7 @@ def test_evaluation_keeps_empty_images_and_says_the_files_size(drawn):
 
 def nearest(count, source):
     """The source pixel under the middle of each of `count` pixels."""
-    return ((np.arange(count) + 0.5) * source / count).astype(int)
+    return ((np.arange(count) + 0.5) * source // count).astype(int)
 
 
 def test_label_maps(drawn):
@@ -250,13 +250,12 @@ def test_label_maps(drawn):
     for batch in loader(image_set, given, batch_size=2).batches(0):
         for image, target, index in zip(batch.images, batch.targets, batch.indices.tolist(), strict=True):
             assert image.shape == (3, 128, 128) and target["classes"].shape == (128, 128)
-            original = image_set.classes(index)[:, ::-1]
+            original = image_set.classes(index)
             padded = (image == torch.tensor(GREY, dtype=torch.uint8)[:, None, None]).all(dim=0)
             rows, columns = ((~padded).any(dim=side).sum().item() for side in (1, 0))
             assert (target["classes"][rows:] == 255).all() and (target["classes"][:, columns:] == 255).all()
             places = [nearest(rows, original.shape[0]), nearest(columns, original.shape[1])]
-            same = target["classes"][:rows, :columns].numpy() == original[np.ix_(*places)]
-            assert same.mean() > 0.995  # torch may round a middle between two pixels to the other one
+            assert np.array_equal(target["classes"][:rows, :columns], original[np.ix_(*places)][:, ::-1])
 
 
 def test_a_calm_crop_is_the_first_that_serves_or_the_last():
@@ -264,10 +263,13 @@ def test_a_calm_crop_is_the_first_that_serves_or_the_last():
     classes[:, 10:20], classes[:, 30:] = 1, 255
     offsets = ((0, 0), (0, 12), (0, 5), (0, 4), (0, 25))
     view = View(size=(20, 40), flip=False, offsets=offsets, output=(20, 10), photometric=())
-    assert calm_offset(classes, view, share=0.75) == (0, 5)
-    assert calm_offset(classes, view, share=0.8) == (0, 12)
-    assert calm_offset(classes, view, share=0.4) == (0, 25)
-    assert calm_offset(classes, view._replace(offsets=offsets[:1]), share=0.75) == (0, 0)
+    for share, (top, left) in ((0.75, (0, 5)), (0.8, (0, 12)), (0.4, (0, 25))):
+        chosen, part = calm_crop(classes, view, share=share)
+        assert chosen.offsets == ((top, left),)
+        assert np.array_equal(part, classes[top : top + 20, left : left + 10])
+    assert calm_crop(classes, view._replace(offsets=offsets[:1]), share=0.75)[0].offsets == ((0, 0),)
+    _, part = calm_crop(classes, view._replace(flip=True, offsets=((0, 0),), output=(24, 44)), share=1)
+    assert np.array_equal(part, np.pad(classes[:, ::-1], ((0, 4), (0, 4)), constant_values=255))
 
 
 def test_photometric_changes_in_the_plans_order(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from browser import chromium, needs_chromium
 from PIL import Image
 
 from cotnet.dense.metrics import segmentation_figures
@@ -138,3 +139,25 @@ def test_damaged_files_are_said_in_a_line(tmp_path):
     (tmp_path / "confusion.csv").unlink()
     content = read_json(tmp_path / "metrics.json")
     assert "Confusion" not in [one.title for one in dense_page(tmp_path, content).sections]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_pages_in_a_browser(tmp_path):
+    """No error and no request; every chart is drawn; nothing is wider than a small screen."""
+    for name in ("detector", "segmenter"):
+        (tmp_path / name).mkdir()
+        draw(tmp_path / name, ["a.jpg"])
+        given = detector() if name == "detector" else segmenter(tmp_path / name, 20)[1]
+        (tmp_path / name / "metrics.json").write_text(json.dumps(GIVEN | given))
+        write_reports(tmp_path / name)
+    with chromium(tmp_path / "profile") as tab:
+        for name, charts, squares in (("detector", 1, 2), ("segmenter", 2, 20 + 19 * 20)):
+            page = tmp_path / name / "report.html"
+            tab.open(page, dark=name == "detector")
+            assert (tab.errors, tab.requests) == ([], [page.absolute().as_uri()])
+            assert tab.js("document.querySelectorAll('figure.chart svg').length") == charts
+            assert tab.js("document.querySelectorAll('.mark-rect.role-mark > path').length") == squares
+            assert tab.js("[...document.querySelectorAll('.gallery img')].every(one => one.naturalWidth > 30)")
+            tab.open(page, width=390, height=800)
+            assert tab.js("document.documentElement.scrollWidth") <= 390
