@@ -92,15 +92,19 @@ def load_published(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
         mapped[name] = _converted(name, value, own[name])
     if missing := [key for key in own if key not in mapped]:
         raise InputError(f"the published file has nothing for this model's {missing[0]}; check backbone and task.head")
+    _fit_shapes(model, mapped, own)
+    model.load_state_dict(mapped)
+    return True
+
+
+def _fit_shapes(model: nn.Module, mapped: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
     for prefix, module in model.named_modules():
         if resize := getattr(module, "resize_tables", None):
             resize(mapped, f"{prefix}.")
     for name, value in mapped.items():
         if value.shape != own[name].shape:
             given, need = tuple(value.shape), tuple(own[name].shape)
-            raise InputError(f"the published file's tensor for {name} has shape {given}, not {need}; check the settings")
-    model.load_state_dict(mapped)
-    return True
+            raise InputError(f"the published file's {name} has shape {given}, not {need}; check the model's settings")
 
 
 def _renamed(key: str, rules: Rules, own: dict[str, torch.Tensor]) -> str:

@@ -74,7 +74,7 @@ def test_torchvision_maps_are_those_of_its_own_layers():
 def test_no_pyramid_is_one_line(make):
     name = "vit_b_16" if make is torchvision_model else "vit_tiny_patch16_224"
     with pytest.raises(
-        InputError, match="^VisionTransformer has no feature pyramid .*; take another backbone"
+        InputError, match=r"^VisionTransformer has no feature pyramid .*; take another backbone"
     ) as error:
         headless(make(model_name=name))
     assert "\n" not in str(error.value)
