@@ -1,4 +1,4 @@
-"""Load published detectors and segmentation networks: detectron2's (CoTNet's), mmdetection's and mmsegmentation's (PVT's).
+"""Load published detectors and segmentation networks: CoTNet's (detectron2) and PVT's (mmdetection, mmsegmentation).
 
 Rules name their modules as ours. Their last class is background, our first is; they have no box or mask for it.
 """
@@ -40,8 +40,8 @@ DETECTRON2: Rules = (
     (r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_predictor.mask_fcn_logits.", 0),
 )
 OPENMMLAB: Rules = (
-    (r"\.(lateral_convs|fpn_convs|cls_convs|reg_convs|shared_convs|convs|\d)\.(\d+)\.conv\.", ".{0}.{n}.0.", 0),
-    (r"\.(lateral_convs|fpn_convs|cls_convs|reg_convs|shared_convs|convs|\d)\.(\d+)\.bn\.", ".{0}.{n}.1.", 0),
+    (r"^((?!backbone).*(?:convs|scale_heads\.\d))\.(\d)\.conv\.", "{0}.{n}.0.", 0),
+    (r"^((?!backbone).*(?:convs|scale_heads\.\d))\.(\d)\.bn\.", "{0}.{n}.1.", 0),
     (r"^backbone\.", "backbone.body.", 0),
     (r"^neck\.lateral_convs\.", "backbone.fpn.inner_blocks.", 0),
     (r"^neck\.fpn_convs\.", "backbone.fpn.layer_blocks.", 0),
@@ -90,13 +90,21 @@ def load_published(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
                 f"the published file's {key} fits nothing in this model; check backbone, task.head and norm"
             )
         mapped[name] = _converted(name, value, own[name])
-        if mapped[name].shape != own[name].shape:
-            given, need = tuple(value.shape), tuple(own[name].shape)
-            raise InputError(f"the published file's {key} has shape {given}, this model's {name} {need}")
     if missing := [key for key in own if key not in mapped]:
         raise InputError(f"the published file has nothing for this model's {missing[0]}; check backbone and task.head")
+    _fit_shapes(model, mapped, own)
     model.load_state_dict(mapped)
     return True
+
+
+def _fit_shapes(model: nn.Module, mapped: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    for prefix, module in model.named_modules():
+        if resize := getattr(module, "resize_tables", None):
+            resize(mapped, f"{prefix}.")
+    for name, value in mapped.items():
+        if value.shape != own[name].shape:
+            given, need = tuple(value.shape), tuple(own[name].shape)
+            raise InputError(f"the published file's {name} has shape {given}, not {need}; check the model's settings")
 
 
 def _renamed(key: str, rules: Rules, own: dict[str, torch.Tensor]) -> str:
