@@ -41,9 +41,9 @@ class RegionHeads(RoIHeads):
     """
 
     def __init__(
-        self, pool: nn.Module, box_head: nn.Module, box_predictor: nn.Module, *, beta: float, **named: Any
+        self, pool: nn.Module, box_head: nn.Module, box_predictor: nn.Module, *, beta: float, rois: int, **named: Any
     ) -> None:
-        super().__init__(pool, box_head, box_predictor, 0.5, 0.5, 512, 0.25, None, **named)
+        super().__init__(pool, box_head, box_predictor, 0.5, 0.5, rois, 0.25, None, **named)
         self.beta = beta
         self.heads = len(box_head) if isinstance(box_head, nn.ModuleList) else 1
 
@@ -76,7 +76,7 @@ class RegionHeads(RoIHeads):
         return [], losses
 
     def sample(self, stage: int, rois: Boxes, targets: Targets) -> Samples:
-        """The boxes that a stage learns from: the first takes 512 of an image's, the others take all."""
+        """The boxes that a stage learns from: the first takes `task.rois` of an image's, the others take all."""
         self.enter(stage)
         if stage == 0:
             return Samples(*self.select_training_samples(rois, targets))

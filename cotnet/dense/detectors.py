@@ -20,6 +20,7 @@ from cotnet.dense.settings import DetectionTask
 from cotnet.errors import InputError
 
 BETA = {"l1": 0.0, "smooth_l1": 1 / 9}  # where smooth-L1 turns quadratic
+WIDER = 4  # linear layers of box heads than the pyramid: 1024 and 256 channels in the papers
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))  # sizes of RetinaNet's anchors on a level
 
 
@@ -97,7 +98,10 @@ def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn
     anchors = Anchors([[size] for size in task.anchor_sizes], pyramid.strides)
     head = ProposalHead(channels, len(RATIOS))
     rpn = ProposalNetwork(anchors, head, keep=2000 if cascade else 1000, beta=beta)
-    stages = [(_box_head(task), _predictor(num_classes, agnostic=cascade)) for _ in IOUS[: 3 if cascade else 1]]
+    stages = [
+        (_box_head(task), _predictor(WIDER * channels, num_classes, agnostic=cascade))
+        for _ in IOUS[: 3 if cascade else 1]
+    ]
     box_heads, predictors = (nn.ModuleList(column) if cascade else column[0] for column in zip(*stages, strict=True))
     masks: dict[str, Any] = {}
     if task.masks:
@@ -107,7 +111,7 @@ def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn
     limits = {"score_thresh": task.score_threshold, "nms_thresh": task.nms_threshold}
     limits["detections_per_img"] = task.max_detections
     pool = AlignedPool(pyramid.strides[:-1], 7)
-    heads = RegionHeads(pool, box_heads, predictors, beta=beta, **limits, **masks)
+    heads = RegionHeads(pool, box_heads, predictors, beta=beta, rois=task.rois, **limits, **masks)
     return GeneralizedRCNN(pyramid, rpn, heads, None)
 
 
@@ -122,9 +126,11 @@ def _pyramid(backbone: nn.Module, task: DetectionTask, *, extra: Any) -> Pyramid
 
 def _box_head(task: DetectionTask) -> nn.Module:
     if task.box_head == "2fc":
-        head = TwoMLPHead(task.channels * 7**2, 1024)
+        head = TwoMLPHead(task.channels * 7**2, WIDER * task.channels)
     else:
-        head = FastRCNNConvFCHead((task.channels, 7, 7), [task.channels] * 4, [1024], norm_layer(task.norm))
+        head = FastRCNNConvFCHead(
+            (task.channels, 7, 7), [task.channels] * 4, [WIDER * task.channels], norm_layer(task.norm)
+        )
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -132,11 +138,11 @@ def _box_head(task: DetectionTask) -> nn.Module:
     return head
 
 
-def _predictor(num_classes: int, *, agnostic: bool) -> nn.Module:
+def _predictor(width: int, num_classes: int, *, agnostic: bool) -> nn.Module:
     """Classes and background, and one box each or (`agnostic`) one for all; deviations are detectron2's."""
-    predictor = FastRCNNPredictor(1024, num_classes + 1)
+    predictor = FastRCNNPredictor(width, num_classes + 1)
     if agnostic:
-        predictor.bbox_pred = nn.Linear(1024, 4)
+        predictor.bbox_pred = nn.Linear(width, 4)
     for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=deviation)
         nn.init.zeros_(layer.bias)

@@ -27,9 +27,14 @@ class DetectionTask(Section):
     weights: Path | None = setting(WEIGHTS)
     freeze: Freeze = setting(FREEZE)
     norm: Norm = setting(NORM)
-    channels: int = setting("of the feature pyramid", least=8)
+    channels: int = setting(
+        "of the feature pyramid and of the heads' convolutions; linear layers have four times as many", least=8
+    )
     anchor_sizes: tuple[int, ...] = setting(
         "side of the anchors of each level, in pixels, the finest level first", least=1
+    )
+    rois: int = setting(
+        "boxes of an image that the second stage learns from, at most a quarter of them objects", least=4
     )
     box_head: Literal["2fc", "4conv1fc"] = setting(
         "of Faster R-CNN and its kin: two linear layers, or four convolutions and one linear layer"
