@@ -15,7 +15,7 @@ LAYERS = (
     ("cotnet.records", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
-    ("cotnet.reporting", "cotnet.evaluation"),
+    ("cotnet.reporting", "cotnet.evaluation", "cotnet.dense"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
     ("cotnet.parts", "cotnet.pages"),
