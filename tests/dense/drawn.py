@@ -96,6 +96,7 @@ def without_gradient(model):
 def train(model, steps, lr, per_step=2):
     """Train on 24 drawn images; the mean losses of the first three and of the last six steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
     for step in range(steps):
         numbers = [(step * per_step + index) % 24 for index in range(per_step)]
@@ -104,5 +105,6 @@ def train(model, steps, lr, per_step=2):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
     return sum(losses[:3]) / 3, sum(losses[-6:]) / 6

@@ -219,6 +219,7 @@ def test_the_loss_falls(head):
 @pytest.mark.long
 def test_the_loss_falls_with_a_torchvision_backbone():
     torch.manual_seed(0)
-    model = slim(detector(torchvision_model(model_name="resnet18"), "faster_rcnn", norm="bn"))
-    before, after = train(model, 60, 1e-3, per_step=4)
+    sizes = (12, 16, 24, 32, 48)
+    model = slim(detector(torchvision_model(model_name="resnet18"), "faster_rcnn", norm="bn", anchor_sizes=sizes))
+    before, after = train(model, 48, 3e-3, per_step=4)
     assert after < before / 3
