@@ -1,6 +1,6 @@
 """Cuts real runs at every kind of moment and compares each with an uncut run:
 
-python -m cotnet.verify_resume [--cuts N] [--ranks 1,2,3,4] [--seed N] [--folder DIR] [OVERRIDE ...]
+python -m cotnet.verify_resume [--cuts N] [--ranks 1,2,3,4] [--task TASK] [--seed N] [--folder DIR] [OVERRIDE ...]
 
 Moments: during start-up, before a process's first log line, between two steps, while a checkpoint is written, and
 during an evaluation. Cuts: SIGTERM, Ctrl-C for the whole group, kill -9 of the parent alone and of the whole group.
@@ -28,6 +28,7 @@ from cotnet.errors import InputError, RunError
 from cotnet.integrity import checksum, leaves
 from cotnet.reporting.terminal import say
 from data.prepare.commands import positive
+from data.prepare.shapes import shapes
 from data.prepare.small_sets import subset
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
@@ -44,6 +45,17 @@ RUN = (
     *("augmentation=cotnet", "augmentation.flip=0", "backbone.drop_path=0.1", "backbone.dropout=0.1"),
     *("train.log_every=3", "checkpoint.every_steps=2"),
 )
+# The same of detectors and segmenters on drawn shapes: 120 images are five steps an epoch.
+DENSE = (
+    *("logger=none", "train.batch_size=24", "train.accumulation=2", "backbone.width=8", "backbone.drop_path=0.1"),
+    *("task.channels=8", "augmentation.jitter=[0.7,1.3]", "train.ema_decay=0.99", "train.log_every=3"),
+    *("checkpoint.every_steps=2", "loader.threads=1", "schedule.warmup_epochs=0.5", "evaluation.every=1"),
+)
+RUNS: Final = {
+    "classification": RUN,
+    "detection": ("experiment=shapes", *DENSE, "task.rois=8"),
+    "segmentation": ("experiment=shapes_segmentation", *DENSE),
+}
 SHARE: Final = 0.25  # of the digits, so that an epoch has seven steps
 GONE_SECONDS: Final = 10.0  # in which every process of a run that was cut must have ended
 STUCK_SECONDS: Final = 300.0  # a run that gets no further in this time is a failure
@@ -189,13 +201,11 @@ def verify(folder: Path, overrides: Sequence[str], cuts: int, chance: random.Ran
 
 def verify_all(given: argparse.Namespace) -> int:
     """Each rank count in turn; the exit code."""
-    chance, found = random.Random(given.seed), []
-    images = given.folder / "digits.csv"
-    say(subset(DIGITS, images, classes=None, share=SHARE))
+    chance, found, images = random.Random(given.seed), [], images_of(given)
     for index, ranks in enumerate(given.ranks):
         cuts = given.cuts // len(given.ranks) + (index < given.cuts % len(given.ranks))
         epochs = f"train.epochs={cuts // 4 + 3}"  # a cut during an evaluation costs an epoch
-        overrides = [*RUN, f"data.root={images}", epochs, *given.overrides, f"launch.ranks={ranks}"]
+        overrides = [*RUNS[given.task], f"data.root={images}", epochs, *given.overrides, f"launch.ranks={ranks}"]
         say(f"a run of: {' '.join(overrides)}")
         lines = verify(given.folder / f"{ranks}-ranks", overrides, cuts, chance)
         found += [f"{ranks} ranks: {line}" for line in lines]
@@ -204,6 +214,17 @@ def verify_all(given: argparse.Namespace) -> int:
     same = f"after {given.cuts} cuts on {given.ranks} ranks: 0 differences, no process left"
     say(f"{len(found)} differences" if found else same)
     return int(bool(found))
+
+
+def images_of(given: argparse.Namespace) -> Path:
+    """The images of the runs, made if they are not there."""
+    if given.task == "classification":
+        images = given.folder / "digits.csv"
+        say(subset(DIGITS, images, classes=None, share=SHARE))
+        return images
+    drawn = given.folder / "shapes"
+    say(shapes(drawn, images=120, val=12, size=64))
+    return drawn / {"detection": "coco", "segmentation": "ade"}[given.task]
 
 
 def main() -> int:
@@ -216,9 +237,10 @@ def main() -> int:
     parser.add_argument(
         "--ranks", type=lambda text: [*map(positive, text.split(","))], default=[1, 2, 3, 4], help=ranks
     )
+    parser.add_argument("--task", choices=RUNS, default="classification", help="of the run (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the cuts (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/verify_resume"))
-    parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}")
+    parser.add_argument("overrides", nargs="*", help=f"of train.py, after {' '.join(RUN)}, or those of the task")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine can be 20 times slower
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     try:

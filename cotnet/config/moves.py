@@ -31,6 +31,8 @@ def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     config = with_current_names(json.loads(checkpoint["config"]))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
+        if "task" in config and group in ("data", "loader"):  # of classifiers
+            continue
         if group != "logger" or "project" in config.get(group, {}):  # of W&B's alone
             config.setdefault(group, {}).setdefault(name, value)
     return config
