@@ -17,6 +17,7 @@ from cotnet import evaluate_settings, settings
 from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_of_target, shown, target_of
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
+from cotnet.dense import settings as dense_settings
 from cotnet.errors import InputError
 from cotnet.settings import is_nullable
 from cotnet.sweeps.space import SweepSettings, read
@@ -60,7 +61,10 @@ def of_member(group: str, node: Mapping[str, Any]) -> dict[str, str]:
 
 def meanings(config_name: str, config: Config) -> dict[str, str]:
     """The meaning of each setting of a composed configuration by its key."""
-    found = declared() | declared(SweepSettings, "sweep.")
+    whole = (settings.Settings, dense_settings.DenseSettings)  # what both have: as the configuration's task means it
+    found = declared(SweepSettings, "sweep.")
+    for sections in whole if "task" in config else reversed(whole):
+        found |= declared(sections)
     for group in TARGETS:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
@@ -72,6 +76,8 @@ def of_evaluate() -> dict[str, str]:
     """The meaning of each key that evaluate.py alone has."""
     own = declared(evaluate_settings.EvaluateSettings) | declared(evaluate_settings.EvaluationData, "data.")
     own |= declared(evaluate_settings.AverageSettings, "average.")
+    dense = declared(dense_settings.DenseData, "data.")
+    own |= {f"data.{name}": dense[f"data.{name}"] for name in ("eval_short_side", "eval_max_side")}
     return own | declared(evaluate_settings.SuiteSettings, "suite.")
 
 
@@ -114,12 +120,14 @@ def _wrapped(line: str, indent: int) -> str:
 def tables() -> str:
     """The settings of both programs as Markdown tables, with their defaults."""
     lines = []
-    programs = {
-        "train": ("train.py", declared(), []),
-        "evaluate": ("evaluate.py", of_evaluate(), ["suite=imagenet"]),
-        "look": ("python -m cotnet.look", of_look(), []),
-    }
-    for program, (command, keys, given) in programs.items():
+    dense = declared(dense_settings.DenseData, "data.")
+    programs = (
+        ("train", "train.py", declared(), []),
+        ("train", "train.py task=detection, task=segmentation", dense, ["task=detection"]),
+        ("evaluate", "evaluate.py", of_evaluate(), ["suite=imagenet"]),
+        ("look", "python -m cotnet.look", of_look(), []),
+    )
+    for program, command, keys, given in programs:
         defaults = flatten(unresolved(program, given))
         lines += ["", f"| key of `{command}` | default | meaning |", "|---|---|---|"]
         lines += [f"| `{key}` | {_default(defaults[key])} | {text} |" for key, text in keys.items()]
@@ -136,7 +144,7 @@ def group_tables() -> str:
         config = unresolved("train", [f"{group}={name}" for group, name in chosen.items()])
         known = meanings("train", config)
         for group, name in chosen.items():
-            for key, value in flatten({group: config[group]}).items():
+            for key, value in (flatten({group: config[group]}) if group in config else {}).items():
                 rows[group].setdefault((_declared_key(key), known[key]), (value, set()))[1].add(name)
     lines = []
     for group, found in rows.items():

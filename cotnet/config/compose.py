@@ -49,8 +49,13 @@ def resolve(node: DictConfig) -> Config:
     if missing:
         example = EXAMPLES.get(missing[0], "VALUE")
         raise InputError(f"{missing[0]} is required; set {missing[0]}={example}")
-    config = typing.cast(Config, OmegaConf.to_container(node, resolve=True))
-    if not config.get("task"):  # classification: as in the configurations that were stored before there were tasks
+    return _without_no_task(OmegaConf.to_container(node, resolve=True))
+
+
+def _without_no_task(container: Any) -> Config:
+    """Without an empty `task`, which means classification: configurations that were stored earlier have none."""
+    config = typing.cast(Config, container)
+    if not config.get("task"):
         config.pop("task", None)
     return config
 
@@ -76,7 +81,7 @@ def unresolved(config_name: str, overrides: list[str]) -> Config:
     """The composed configuration for people to read; a value that has no default is "???"."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         node = hydra.compose(config_name, overrides=overrides)
-    return typing.cast(Config, OmegaConf.to_container(node, resolve=True, throw_on_missing=False))
+    return _without_no_task(OmegaConf.to_container(node, resolve=True, throw_on_missing=False))
 
 
 def to_yaml(config: Config) -> str:
