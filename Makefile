@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo doctor verify-resume gpu-check sync test test-all check format clean
+.PHONY: setup demo demo-detection doctor verify-resume gpu-check sync test test-all check format clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,12 @@ demo: setup
 	$(BIN)/python -m data.prepare digits --out datasets/digits
 	$(BIN)/python train.py experiment=digits output_dir=outputs/demo
 	$(BIN)/python evaluate.py checkpoint=outputs/demo/checkpoints/best.pt output_dir=outputs/demo/evaluation
+
+# Drawn shapes (no download): train a small CoTNet with Mask R-CNN, evaluate its best checkpoint with pictures.
+demo-detection: setup
+	$(BIN)/python -m data.prepare shapes --out datasets/shapes
+	$(BIN)/python train.py experiment=shapes output_dir=outputs/demo-detection
+	$(BIN)/python evaluate.py checkpoint=outputs/demo-detection/checkpoints/best.pt output_dir=outputs/demo-detection/evaluation
 
 # What this machine has and what a run would use; make doctor ARGS="data=imagenet data.root=DIR" for another configuration.
 doctor: setup

@@ -13,7 +13,7 @@ import torch
 import yaml
 from programs import SMALL, run
 
-from cotnet import parts
+from cotnet import dense_parts, parts
 from cotnet.commands.explain import IMAGENET
 from cotnet.commands.lints import GPUS, lints, plan_of
 from cotnet.config.compose import CONF, compose, flatten
@@ -85,9 +85,13 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
 NEEDED = {"finetune": [f"backbone.weights={__file__}"]}
 
 
+CLASSIFIERS = [name for name in RECIPES if not parts.is_dense(composed(name))]
+DENSE = sorted(set(RECIPES) - set(CLASSIFIERS))
+
+
 def test_docs_list_every_recipe():
     assert sorted(TABLES) == RECIPES, "give each file in conf/experiment a section with a table in docs/recipes.md"
-    assert sorted(OVERVIEW) == RECIPES, "list each file in conf/experiment in the first table of docs/recipes.md"
+    assert sorted(OVERVIEW) == CLASSIFIERS, "list each file in conf/experiment in the first table of docs/recipes.md"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -108,7 +112,7 @@ def test_each_value_has_a_source():
         assert len({row.setting for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     config = composed(name)
     settings = parts.settings_of(config)
@@ -132,13 +136,36 @@ def test_recipe_can_be_built_and_is_as_the_overview_says(name):
     assert ours
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if re.match("(se_)?cot|pvt", name)])
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if re.match("(se_)?cot|pvt", name)])
 def test_recipe_evaluates_as_published_weights_are_evaluated(name):
     config = composed(name)
     size, ratio = config["data"]["eval_size"], config["data"]["crop_ratio"]
     backbone = config["backbone"]["_target_"].rpartition(".")[2]
     assert (size, ratio) == native_evaluation(backbone, 320 if name.endswith("_320") else None)
     assert config["data"]["image_size"] == size
+
+
+DENSE_COMMANDS = re.findall(
+    r"^\| `(experiment=.+?)` \| (?:COCO|ADE20K|drawn shapes) \| (\S+)(?: \S+)* \|", DOCS.read_text(), flags=re.M
+)
+
+
+def test_docs_list_every_dense_recipe():
+    named = {command.split()[0].removeprefix("experiment=") for command, _ in DENSE_COMMANDS}
+    assert sorted(named) == DENSE
+    assert len([command for command, _ in DENSE_COMMANDS if "experiment=cotnet_" in command]) == 24
+
+
+@pytest.mark.parametrize(("command", "_published"), DENSE_COMMANDS, ids=[command for command, _ in DENSE_COMMANDS])
+def test_dense_recipe_can_be_built(command, _published):
+    config = compose("train", ["data.root=x", *command.split()])
+    settings = dense_parts.settings_of(config)
+    with torch.device("meta"):
+        model = dense_parts.build_model(config, settings)
+    groups = parameter_groups(model, config["optimizer"]["weight_decay"])
+    assert parts.build_optimizer(config, groups).param_groups[0]["params"]
+    rates = [parts.schedule_of(config)(settings.train.epochs * step / 1000) for step in range(1001)]
+    assert max(rates) == pytest.approx(config["optimizer"]["lr"], rel=0.02)
 
 
 ABLATIONS = re.findall(
