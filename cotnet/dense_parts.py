@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cotnet import parts
-from cotnet.config.build import build, check, require_group, typed
+from cotnet.config.build import build, require_group, typed
 from cotnet.config.compose import Config
 from cotnet.dense.ade20k import read_ade20k
 from cotnet.dense.coco import CocoSet, read_coco, require_same_categories
@@ -56,7 +56,9 @@ def settings_of(config: Config) -> DenseSettings:
     data = typed(DenseData, config["data"], "data")
     settings = DenseSettings(**run, data=data, task=task, augmentation=augmentation)
     parts.check_backbone(config["backbone"])
-    check(config["loader"], "loader", ("image_set", "plan", "output_device", "mean"))
+    if not str(config["loader"].get("_target_")).endswith(".DenseLoader"):
+        raise InputError("loader: this one is for classification; set loader=dense")
+    parts.check_loader(config)
     parts.check_optimizer(config)
     parts.schedule_of(config)
     build(config["logger"], "logger")

@@ -18,10 +18,7 @@ from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
-from cotnet.models.contextual import CoTLayer
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.ops import TRITON
-from cotnet.ops.toolchain import missing_for_kernels
 from cotnet.settings import OPTIMIZER, DataSettings, Pretrained, Settings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
@@ -44,9 +41,12 @@ def is_dense(config: Config) -> bool:
 def read_settings(config: Config) -> Settings:
     """The typed sections of a training configuration; does not check the groups. Errors as settings_of."""
     check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
+    sections = run_sections(config)
     if isinstance(config["data"], Mapping) and "eval_short_side" in config["data"]:
         raise InputError("data: this image set is not for classification; add task=detection or task=segmentation")
-    return Settings(**run_sections(config), data=typed(DataSettings, config["data"], "data"))
+    if str(config["loader"].get("_target_")).endswith(".DenseLoader"):
+        raise InputError("loader=dense is for task=detection and task=segmentation; set loader=dali or torchvision")
+    return Settings(**sections, data=typed(DataSettings, config["data"], "data"))
 
 
 def run_sections(config: Config) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def check_keys(config: Config, known: set[str]) -> None:
 
 
 OURS = ("lr_per_256", "layer_decay")  # of `optimizer`: not its constructor's
-LOADER_GIVEN = ("image_set", "plan", "output_device", "interpolation")
+LOADER_GIVEN = ("image_set", "plan", "output_device", "interpolation", "mean")
 
 
 def settings_of(config: Config) -> Settings:
@@ -137,14 +137,6 @@ def build_backbone(node: Mapping[str, Any]) -> nn.Module:
     if start.weights is not None:
         load_weights(model, start.weights, ema=start.ema, head=start.head)
     return model
-
-
-def operator_line(model: nn.Module, device: torch.device) -> str | None:
-    """A line for people if CoT runs without its kernels on a GPU, else None."""
-    if device.type != "cuda" or TRITON or not any(isinstance(module, CoTLayer) for module in model.modules()):
-        return None
-    lacking = missing_for_kernels() or "the package triton; install it"
-    return f"CoT runs its PyTorch form, which is slower: its kernels need {lacking}"
 
 
 def schedule_of(config: Config) -> Callable[[float], float]:

@@ -121,7 +121,7 @@ def tables() -> str:
     """The settings of both programs as Markdown tables, with their defaults."""
     lines = []
     dense = declared(dense_settings.DenseData, "data.")
-    programs = (
+    programs: tuple[tuple[str, str, dict[str, str], list[str]], ...] = (
         ("train", "train.py", declared(), []),
         ("train", "train.py task=detection, task=segmentation", dense, ["task=detection"]),
         ("evaluate", "evaluate.py", of_evaluate(), ["suite=imagenet"]),

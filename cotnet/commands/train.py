@@ -24,7 +24,7 @@ from cotnet.reporting.terminal import say
 def run(config: Config) -> int:
     """Checks everything that can be checked before a process starts, then trains on every rank."""
     if config["explain"] is True:
-        return explain(config)
+        return _explained(config)
     deterministic = parts.run_sections(config)["train"].deterministic
     determinism = set_variables(deterministic=deterministic, gpu=torch.cuda.is_available())
     given = _checked(config)
@@ -41,6 +41,14 @@ def run(config: Config) -> int:
         if code == 0:
             run_folder.say_where(folder)
         return code
+
+
+def _explained(config: Config) -> int:
+    if not parts.is_dense(config):
+        return explain(config)
+    from cotnet.commands import explain_dense
+
+    return explain_dense.explain(config) if first_process() else 0
 
 
 def _checked(config: Config) -> Checked:

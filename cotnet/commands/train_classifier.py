@@ -26,6 +26,9 @@ from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, TrainContext, TrainData, classification, pass_on_zeros, wrap
 from cotnet.engine.training import fit
 from cotnet.models.checkpointing import checkpoint_stages
+from cotnet.models.contextual import CoTLayer
+from cotnet.ops import TRITON
+from cotnet.ops.toolchain import missing_for_kernels
 from cotnet.reporting.terminal import say
 from cotnet.settings import RunSettings, Settings
 from data.sets.image_set import ImageSet
@@ -47,7 +50,7 @@ def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int
     )
     how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
     model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
-    for told in filter(None, (parts.operator_line(state.model, ranks.device), line)):
+    for told in filter(None, (operator_line(state.model, ranks.device), line)):
         if ranks.first:
             say(told)
     model = wrap(model, ranks)
@@ -57,6 +60,14 @@ def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int
         # three or more ranks.
         trial(model)
     return model
+
+
+def operator_line(model: nn.Module, device: torch.device) -> str | None:
+    """A line for people if CoT runs without its kernels on a GPU, else None."""
+    if device.type != "cuda" or TRITON or not any(isinstance(module, CoTLayer) for module in model.modules()):
+        return None
+    lacking = missing_for_kernels() or "the package triton; install it"
+    return f"CoT runs its PyTorch form, which is slower: its kernels need {lacking}"
 
 
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cotnet.errors import InputError
 from cotnet.evaluation.statistics import wilson
+from cotnet.headline import NAMES
 from cotnet.pages import charts
 from cotnet.pages.blocks import Block, Chart, DataTable, Page, PageSection, numbers, texts
 from cotnet.pages.charts import Interval
@@ -24,6 +25,9 @@ COLUMNS: Final = (
     *(*numbers(".2f", "top-1 %", "from", "to", "top-5 %"), *numbers(",.0f", "images/s")),
     *(*numbers(".2f", "latency, ms"), *numbers(",", "epochs"), *texts("status", "time")),
 )
+
+
+DENSE: Final = ("box_ap", "mask_ap", "miou")  # figures of detectors and segmenters, with columns where there are some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,14 @@ class Entry:
     epochs: int | None = None
     status: str = ""
     seconds: float | None = None
+    dense: dict[str, float | None] = field(default_factory=dict)  # by the names of DENSE
 
-    def cells(self) -> list[Any]:
+    def cells(self, dense: Sequence[str] = ()) -> list[Any]:
+        """The cells of COLUMNS, then these figures of DENSE."""
         time = "" if self.seconds is None else clock(self.seconds)
+        return [*self._cells(time), *(self.dense.get(name) for name in dense)]
+
+    def _cells(self, time: str) -> list[Any]:
         return [str(self.folder), self.kind, self.backbone, self.set, self.size, self.top1, *self.interval, self.top5,
                 self.images_per_second, self.latency, self.epochs, self.status, time]  # fmt: skip
 
@@ -71,7 +80,18 @@ def entries(folders: Iterable[Path]) -> tuple[list[Entry], list[str]]:
             rows += _entries(folder)
         except InputError as error:
             damaged.append(str(error))
-    return sorted(rows, key=lambda row: -1.0 if row.top1 is None else row.top1, reverse=True), damaged
+    return sorted(rows, key=_rank, reverse=True), damaged
+
+
+def _rank(row: Entry) -> tuple[float, ...]:
+    """By top-1; then box AP, mask AP and mIoU."""
+    return tuple(-1.0 if value is None else value for value in (row.top1, *(row.dense.get(name) for name in DENSE)))
+
+
+def columns_of(rows: Sequence[Entry]) -> tuple[list[str], list[Any]]:
+    """The figures of DENSE that some row has, and all columns of the table."""
+    dense = [name for name in DENSE if any(row.dense.get(name) is not None for row in rows)]
+    return dense, [*COLUMNS, *numbers(".2f", *(f"{NAMES[name]} %" for name in dense))]
 
 
 def _entries(folder: Path) -> Iterator[Entry]:
@@ -93,7 +113,7 @@ def _run(folder: Path) -> Entry:
         kind="run",
         backbone=backbone_of(config),
         set="val",
-        size=config.get("data", {}).get("eval_size"),
+        size=config.get("data", {}).get("eval_size") or config.get("data", {}).get("eval_short_side"),
         top1=top1,
         interval=interval,
         top5=summary.get("best_top5"),
@@ -101,6 +121,7 @@ def _run(folder: Path) -> Entry:
         epochs=config.get("train", {}).get("epochs"),
         status=status_of(folder, summary),
         seconds=summary.get("seconds"),
+        dense={name: summary.get(f"best_{name}") for name in DENSE},
     )
 
 
@@ -128,6 +149,7 @@ def _evaluation(folder: Path, given: dict[str, Any]) -> Entry:
         images_per_second=given.get("images_per_second"),
         latency=given.get("latency_ms_p50"),
         status=f"{given['weights']} weights" if "weights" in given else "",
+        dense={name: given.get(name) for name in DENSE},
     )
 
 
@@ -152,8 +174,9 @@ def leaderboard_page(rows: Sequence[Entry], base: Path) -> Page:
         alt = f"Top-1 against latency of one image, of {len(values)} evaluations."
         spec = charts.scatter(values, x="latency, ms", y="top-1, %", color="set", alt=alt)
         blocks.append(Chart(title="Accuracy against latency", spec=spec, alt=alt, wide=True))
-    cells = [[_short(row, base), *row.cells()[1:]] for row in rows]
-    blocks.append(DataTable(title="Runs and evaluations", columns=COLUMNS, rows=cells, links=links))
+    dense, columns = columns_of(rows)
+    cells = [[_short(row, base), *row.cells(dense)[1:]] for row in rows]
+    blocks.append(DataTable(title="Runs and evaluations", columns=columns, rows=cells, links=links))
     return Page(
         title=f"{len(rows)} runs and evaluations",
         kind="leaderboard",
@@ -167,6 +190,7 @@ def _short(row: Entry, base: Path) -> str:
 
 def print_leaderboard(rows: Sequence[Entry]) -> None:
     """The same table on the terminal."""
-    lines = [[column.text(cell) for column, cell in zip(COLUMNS, row.cells(), strict=True)] for row in rows]
-    words = [column.heading for column in COLUMNS if not column.form]
-    print_table([column.heading for column in COLUMNS], lines, texts=words)
+    dense, columns = columns_of(rows)
+    lines = [[column.text(cell) for column, cell in zip(columns, row.cells(dense), strict=True)] for row in rows]
+    words = [column.heading for column in columns if not column.form]
+    print_table([column.heading for column in columns], lines, texts=words)
