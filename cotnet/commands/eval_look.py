@@ -25,6 +25,7 @@ from cotnet.evaluation.look import Look, NoFeatureMapError, cell, highest, look
 from cotnet.evaluation.look_figure import draw
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.suites import EvaluationSet, chosen
+from cotnet.models.contextual import operator_line
 from cotnet.reporting.terminal import say
 from cotnet.settings import DataSettings, Section, setting
 from data.sets.image_set import ImageSet, image_size
@@ -84,7 +85,7 @@ def run(config: Config) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config["output_dir"])
     data = eval_model.data_settings(read.config)
-    if line := parts.operator_line(read.model, device):
+    if line := operator_line(read.model, device):
         say(line)
     found = looks(read.model.to(device).eval(), images, config=read.config, data=data, position=position)
     with claimed(folder):

@@ -26,6 +26,7 @@ from cotnet.evaluation.certificate import paths_to_pixels
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.run import Tolerant, predict
 from cotnet.evaluation.suites import EvaluationSet, sample
+from cotnet.models.contextual import operator_line
 from cotnet.models.fusing import fuse
 from cotnet.models.weights import from_bytes
 from cotnet.reporting.environment import device_name
@@ -206,7 +207,7 @@ def called_model(
 
     how: dict[str, Any] = {"key": "compile", "device": ranks.device, "any_rank": ranks.any}
     called, line = compiled_or_not(model, config["compile"], trial=trial, **how)
-    for told in filter(None, (parts.operator_line(model, ranks.device), line)):
+    for told in filter(None, (operator_line(model, ranks.device), line)):
         if ranks.first:
             say(told)
     return called

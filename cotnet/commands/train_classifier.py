@@ -26,9 +26,7 @@ from cotnet.engine.state import State, restore
 from cotnet.engine.step import Output, TrainContext, TrainData, classification, pass_on_zeros, wrap
 from cotnet.engine.training import fit
 from cotnet.models.checkpointing import checkpoint_stages
-from cotnet.models.contextual import CoTLayer
-from cotnet.ops import TRITON
-from cotnet.ops.toolchain import missing_for_kernels
+from cotnet.models.contextual import operator_line
 from cotnet.reporting.terminal import say
 from cotnet.settings import RunSettings, Settings
 from data.sets.image_set import ImageSet
@@ -60,14 +58,6 @@ def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int
         # three or more ranks.
         trial(model)
     return model
-
-
-def operator_line(model: nn.Module, device: torch.device) -> str | None:
-    """A line for people if CoT runs without its kernels on a GPU, else None."""
-    if device.type != "cuda" or TRITON or not any(isinstance(module, CoTLayer) for module in model.modules()):
-        return None
-    lacking = missing_for_kernels() or "the package triton; install it"
-    return f"CoT runs its PyTorch form, which is slower: its kernels need {lacking}"
 
 
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:

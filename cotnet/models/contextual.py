@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.layers import InputDtypeGroupNorm, conv_norm
-from cotnet.ops import local_aggregation
+from cotnet.ops import TRITON, local_aggregation
+from cotnet.ops.toolchain import missing_for_kernels
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
 CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
@@ -137,3 +138,11 @@ def taps_before_groups(x: torch.Tensor, conv: nn.Conv2d, norm: nn.GroupNorm) -> 
     var, mean = torch.var_mean(wide, (2, 4, 5), correction=0, keepdim=True)  # (B, groups, 1, G, 1, 1)
     wide = (wide - mean) * (var + norm.eps).rsqrt() * gain[..., None, None] + offset[..., None, None]
     return wide.to(y.dtype).transpose(2, 3)
+
+
+def operator_line(model: nn.Module, device: torch.device) -> str | None:
+    """A line for people if CoT runs without its kernels on a GPU, else None."""
+    if device.type != "cuda" or TRITON or not any(isinstance(module, CoTLayer) for module in model.modules()):
+        return None
+    lacking = missing_for_kernels() or "the package triton; install it"
+    return f"CoT runs its PyTorch form, which is slower: its kernels need {lacking}"

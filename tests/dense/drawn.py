@@ -13,12 +13,17 @@ CLASSES = 3  # rectangles, discs, triangles
 
 def detection(head, **changes):
     settings = {"freeze": 0, "norm": "none", "channels": 16, "anchor_sizes": (8, 16, 24, 32, 48)}
-    settings |= {"box_head": "2fc", "box_loss": "l1", "score_threshold": 0.05, "nms_threshold": 0.5}
+    settings |= {"weights": None, "rois": 32} | {
+        "box_head": "2fc",
+        "box_loss": "l1",
+        "score_threshold": 0.05,
+        "nms_threshold": 0.5,
+    }
     return DetectionTask(head=head, max_detections=20, **settings | changes)
 
 
 def segmentation(**changes):
-    settings = {"freeze": 0, "norm": "bn", "channels": 16, "head_channels": 16, "dropout": 0.1}
+    settings = {"weights": None, "freeze": 0, "norm": "bn", "channels": 16, "head_channels": 16, "dropout": 0.1}
     return SegmentationTask(head="semantic_fpn", **settings | changes)
 
 

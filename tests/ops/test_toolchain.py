@@ -8,8 +8,7 @@ import pytest
 import torch
 from programs import environment
 
-from cotnet import parts
-from cotnet.models import cotnet_small, resnet_small
+from cotnet.models import contextual, cotnet_small, resnet_small
 from cotnet.ops.toolchain import missing_for_kernels
 
 CUDA = torch.device("cuda")
@@ -51,15 +50,15 @@ def test_without_the_headers(compiler, header):
 
 
 def test_the_line_is_about_cot_on_a_gpu(compiler, header, monkeypatch):
-    monkeypatch.setattr(parts, "TRITON", False)  # as cotnet.ops finds it on such a machine
+    monkeypatch.setattr(contextual, "TRITON", False)  # as cotnet.ops finds it on such a machine
     header.unlink()
     cot, plain = cotnet_small(num_classes=2), resnet_small(num_classes=2)
-    line = parts.operator_line(cot, CUDA)
+    line = contextual.operator_line(cot, CUDA)
     assert line == f"CoT runs its PyTorch form, which is slower: its kernels need {missing_for_kernels()}"
-    assert parts.operator_line(plain, CUDA) is None
-    assert parts.operator_line(cot, torch.device("cpu")) is None
-    monkeypatch.setattr(parts, "TRITON", True)
-    assert parts.operator_line(cot, CUDA) is None
+    assert contextual.operator_line(plain, CUDA) is None
+    assert contextual.operator_line(cot, torch.device("cpu")) is None
+    monkeypatch.setattr(contextual, "TRITON", True)
+    assert contextual.operator_line(cot, CUDA) is None
 
 
 PROGRAM = """
