@@ -39,8 +39,8 @@ class AveragePool(nn.Module):
 
     def forward(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         rows, columns = (self.shares(length, tokens) for length in size)
-        maps = (rows @ tokens.unflatten(1, tuple(size)).flatten(2)).unflatten(2, (size[1], -1))  # (B, side, W, C)
-        return (columns @ maps).flatten(1, 2)
+        narrow = columns @ tokens.unflatten(1, tuple(size))  # (B, H, side, C)
+        return (rows @ narrow.flatten(2)).unflatten(2, (self.side, -1)).flatten(1, 2)
 
     def shares(self, length: int, like: torch.Tensor) -> torch.Tensor:
         """The share of each of `length` places in each window: (side, length), rows add up to 1."""
