@@ -30,7 +30,7 @@ class Published:
 
 COTNET = "Li et al. 2021, 350 epochs"
 PVT = "Wang et al. 2021"
-PVT_V2 = "Wang et al. 2022"
+PVT_V2 = "Wang et al. 2022 ³"
 BOTNET = "Srinivas et al. 2021 ¹"
 TORCHVISION = "torchvision, V1 weights"
 
