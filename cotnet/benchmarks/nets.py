@@ -8,6 +8,7 @@ On a GPU: --dtype bf16 --format channels_last --compile.
 """
 
 import argparse
+import inspect
 import itertools
 import json
 import re
@@ -94,8 +95,9 @@ def build_net(name: str, size: int) -> nn.Module:
         return EXTERNAL[source](model_name=other)
     if source or name not in models.__all__ or name.endswith("_model"):
         raise InputError(f"{name} is no model; give one of cotnet.models, torchvision:NAME or timm:NAME")
-    settings = {"image_size": size} if name.startswith(("botnet", "pvt")) else {}
-    return cast(nn.Module, getattr(models, name)(**settings))
+    constructor = getattr(models, name)
+    sized = "image_size" in inspect.signature(constructor).parameters
+    return cast(nn.Module, constructor(**({"image_size": size} if sized else {})))
 
 
 def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from cotnet.errors import InputError
 from cotnet.models.pvt import PVT
+from cotnet.models.pvt_v2 import PVTv2
 
 SEQUENCES = {"features", "trunk_output", "layers", "blocks"}  # torchvision's children that hold the steps one by one
 HEADS = {"avgpool", "classifier", "fc", "permute", "encoder"}  # torchvision's first child that is no step any more
@@ -86,7 +87,7 @@ def headless(backbone: nn.Module) -> Any:
     if isinstance(backbone, PVT):
         backbone.drop_class_token()
     elif hasattr(backbone, "forward_stages"):
-        backbone.fc = nn.Identity()
+        setattr(backbone, "head" if isinstance(backbone, PVTv2) else "fc", nn.Identity())
     elif hasattr(backbone, "forward_intermediates"):
         return _timm_body(backbone)
     else:
@@ -119,8 +120,9 @@ def stage_maps(body: Any, images: torch.Tensor) -> list[torch.Tensor]:
 
 def stage_names(body: Any) -> list[Sequence[str]]:
     """What `task.freeze` freezes one after the other, as names of modules and parameters: the stem, then the stages."""
-    if isinstance(body, PVT):
-        stages = [(f"patch_embed{i}", f"pos_embed{i}", f"block{i}") for i in range(1, len(body.sides) + 1)]
+    if isinstance(body, PVT | PVTv2):
+        parts = ("patch_embed", "pos_embed", "block", "norm")  # PVTv2 has no tables, PVT's body no norms
+        stages = [tuple(f"{part}{i}" for part in parts) for i in range(1, len(body.stage_channels) + 1)]
         return [stages[0][:2], stages[0][2:], *stages[1:]]
     if isinstance(body, TorchvisionBody):
         ends = [body.steps.index(step) + 1 for step in body.cuts]

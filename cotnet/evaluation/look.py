@@ -94,8 +94,9 @@ def grad_cam(model: nn.Module, images: Tensor, *, target: int | None = None) -> 
     class, (H, W), at least 0.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks" (2017), equations 1 and 2. The last feature map
-    is the last output (1, C, H, W) of any module that has more than one position; for PVT it is the map that its last
-    attention reads. target: default the predicted class. Raises NoFeatureMapError.
+    is the last output (1, C, H, W) of any module that has more than one position; for PVT, which classifies
+    its class token, it is the map that its last attention reads. target: default the predicted class. Raises
+    NoFeatureMapError.
     """
     last: list[tuple[Tensor, Sequence[int]]] = []
 
@@ -105,7 +106,9 @@ def grad_cam(model: nn.Module, images: Tensor, *, target: int | None = None) -> 
         elif isinstance(output, Tensor) and has_positions(output):
             last[:] = [(output, output.shape[2:])]
 
-    watched: list[nn.Module] = [*last_layers(model, SpatialReductionAttention).values()]
+    watched: list[nn.Module] = []
+    if hasattr(model, "cls_token"):
+        watched += last_layers(model, SpatialReductionAttention).values()
     with ExitStack() as hooks, torch.enable_grad():
         for module in watched[-1:] or model.modules():
             hooks.enter_context(module.register_forward_hook(keep))

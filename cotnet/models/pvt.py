@@ -23,17 +23,21 @@ PATCHES = (4, 2, 2, 2)
 
 
 class PatchEmbedding(nn.Module):
-    """Linear embedding of patches: maps (B, C, H, W) -> (B, width, H // patch, W // patch), at least 1 x 1."""
+    """Linear embedding of patches: maps (B, C, H, W) -> (B, width, H // patch, W // patch), at least 1 x 1.
 
-    def __init__(self, in_channels: int, width: int, patch: int) -> None:
+    `overlap`: of windows of side 2 * patch - 1 at every patch, zeros around the map; sizes are rounded up.
+    """
+
+    def __init__(self, in_channels: int, width: int, patch: int, *, overlap: bool = False) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = nn.Conv2d(in_channels, width, patch, patch)
+        beyond = patch - 1 if overlap else 0
+        self.proj = nn.Conv2d(in_channels, width, patch + beyond, patch, beyond)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        embedded = self.proj(_at_least(maps, self.patch))
-        return _maps(self.norm(_tokens(embedded)), embedded.shape[2:])
+        embedded = self.proj(at_least(maps, self.patch))
+        return to_maps(self.norm(to_tokens(embedded)), embedded.shape[2:])
 
 
 class SpatialReductionAttention(nn.Module):
@@ -59,12 +63,15 @@ class SpatialReductionAttention(nn.Module):
 
     def project(self, tokens: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (B, heads, N, d), keys and values (B, heads, N / R^2, d)."""
-        context = tokens
-        if self.reduction > 1:
-            context = self.norm(_tokens(self.sr(_at_least(_maps(tokens, size), self.reduction))))
         query = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = self.kv(self.reduce(tokens, size)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return query, key, value
+
+    def reduce(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """What keys and values are made of: (B, N / R^2, width)."""
+        if self.reduction == 1:
+            return tokens
+        return self.norm(to_tokens(self.sr(at_least(to_maps(tokens, size), self.reduction))))
 
     def attention_weights(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """The softmax that `forward` never forms: (B, heads, N, N / R^2), a row for each query."""
@@ -183,7 +190,7 @@ class PVT(nn.Module):
             size, token = x.shape[2:], self.cls_token if i == len(self.sides) - 1 else None
             table = getattr(self, f"pos_embed{i + 1}")
             positions = resize_table(table if token is None else table[:, 1:], side, size)
-            tokens = _tokens(x)
+            tokens = to_tokens(x)
             if token is not None:
                 tokens = torch.cat([token.expand(x.shape[0], -1, -1), tokens], 1)
                 positions = torch.cat([table[:, :1], positions], 1)
@@ -191,7 +198,7 @@ class PVT(nn.Module):
             for block in getattr(self, f"block{i + 1}"):
                 again = i + 1 in self.checkpointing
                 tokens = recomputed(block, tokens, size) if again else block(tokens, size)
-            x = _maps(tokens if token is None else tokens[:, 1:], size)
+            x = to_maps(tokens if token is None else tokens[:, 1:], size)
             maps.append(x)
         return maps, tokens
 
@@ -200,7 +207,7 @@ def resize_table(table: torch.Tensor, side: int, size: Sequence[int]) -> torch.T
     """Resize a table of positions bilinearly: (1, side * side, width) -> (1, H * W, width)."""
     if not torch.compiler.is_exporting() and tuple(size) == (side, side):  # an exported graph serves every size
         return table
-    return _tokens(F.interpolate(_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
+    return to_tokens(F.interpolate(to_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
 
 
 def initialize(module: nn.Module) -> None:
@@ -234,15 +241,17 @@ def pvt_large(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) ->
     return PVT((3, 8, 27, 3), image_size=image_size, **common)
 
 
-def _tokens(maps: torch.Tensor) -> torch.Tensor:
-    return maps.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H * W, C)
+def to_tokens(maps: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, H * W, C)."""
+    return maps.flatten(2).transpose(1, 2)
 
 
-def _maps(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return tokens.transpose(1, 2).unflatten(2, tuple(size))  # (B, H * W, C) -> (B, C, H, W)
+def to_maps(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, H * W, C) -> (B, C, H, W)."""
+    return tokens.transpose(1, 2).unflatten(2, tuple(size))
 
 
-def _at_least(maps: torch.Tensor, side: int) -> torch.Tensor:
+def at_least(maps: torch.Tensor, side: int) -> torch.Tensor:
     """Pad smaller maps with zeros on the right and below to one whole patch."""
     height, width = maps.shape[2:]
     if height >= side and width >= side:

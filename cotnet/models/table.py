@@ -1,5 +1,6 @@
 """The model zoo as a table: parameters and multiply-adds, counted now, beside the published figures."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cotnet import models
 from cotnet.models.contextual import CoTLayer
+from cotnet.models.pvt_v2 import AveragePool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Published:
 
 COTNET = "Li et al. 2021, 350 epochs"
 PVT = "Wang et al. 2021"
+PVT_V2 = "Wang et al. 2022 ³"
 BOTNET = "Srinivas et al. 2021 ¹"
 TORCHVISION = "torchvision, V1 weights"
 
@@ -62,6 +65,13 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ("pvt_small", 224): Published(source=PVT, parameters=24.5, multiply_adds=3.8, top1=79.8),
     ("pvt_medium", 224): Published(source=PVT, parameters=44.2, multiply_adds=6.7, top1=81.2),
     ("pvt_large", 224): Published(source=PVT, parameters=61.4, multiply_adds=9.8, top1=81.7),
+    ("pvt_v2_b0", 224): Published(source=PVT_V2, parameters=3.7, multiply_adds=0.6, top1=70.5),
+    ("pvt_v2_b1", 224): Published(source=PVT_V2, parameters=14.0, multiply_adds=2.1, top1=78.7),
+    ("pvt_v2_b2", 224): Published(source=PVT_V2, parameters=25.4, multiply_adds=4.0, top1=82.0),
+    ("pvt_v2_b2_li", 224): Published(source=PVT_V2, parameters=22.6, multiply_adds=3.9, top1=82.1),
+    ("pvt_v2_b3", 224): Published(source=PVT_V2, parameters=45.2, multiply_adds=6.9, top1=83.1),
+    ("pvt_v2_b4", 224): Published(source=PVT_V2, parameters=62.6, multiply_adds=10.1, top1=83.6),
+    ("pvt_v2_b5", 224): Published(source=PVT_V2, parameters=82.0, multiply_adds=11.8, top1=83.8),
     ("resnet50", 224): Published(source=TORCHVISION, parameters=25.6, multiply_adds=4.1, top1=76.1, top5=92.9),
     ("resnet50_blurpool", 256): Published(source="FFCV, 88 epochs ²", top1=78.4, top5=94.1),
     ("resnet101", 224): Published(source=TORCHVISION, parameters=44.5, multiply_adds=7.8, top1=77.4, top5=93.5),
@@ -94,9 +104,10 @@ def native_evaluation(name: str, side: int | None = None) -> tuple[int, float] |
 
 def build(name: str, side: int) -> nn.Module:
     """The model at its nominal size, on the meta device: shapes without memory."""
-    settings = {"image_size": side} if name.startswith(("botnet", "pvt")) else {}
+    constructor = getattr(models, name)
+    sized = "image_size" in inspect.signature(constructor).parameters
     with torch.device("meta"):
-        return getattr(models, name)(**settings).eval()
+        return constructor(**({"image_size": side} if sized else {})).eval()
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -119,7 +130,9 @@ def count_multiply_adds(model: nn.Module, side: int) -> int:
         model(torch.zeros(1, 3, side, side, device=first.device, dtype=first.dtype))
     for handle in handles:
         handle.remove()
-    return int(counter.get_total_flops() // 2 + sum(aggregations))
+    pools = {f"{type(model).__name__}.{name}" for name, m in model.named_modules() if isinstance(m, AveragePool)}
+    pooling = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in pools)
+    return int((counter.get_total_flops() - pooling) // 2 + sum(aggregations))
 
 
 def row(name: str, side: int) -> tuple[str, ...]:

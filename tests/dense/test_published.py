@@ -202,6 +202,16 @@ def test_pvts_files(head):
     assert larger.backbone.body.pos_embed1.shape == (1, 24**2, 64)
 
 
+def test_pvt_v2s_file():
+    model, fresh = (detector(models.pvt_v2_b0(), "retinanet", score_threshold=0.0) for _ in range(2))
+    shake(model)
+    file = published(model, names_of_openmmlab(model), counters=True)
+    body = {key: x for key, x in model.state_dict().items() if key.startswith("backbone.body.")}
+    file |= {key.replace("backbone.body.", "backbone."): x for key, x in body.items()}
+    assert load_published(fresh, file)
+    same_results(model, fresh)
+
+
 def test_what_does_not_fit_is_one_line():
     settings = {"norm": "bn", "box_head": "4conv1fc"}
     model = detector(one_block_cotnet(), "faster_rcnn", **settings)

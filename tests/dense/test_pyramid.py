@@ -13,6 +13,7 @@ from cotnet.models.external import timm_model, torchvision_model
 OURS = {
     "cotnet_small": lambda: models.cotnet_small(width=8),
     "pvt_tiny": lambda: models.pvt_tiny(image_size=64),
+    "pvt_v2_b0": models.pvt_v2_b0,
     "botnet50": lambda: models.botnet50(image_size=64),
     "se_cotnetd_50": models.se_cotnetd_50,
     "resnest50": models.resnest50,
@@ -37,7 +38,8 @@ def check(net, strides=None):
 
 
 @pytest.mark.parametrize(
-    "name", ["cotnet_small", "pvt_tiny", *[pytest.param(n, marks=pytest.mark.long) for n in list(OURS)[2:]]]
+    "name",
+    ["cotnet_small", "pvt_tiny", "pvt_v2_b0", *[pytest.param(n, marks=pytest.mark.long) for n in list(OURS)[3:]]],
 )
 def test_levels_of_our_backbones(name):
     check(pyramid(OURS[name]()), (2, 4, 8, 8, 16) if name == "cotnet_small" else (4, 8, 16, 32, 64))
@@ -111,6 +113,7 @@ def test_pvt_without_class_token_is_the_authors_detector():
     [
         ("cotnet_small", 2, ("conv1", "bn1", "layer1")),
         ("pvt_tiny", 3, ("patch_embed1", "pos_embed1", "block1", "patch_embed2", "pos_embed2", "block2")),
+        ("pvt_v2_b0", 3, ("patch_embed1", "block1", "norm1", "patch_embed2", "block2", "norm2")),
     ],
 )
 def test_frozen_stages_stay_as_they_are(name, freeze, frozen):

@@ -104,7 +104,7 @@ for other in found[1:]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["cotnet50", "botnet50", "pvt_tiny", "resnet50", "resnest50"])
+@pytest.mark.parametrize("name", ["cotnet50", "botnet50", "pvt_tiny", "pvt_v2_b2_li", "resnet50", "resnest50"])
 def test_the_same_step_has_the_same_gradients(name):
     command = [sys.executable, "-W", "ignore::UserWarning", "-c", TWICE, name]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

@@ -41,14 +41,15 @@ def passed(layer, model, given):
     return seen[0]
 
 
-@pytest.mark.parametrize("name", ["resnet_small", "cotnet_small"])
+@pytest.mark.parametrize("name", ["resnet_small", "cotnet_small", "pvt_v2_b0"])
 def test_grad_cam_of_a_linear_head_on_pooled_maps_is_the_class_activation_map(name):
     """Zhou et al., "Learning Deep Features for Discriminative Localization" (2016), equation 2: the head's weights of
     the class times the maps. The gradient of the average pool adds the factor 1 / (H W)."""
     model, given = build(name).eval(), image()
     with torch.no_grad():
         maps, logits = model.forward_stages(given)[-1][0], model(given)[0]
-    activations = torch.einsum("kc,chw->khw", model.fc.weight, maps).relu().detach() / maps[0].numel()
+    head = model.head if name.startswith("pvt") else model.fc
+    activations = torch.einsum("kc,chw->khw", head.weight, maps).relu().detach() / maps[0].numel()
     assert (activations.std((1, 2)) > 1e-4).sum() > 1
     for target in range(5):
         found, heat = grad_cam(model, given, target=target)

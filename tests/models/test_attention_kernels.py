@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from cotnet import models
 
 
-@pytest.mark.parametrize("name", ["botnet50", "pvt_tiny"])
+@pytest.mark.parametrize("name", ["botnet50", "pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"])
 def test_inference_on_the_cpu(name):
     torch.manual_seed(0)
     model, images = getattr(models, name)(num_classes=5).eval(), torch.randn(2, 3, 64, 64)
@@ -21,7 +21,7 @@ def test_inference_on_the_cpu(name):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize("name", ["botnet50", "pvt_tiny"])
+@pytest.mark.parametrize("name", ["botnet50", "pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"])
 def test_training_on_a_gpu(name):
     model = getattr(models, name)(num_classes=5).cuda().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from cotnet.models.resnet_base import ResNet, small_stem
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("cotnet_small", "pvt_tiny", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "resnest50")
+FAMILIES = ("cotnet_small", "pvt_tiny", "pvt_v2_b0", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "resnest50")
 
 
 def step(model, images, *, call=None):

@@ -20,6 +20,7 @@ REMAINING = {  # norms that follow no convolution: after local aggregation, afte
     "seresnet50": 0,
     "resnest50": 0,
     "pvt_tiny": 0,
+    "pvt_v2_b0": 0,
 }
 
 

@@ -20,7 +20,16 @@ from cotnet.models.layers import DropPath
 
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
 QUICK = ("cotnet_small", "pvt_tiny")
-FAMILIES = ("cotnet_small", "cotnext50_2x48d", "se_cotnetd_50", "botnet50", "pvt_tiny", "resnet50", "resnest50")
+FAMILIES = (
+    "cotnet_small",
+    "cotnext50_2x48d",
+    "se_cotnetd_50",
+    "botnet50",
+    "pvt_tiny",
+    "pvt_v2_b0",
+    "resnet50",
+    "resnest50",
+)
 
 
 def slow_but(quick, names, long=()):
@@ -61,7 +70,7 @@ def test_trains_and_evaluates(name):
         assert logits.shape == (2, 5)
         assert_close(logits[:1], model(odd[:1]), rtol=1e-3, atol=1e-4)  # no image sees another
         maps = model.forward_stages(odd)
-        round_size = math.floor if name.startswith("pvt") else math.ceil
+        round_size = math.floor if name in ("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large") else math.ceil
         for stage, channels, stride in zip(maps, model.stage_channels, model.stage_strides, strict=True):
             assert stage.shape == (2, channels, round_size(65 / stride), round_size(97 / stride))
         channels_last = model.to(memory_format=torch.channels_last)(odd.to(memory_format=torch.channels_last))
@@ -96,7 +105,9 @@ def test_small_images(name, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", long_but((), ("cotnet_small", "botnet50", "pvt_tiny", "resnet50", "resnest50")))
+@pytest.mark.parametrize(
+    "name", long_but((), ("cotnet_small", "botnet50", "pvt_tiny", "pvt_v2_b0", "resnet50", "resnest50"))
+)
 def test_compiles_into_one_graph(name):
     model, twin = build(name).double(), build(name).double()
     torch.compiler.reset()  # the limit of recompilations counts all models of a process
@@ -121,7 +132,7 @@ def test_exports_for_any_batch_and_size(name):
 
 
 def test_drop_path_grows_with_depth_and_dropout_is_before_the_head():
-    for name in ("cotnet50", "pvt_tiny"):
+    for name in ("cotnet50", "pvt_tiny", "pvt_v2_b2"):
         with torch.device("meta"):
             model = getattr(models, name)(drop_path=0.3, dropout=0.2)
         rates = [module.probability for key, module in model.named_modules() if key.endswith("drop_path")]
@@ -235,7 +246,10 @@ def test_settings_out_of_range_are_refused(change, message):
 
 
 def test_initialisation_as_published():
-    """Convolutions of variance 2 / fan-out, last norms zero; PVT: normal of 0.02; BoT: of 0.01, tables of d^-1/2."""
+    """Convolutions of variance 2 / fan-out, last norms zero; PVT: normal of 0.02; BoT: of 0.01, tables of d^-1/2.
+
+    PVTv2 has both, and counts only a group's own outputs.
+    """
     torch.manual_seed(0)
     cotnet, resnet = models.cotnet50(), models.resnet50()
     for model, last in ((cotnet, 0.0), (resnet, 1.0)):
@@ -250,6 +264,14 @@ def test_initialisation_as_published():
     for weight in (pvt.pos_embed1, pvt.block1[0].attn.q.weight, pvt.block3[1].mlp.fc1.weight, pvt.head.weight):
         assert_moments(weight, 0.02, kurtosis=3.0)
     assert pvt.block2[0].attn.kv.bias.unique().tolist() == [0.0]
+    second = models.pvt_v2_b2_li()
+    for layer, fan_out in ((second.patch_embed1.proj, 49 * 64), (second.block3[1].attn.sr, 320)):
+        assert_moments(layer.weight, math.sqrt(2 / fan_out), kurtosis=3.0)
+    assert_moments(second.block2[0].mlp.dwconv.dwconv.weight, math.sqrt(2 / 9), kurtosis=3.0)
+    for weight in (second.block4[0].attn.kv.weight, second.block3[1].mlp.fc2.weight, second.head.weight):
+        assert_moments(weight, 0.02, kurtosis=3.0)
+    biases = [p for name, p in second.named_parameters() if name.endswith("bias")]
+    assert not any(bias.any() for bias in biases)
     bot = models.botnet50()
     attention = bot.layer4[1].conv2
     assert_moments(attention.query.weight, 0.01, kurtosis=3.0)
