@@ -12,8 +12,8 @@ from cotnet.commands import eval_logger, eval_look, eval_model, eval_report
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined, plain_errors
-from cotnet.config import run_folder
-from cotnet.config.build import convert, require_group, typed
+from cotnet.config import recipes, run_folder
+from cotnet.config.build import convert, nearest, require_group, typed
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.config.moves import stored_config
@@ -98,6 +98,8 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     if "parquet" in config["predictions"]:
         require_parquet()
     eval_logger.logger_of(config)
+    if (recipe := config["recipe"]) is not None and recipe not in recipes.names():
+        raise InputError(f"recipe={recipe} is no experiment; {nearest(recipe, recipes.names())}")
     config = eval_model.separated(config)
     typed(EvaluationData, config["evaluation_data"], "data")
     count_ranks(typed(LaunchSettings, config["launch"], "launch").ranks)

@@ -16,9 +16,14 @@ def recipe(name: str) -> Config:
     return compose("train", [f"experiment={name}", "data.root=."])
 
 
+def names() -> list[str]:
+    """Every NAME of `experiment=NAME`."""
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
 def known(name: str) -> Config | None:
     """The recipe of that name; None if conf/experiment has none."""
-    return recipe(name) if (CONF / "experiment" / f"{name}.yaml").exists() else None
+    return recipe(name) if name in names() else None
 
 
 def named_in(overrides: Iterable[str]) -> str | None:

@@ -14,6 +14,8 @@ from cotnet.dense.regions import AlignedPool, Anchors
 from cotnet.errors import InputError
 from cotnet.models.external import torchvision_model
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(head, **changes):
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from cotnet.dense.settings import DenseAugmentation
 from cotnet.errors import DataError
 from data.prepare.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 MEAN = (0.485, 0.456, 0.406)
 GREY = (124, 116, 104)
 JITTERED = DenseAugmentation(

@@ -11,6 +11,8 @@ from cotnet.errors import InputError
 from cotnet.models.cotnet import cot, split
 from cotnet.models.resnet_base import ResNet, deep_stem, pooled_projection, stem
 
+pytestmark = pytest.mark.slow
+
 SUFFIXES = ("weight", "bias", "running_mean", "running_var")
 
 
