@@ -75,11 +75,8 @@ LOADER_GIVEN = ("image_set", "plan", "output_device", "interpolation", "mean")
 
 
 def settings_of(config: Config) -> Settings:
-    """The typed sections of a training configuration. Checks all of it, builds nothing expensive.
-
-    Raises:
-        InputError: an unknown, missing, mistyped or out-of-range setting, named by its key.
-    """
+    """The typed sections of a training configuration. Checks all of it, builds nothing expensive. Raises InputError for
+    an unknown, missing, mistyped or out-of-range setting, named by its key."""
     settings = read_settings(config)
     check_backbone(config["backbone"])
     if settings.train.checkpointing and config["backbone"]["_target_"].endswith("_model"):

@@ -21,11 +21,11 @@ from PIL import Image
 
 from cotnet.errors import DataError
 from data.prepare.commands import claimed, exit_code, in_processes, processes
-from data.sets.image_set import DECODING_ERRORS, EXTENSIONS, FORMATS, damaged_reason, some
+from data.sets.image_set import DECODING_ERRORS, DEEP_MODES, EXTENSIONS, FORMATS, JPEG_END, damaged_reason, some
 from data.sets.manifest import NAME, load_manifest, write_manifest
 from data.sets.read import list_folders, require_same_classes
 
-_MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits a channel
+_MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", *DEEP_MODES)  # both loaders decode alike
 SPLITS: Final = ("train", "val")
 
 
@@ -53,7 +53,7 @@ def examine(path: str) -> Finding:
             if kind not in FORMATS:
                 return Finding(height, width, digest, f"unsupported format {kind}", None)
             if mode not in _MODES:
-                return Finding(height, width, digest, f"unsupported: more than 8 bits a channel ({mode})", None)
+                return Finding(height, width, digest, f"unsupported: levels of PIL's mode {mode}", None)
             image.convert("RGB")
     except DECODING_ERRORS as error:
         return Finding(0, 0, digest, damaged_reason(error), None)
@@ -61,6 +61,8 @@ def examine(path: str) -> Finding:
     if ending not in EXTENSIONS:
         return Finding(height, width, digest, f"unsupported ending {ending or '(none)'} of a {kind} file", None)
     remark = None if ending in FORMATS[kind] else f"wrongly named: a {kind} file"
+    if kind == "JPEG" and not content.rstrip(b"\0").endswith(JPEG_END):
+        remark = "does not end as a JPEG does: other data behind the image, or zeros instead of its last part"
     return Finding(height, width, digest, None, remark)
 
 

@@ -95,7 +95,7 @@ class PartBench:
         state = new_state(self.config, self.settings, self.precision, lambda: backbone_of(self.config, self.settings))
         size = self.settings.data.image_size
         alone = Ranks(rank=0, world_size=1, device=self.device)
-        model = trained_model(self.settings, state, alone, images=batch, size=size)
+        model = trained_model(self.settings, state, alone, images=batch, sizes=[size])
         images = torch.randn(batch, 3, size, size, device=self.device)
         images = images.to(self.precision.parameters, memory_format=self.precision.layout)
         targets = torch.randint(self.settings.data.num_classes, (batch,), device=self.device)

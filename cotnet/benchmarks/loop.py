@@ -73,7 +73,7 @@ class LoopBench:
             settings=settings.train,
             seed=settings.seed,
             precision=precision,
-            ddp_model=trained_model(settings, self.state, ranks, images=count, size=side),
+            ddp_model=trained_model(settings, self.state, ranks, images=count, sizes=[side]),
             objective=classification(loss_function(settings.train), precision),
             schedule=parts.schedule_of(config),
             data=TrainData(

@@ -24,6 +24,7 @@ from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture
 from cotnet.evaluation.dense_pictures import DrawnObject, coco_objects, draw_detections, draw_segmentation
 from cotnet.headline import NAMES
 from cotnet.reporting.terminal import say
+from data.loading.decoding import decoded_rgb
 
 METRICS = "metrics.json"
 
@@ -58,7 +59,7 @@ def draw_pictures(
     for number, index in enumerate(chosen):
         png, file = (folder / PICTURES).parent / f"{number:02}.png", images.files[index]
         with Image.open(images.root / file) as image:
-            pixels = pil_to_tensor(image.convert("RGB"))
+            pixels = pil_to_tensor(decoded_rgb(image, images.root / file))
         if detection:
             alt = draw_detections(png, pixels, *objects(scored.found, images, index), title=file)
         else:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,9 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
     cost = {size: speed.cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
     latency: dict[int, dict[str, float]] = {}
     sets = {one.name: one for one in read_sets(config, job.classes)}
-    first = job.leaves[0]
-    batch = min(data.eval_batch_size, len(sets[first.set].images.files))
-    called = called_model(model, config, precision, ranks, shape=(batch, 3, first.size, first.size))
+    batches = {name: min(data.eval_batch_size, len(one.images.files)) for name, one in sets.items()}
+    shapes = dict.fromkeys((batches[leaf.set], 3, leaf.size, leaf.size) for leaf in job.leaves)
+    called = called_model(model, config, precision, ranks, shapes=[*shapes])
     for name, leaves in itertools.groupby(job.leaves, key=lambda leaf: leaf.set):
         one_pass, chosen = {leaf.size: leaf for leaf in leaves}, sets[name]
         sized = dataclasses.replace(data, crop_ratio=data.crop_ratio if chosen.resize else 1.0)
@@ -194,16 +194,17 @@ class Pass:
 
 
 def called_model(
-    model: nn.Module, config: Config, precision: Precision, ranks: Ranks, *, shape: tuple[int, ...]
+    model: nn.Module, config: Config, precision: Precision, ranks: Ranks, *, shapes: Sequence[tuple[int, ...]]
 ) -> nn.Module:
-    """The model as an evaluation calls it on images (B, 3, S, S) of this shape, compiled if `compile` says so;
-    collective."""
+    """The model as an evaluation calls it on images (B, 3, S, S) of these shapes, compiled for each if `compile` says
+    so; collective."""
 
     @torch.inference_mode()
     def trial(net: nn.Module) -> None:
-        zeros = torch.zeros(shape, device=ranks.device, dtype=precision.parameters)
-        with precision.autocast():
-            net(zeros.to(memory_format=precision.layout))
+        for shape in shapes:
+            zeros = torch.zeros(shape, device=ranks.device, dtype=precision.parameters)
+            with precision.autocast():
+                net(zeros.to(memory_format=precision.layout))
 
     how: dict[str, Any] = {"key": "compile", "device": ranks.device, "any_rank": ranks.any}
     called, line = compiled_or_not(model, config["compile"], trial=trial, **how)

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.run_parts import new_state, reporting
 from cotnet.config.build import build
 from cotnet.config.compose import Config
-from cotnet.engine.compilation import compiled_or_not
+from cotnet.engine.compilation import compile_mode, compiled_or_not
 from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import evaluate, figures
@@ -40,12 +42,28 @@ def backbone_of(config: Config, settings: RunSettings) -> nn.Module:
     return model
 
 
-def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int, size: int) -> nn.Module:
-    """The state's model as training runs it on micro-batches (images, 3, size, size): compiled if the settings say so,
-    wrapped by DDP on several ranks; collective."""
-    trial = functools.partial(
-        pass_on_zeros, state=state, precision=precision_of(settings.train, ranks.device), images=images, size=size
-    )
+def sizes_ahead(config: Config, settings: Settings, state: State, *, files: int) -> tuple[int, ...]:
+    """The sides of the training images, in pixels, from the state's epoch to the run's end, each once."""
+    epochs, first = settings.train.epochs, state.epoch
+    if settings.train.max_steps is not None:  # the epochs that so many steps reach
+        left = settings.train.max_steps - state.step + state.batch_in_epoch
+        epochs = min(epochs, first + math.ceil(left / max(files // settings.train.batch_size, 1)))
+    augmentation = build(config["augmentation"], "augmentation")
+    sizes = (parts.training_size(augmentation, settings.data, epoch) for epoch in range(first, max(epochs, first + 1)))
+    return tuple(dict.fromkeys(sizes))
+
+
+def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int, sizes: Sequence[int]) -> nn.Module:
+    """The state's model as training runs it on micro-batches (images, 3, size, size): compiled for each of the sizes if
+    the settings say so, wrapped by DDP on several ranks; collective."""
+    precision = precision_of(settings.train, ranks.device)
+
+    def trial(model: nn.Module, sizes: Sequence[int] = sizes) -> None:
+        for size in sizes:
+            pass_on_zeros(model, state, precision, images=images, size=size)
+
+    if len(sizes) > 1 and compile_mode(settings.train.compile, ranks.device) and ranks.first:
+        say(f"train.compile: a graph for each image size, before training: {', '.join(map(str, sizes))} px")
     how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
     model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
     for told in filter(None, (operator_line(state.model, ranks.device), line)):
@@ -56,7 +74,7 @@ def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int
         # DDP sums gradients in buckets and rebuilds these after a process's first backward pass. Without this pass, the
         # first step of a continued run adds in another order than the same step of an uncut run, which changes bits on
         # three or more ranks.
-        trial(model)
+        trial(model, sizes[:1])
     return model
 
 
@@ -73,8 +91,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     if last.exists():
         restore(state, last, ranks)
     images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
-    size = parts.training_size(build(config["augmentation"], "augmentation"), settings.data, state.epoch)
-    ddp_model = trained_model(settings, state, ranks, images=images, size=size)
+    sizes = sizes_ahead(config, settings, state, files=len(train_set.files))
+    ddp_model = trained_model(settings, state, ranks, images=images, sizes=sizes)
     loader, steps = parts.train_loader(config, settings, train_set, ranks)
     transform = parts.train_transform(config, settings, precision)
     data = TrainData(loader=loader, steps_per_epoch=steps, transform=transform, files=train_set.files)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cotnet.errors import DataError
+from data.loading.decoding import decoded_rgb
 from data.sets.image_set import DECODING_ERRORS, EXTENSIONS, DamagedImageError, damaged, damaged_reason, some, visible
 
 IGNORED: Final = 255  # label of pixels that count nowhere
@@ -32,21 +33,21 @@ class LabelMapSet:
         Raises DataError for a map that is damaged, has several channels or a label above K.
         """
         path = self.maps / f"{Path(self.files[index]).stem}.png"
-        labels = decoded(path, mode=None)
+        labels = decoded(path, rgb=False)
         if labels.ndim != 2 or labels.max() > len(self.categories):
             found = f"label {labels.max()}" if labels.ndim == 2 else "several channels"
             raise DataError(f"{path}: {found}, not 0 to {len(self.categories)}; mend it or set data.num_classes")
         return labels.astype(np.uint8) - np.uint8(1)  # 0 becomes 255
 
 
-def decoded(path: Path, *, mode: str | None) -> np.ndarray:
-    """Pixels (h, w) or (h, w, channels), converted by PIL to the mode; None: as stored. EXIF orientation is ignored.
+def decoded(path: Path, *, rgb: bool) -> np.ndarray:
+    """Pixels (h, w, 3) uint8, or as stored (h, w) or (h, w, channels). EXIF orientation is ignored.
 
     Raises DataError for a file that is missing or does not decode.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert(mode) if mode else image)
+            return np.array(decoded_rgb(image, path) if rgb else image)
     except FileNotFoundError as error:
         raise damaged(path, error) from error
     except DECODING_ERRORS as error:

@@ -113,7 +113,7 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
     def _example(self, epoch: int, index: int) -> Example:
         """`image` (h, w, 3) and the entries of its target."""
         path = self._set.root / os.fsdecode(self._files[index])
-        pixels, plan = decoded(path, mode="RGB"), self._plan
+        pixels, plan = decoded(path, rgb=True), self._plan
         height, width = pixels.shape[:2]
         view = plan.view(epoch, index, (height, width))
         target: Example = {} if isinstance(plan, DensePlan) else {"size": torch.tensor([height, width])}

@@ -12,7 +12,7 @@ import torch
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.statistics import paired_difference, percent
 from data.loading.plan import Batch, EvaluationPlan
-from data.sets.image_set import ImageSet, damaged, image_size
+from data.sets.image_set import ImageSet, damaged, image_size, in_8_bits
 
 Maker = Callable[[ImageSet], Any]
 REFERENCE = "pil"
@@ -44,6 +44,8 @@ class TensorLoader:
             image = decode_image(str(path), mode=ImageReadMode.RGB)
         except RuntimeError as error:
             raise damaged(path, error) from None
+        if image.dtype == torch.uint16:
+            image = torch.from_numpy(in_8_bits(image.numpy()))
         box, size, offset = (part[0].tolist() for part in geometry[:3])
         kind = InterpolationMode(self._interpolation)
         image = functional.resized_crop(image, *box, size=size, interpolation=kind, antialias=True)

@@ -83,16 +83,14 @@ def loading(bench: Bench) -> Iterator[Claim]:
 def decoding(bench: Bench) -> Iterator[Claim]:
     """An image in two batches, kinds of files against PIL, and truncated files."""
     root = bench.folder / "kinds"
-    write_kinds(root, photographs(bench), deep=True)
+    write_kinds(root, photographs(bench))
     images = read_split(root, "train")
     ours = pixels(DaliLoader, images, bench.device, batch=4, threads=2, prefetch=2)
     alone = pixels(DaliLoader, images, bench.device, batch=1, threads=2, prefetch=2)
     differ = int((ours != alone).flatten(1).any(1).sum())
     figure = f"{differ} of {len(ours)} images differ between batches of 4 and of 1"
     yield Claim("an image has the same pixels whatever else is in its batch", figure, not differ)
-    write_kinds(bench.folder / "for-pil", photographs(bench), deep=False)
-    for_pil = read_split(bench.folder / "for-pil", "train")
-    theirs = pixels(TorchvisionLoader, for_pil, torch.device("cpu"), batch=4, threads=0, prefetch=2)
+    theirs = pixels(TorchvisionLoader, images, torch.device("cpu"), batch=4, threads=0, prefetch=2)
     means = (ours.float() - theirs.float()).abs().mean((1, 2, 3)).tolist()
     figure = ", ".join(f"{Path(file).stem} {mean:.2f}" for file, mean in zip(images.files, means, strict=True))
     yield Claim(f"every kind of file is within {LEVELS:g} levels of PIL in the mean", figure, max(means) <= LEVELS)
@@ -109,13 +107,12 @@ def decoding(bench: Bench) -> Iterator[Claim]:
         yield Claim(f"a JPEG cut at {share} % ends the run with its name", figure, named)
 
 
-def write_kinds(root: Path, photographs: Path, *, deep: bool) -> None:
+def write_kinds(root: Path, photographs: Path) -> None:
     """root/train/kinds/: one photograph as baseline, progressive, grey and CMYK JPEG, as PNG, and as grey PNG of 16
-    (`deep`) or 8: PIL cuts levels of 16 bits off at 255, so it decodes the latter."""
+    bits."""
     with Image.open(photographs / "train" / "0" / "0.jpg") as image:
         image.load()
-    levels = np.asarray(image.convert("L"))
-    grey = Image.fromarray(levels.astype(np.uint16) * 257 if deep else levels)
+    grey = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 256 + 100)
     kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "baseline.jpg": (image, {"quality": 92}),
         "cmyk.jpg": (image.convert("CMYK"), {"quality": 92}),

@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 from cotnet.errors import DataError
 from cotnet.settings import Setting
 from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, of_sizes, to_device
-from data.sets.image_set import ImageSet, damaged, decoding_error, image_size
+from data.sets.image_set import ImageSet, damaged, decoding_error, image_size, require_end
 
 _INTERPOLATIONS: Final = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 _PER_TASK: Final = 4  # images a thread resizes: few enough to spread over threads, enough to hide a task's cost
@@ -119,6 +119,7 @@ class DaliLoader:
         self._on_gpu = device != "cpu" and output_device.type == "cuda"
         known = image_set.sizes
         self._sizes = np.zeros((len(image_set.files), 2), dtype=np.int64) if known is None else known  # 0: not read yet
+        self._seen = np.zeros(len(image_set.files), dtype=bool)
         self._prefetch = prefetch
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="loader-images")
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="loader-draws")
@@ -219,10 +220,22 @@ class DaliLoader:
         indices = self._plan.indices(epoch, batch)
         files = indices % len(self._set.files)
         paths = [os.fspath(self._set.path(file)) for file in files]
-        if unknown := [file for file in set(files.tolist()) if not self._sizes[file, 0]]:
-            self._sizes[unknown] = list(self._workers.map(lambda file: image_size(self._set.path(file)), unknown))
+        if unseen := [file for file in set(files.tolist()) if not self._seen[file]]:
+            list(self._workers.map(self._first_look, unseen))
+            self._seen[unseen] = True
         geometries = self._plan.geometries(epoch, indices, self._sizes[files])
         return _PlannedBatch(indices, geometries, _arguments(paths, geometries, self._plan.sides))
+
+    def _first_look(self, file: int) -> None:
+        """Learns the size. Raises DataError for a JPEG that was cut off.
+
+        The CPU's decoder notices only if a crop reaches the cut. The GPU's hardware may never: nvImageCodec gives it a
+        batch after reading the headers, and reports all of its images as decoded.
+        """
+        path = self._set.path(file)
+        require_end(path)
+        if not self._sizes[file, 0]:
+            self._sizes[file] = image_size(path)
 
     def _source(self) -> list[Any]:
         work = next(self._prepared).result()  # StopIteration ends DALI's epoch

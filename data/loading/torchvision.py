@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
 from cotnet.settings import Setting
+from data.loading.decoding import decoded_rgb
 from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, all_sizes, of_sizes
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
@@ -96,7 +97,7 @@ class _BatchDataset(Dataset[Batch | DataError]):
             try:
                 with Image.open(path) as image:
                     size = np.array([[image.height, image.width]])
-                    decoded, kind = image.convert("RGB"), self._interpolation
+                    decoded, kind = decoded_rgb(image, path), self._interpolation
                     geometries = self._plan.geometries(epoch, indices[row : row + 1], size)
                     for part, geometry, side in zip(pixels, geometries, sides, strict=True):
                         part[row] = _crop(decoded, geometry, side=side, interpolation=kind)

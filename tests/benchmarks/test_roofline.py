@@ -10,6 +10,7 @@ from cotnet.benchmarks import roofline
 from cotnet.benchmarks.roofline import OperatorCost, estimate, trace, trace_training
 from cotnet.models import cotnet_small
 from cotnet.models.contextual import CoTLayer
+from cotnet.models.layers import DropPath
 
 
 def two_layers():
@@ -103,3 +104,11 @@ def test_wrong_settings(given, line, capsys):
         roofline.main(given)
     assert end.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_drop_path_costs_no_pass_of_its_own():
+    """One operator reads and writes whole maps: the addition of the shortcut, which is there without drop path too."""
+    shortcut, residual = torch.rand(2, 4, 16, 16), torch.rand(2, 4, 16, 16)
+    for probability, expected in ((0.5, "addcmul"), (0.0, "add")):
+        operators = trace(lambda probability=probability: DropPath(probability)(shortcut, residual))
+        assert [one.name.rstrip("_") for one in operators if one.bytes >= shortcut.nbytes] == [expected]

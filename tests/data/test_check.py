@@ -37,6 +37,10 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     photograph.save(folder / "modern.avif")
     photograph.save(folder / "wrong.JPEG", format="PNG")
     Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)).save(folder / "deep.png")
+    Image.fromarray(np.arange(2000, dtype=np.float32).reshape(40, 50)).save(folder / "float.tiff")
+    photographs()[0].save(folder / "zeros.JPEG", quality=90)
+    content = (folder / "zeros.JPEG").read_bytes()
+    (folder / "zeros.JPEG").write_bytes(content[:-9000] + bytes(9000))  # as of a copy that was interrupted
     twin = sorted((root / "train" / "n01443537").iterdir())[0]
     (root / "val" / "n01443537" / "twin.JPEG").write_bytes(twin.read_bytes())
     code, lines, _ = check(capsys, root)
@@ -48,20 +52,23 @@ def test_bad_files_are_named_and_left_out(root, capsys):
     assert f"{folder / 'animation.gif'}: unsupported format GIF (excluded)" in text
     assert f"{folder / 'modern.avif'}: unsupported format AVIF (excluded)" in text
     assert f"{folder / 'disguised.JPEG'}: unsupported format GIF (excluded)" in text
-    assert f"{folder / 'deep.png'}: unsupported: more than 8 bits a channel (I;16) (excluded)" in text
+    assert f"{folder / 'float.tiff'}: unsupported: levels of PIL's mode F (excluded)" in text
+    assert f"{folder / 'zeros.JPEG'}: does not end as a JPEG does: other data behind the image, or zeros" in text
+    assert text.count("does not end as a JPEG does") == 1
+    assert f"{folder / 'deep.png'}" not in text
     assert f"{folder / 'wrong.JPEG'}: wrongly named: a PNG file" in text
     assert f"twin.JPEG: the same file as {twin}, in the other split" in text
-    assert lines[-1].endswith("2 classes, 8 train images (7 excluded), 5 val images (0 excluded)")
+    assert lines[-1].endswith("2 classes, 10 train images (7 excluded), 5 val images (0 excluded)")
     train = read_split(root, "train")
     assert train.excluded == 7
     assert len(train.left_out) == 4, "those with the ending of an image"
-    images = sorted(path for path in (root / "train").glob("*/*") if path.suffix in (".JPEG", ".png"))
+    images = sorted(path for path in (root / "train").glob("*/*") if path.suffix in (".JPEG", ".png", ".tiff"))
     left = [str(path.relative_to(root / "train")) for i, path in enumerate(images) if i not in train.left_out]
     assert left == list(train.files)
     assert "n01440764/wrong.JPEG" in train.files
     plan = EvaluationPlan(samples=len(train.files), batch_size=4, rank=0, world_size=1, image_size=32, crop_ratio=0.875)
     loader = DaliLoader(train, plan, output_device=torch.device("cpu"), interpolation="bilinear", threads=1, prefetch=1)
-    assert sum(len(batch.indices) for batch in loader.batches(0)) == 8
+    assert sum(len(batch.indices) for batch in loader.batches(0)) == 12
     loader.close()
 
 

@@ -2,9 +2,10 @@
 
 import time
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loaders import CPU, EVALUATION, LOADERS, TRAIN
@@ -12,6 +13,7 @@ from photographs import make_imagenet, photographs
 
 from cotnet.errors import DataError
 from data.loading.dali import DaliLoader
+from data.sets.image_set import image_size
 from data.sets.read import read_split
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,45 @@ def test_a_damaged_image_is_named(loader, damage, reason, tmp_path, open_loader)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(victim)) + 160
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("plan", [TRAIN, EVALUATION])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_jpeg_that_was_cut_off_ends_the_epoch(loader, plan, progressive, tmp_path, open_loader):
+    """At 30, 60 and 95 % of its bytes: no batch with it is given out, so it is never counted by half."""
+    image_set = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
+    victim = image_set.path(7)
+    photographs()[1].save(victim, progressive=progressive)
+    content = victim.read_bytes()
+    for share in (30, 60, 95):
+        victim.write_bytes(content[: len(content) * share // 100])
+        counted: list[int] = []
+        with pytest.raises(DataError) as caught:
+            for batch in open_loader(loader, image_set, replace(plan, batch_size=4)).batches(0):
+                counted += batch.indices.tolist()
+        assert str(caught.value).startswith(f"{victim}: damaged image (")
+        assert 7 not in counted
+
+
+@pytest.mark.parametrize("plan", [TRAIN, EVALUATION])
+def test_a_jpeg_that_was_cut_off_does_not_reach_the_decoder(plan, tmp_path, open_loader):
+    """The error comes before decoding, whatever the crop, in an image's first batch; with known sizes too."""
+    image_set = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
+    plan = replace(plan, batch_size=12)
+    sizes = np.array([image_size(image_set.path(index)) for index in range(12)])
+    victim = image_set.path(7)
+    content = victim.read_bytes()
+    for share, known in product((30, 60, 95), (None, sizes)):
+        loader = open_loader(DaliLoader, replace(image_set, sizes=known), plan)
+        assert sorted(loader._prepare(0, 0).indices) == list(range(12))
+        victim.write_bytes(content[: len(content) * share // 100])
+        assert len(loader._prepare(1, 0).indices) == 12  # seen whole by this process
+        loader._seen[:] = False
+        with pytest.raises(DataError) as caught:
+            loader._prepare(0, 0)
+        assert str(caught.value).startswith(f"{victim}: damaged image (image file is truncated")
+        victim.write_bytes(content)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -75,10 +75,12 @@ def test_the_same_pixels_again_from_any_batch_and_any_threads(train_set, open_lo
     assert all(torch.equal(batch.images, images) for batch, images in zip(whole, kept, strict=True)), "overwritten"
 
 
-def test_a_damaged_image_is_named(tmp_path, open_loader):
+@pytest.mark.parametrize("share", [30, 60, 95])
+def test_a_jpeg_that_was_cut_off_is_named(share, tmp_path, open_loader):
     image_set = read_split(make_imagenet(tmp_path, classes=2, train=6, val=1), "train")
     victim = image_set.path(7)
-    victim.write_bytes(victim.read_bytes()[:900])
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) * share // 100])
     with pytest.raises(DataError) as caught:
         list(open_loader(DaliLoader, image_set, replace(EVALUATION, batch_size=4), device=GPU).batches(0))
     assert str(caught.value).startswith(f"{victim}: damaged image (image file is truncated")

@@ -1,6 +1,7 @@
 """The pixels of both loaders against each other, against torchvision's own transforms and against PIL."""
 
 import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -161,3 +162,36 @@ def test_formats_and_modes_decode_alike(tmp_path, open_loader):
     difference = differences(*(loader.batches(0) for loader in loaders))
     worst = dict(zip(found.files, difference.amax((1, 2, 3)).tolist(), strict=True))
     assert max(worst.values()) <= 1, worst
+
+
+def png_of_16_bits(path, levels):
+    """Written by hand: PIL cannot. Levels (height, width, channels) of 16 bits."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, channels = levels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def test_16_bits_a_channel_are_scaled_by_both(tmp_path, open_loader):
+    """Every level, in each kind of PNG and in grey TIFF, as the PNG standard recommends (13.12)."""
+    folder = tmp_path / "train" / "deep"
+    folder.mkdir(parents=True)
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    colour = np.stack([ramp, ramp[::-1], ramp.T, ramp], axis=2)
+    for channels in (1, 2, 3, 4):
+        png_of_16_bits(folder / f"{channels}.png", colour[..., :channels])
+    for name, order in (("5.tif", "<"), ("6.tif", ">")):
+        Image.fromarray(ramp.astype(f"{order}u2")).save(folder / name)
+    found = read_split(tmp_path, "train")
+    plan = replace(EVALUATION, image_size=256, crop_ratio=1.0, batch_size=6)
+    scaled = np.floor(255 * colour.astype(float) / 65535 + 0.5)
+    grey, rgb = (scaled[..., [0, 0, 0]].transpose(2, 0, 1), scaled[..., :3].transpose(2, 0, 1))
+    for loader in LOADERS:
+        images = next(open_loader(loader, found, plan).batches(0)).images.numpy()
+        for image, expected in zip(images, (grey, grey, rgb, rgb, grey, grey), strict=True):
+            assert np.array_equal(image, expected)
