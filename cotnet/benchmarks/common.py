@@ -1,4 +1,4 @@
-"""What all benchmarks share: time, memory, turns, photographs, a bare step; options, the machine, a table, JSON, bars."""
+"""What benchmarks share: time, memory, turns, photographs, a bare step; options, the machine, a table, JSON, bars."""
 
 import argparse
 import json
