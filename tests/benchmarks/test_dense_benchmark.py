@@ -9,7 +9,7 @@ from cotnet.benchmarks import dense
 from cotnet.benchmarks.common import EpochFigures
 from cotnet.benchmarks.dense_reference import Reference, ReferenceBatches, ReferenceImages
 
-SIDES = (192, 320)
+SIDES = (128, 213)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def sides(annotated, tmp_path_factory):
     theirs = Reference(images, "mask_rcnn", batch=2, workers=0, sides=SIDES, lr=dense.LR)
     theirs.model.load_state_dict(ours.model.state_dict())
     for side in (ours, theirs):
-        side.model.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+        side.model.roi_heads.fg_bg_sampler.batch_size_per_image = 8
         side.model.roi_heads.register_forward_pre_hook(dense.add_near_boxes)
     yield ours, theirs
     ours.loader.close()
@@ -65,13 +65,13 @@ def test_a_turn_takes_its_steps_and_both_have_one_model(sides):
     ours, theirs = sides
     parameters = [sum(each.numel() for each in side.model.parameters() if each.requires_grad) for side in sides]
     assert parameters[0] == parameters[1]
-    boxes = []  # of the mask heads: a quarter of the 16 of each image
+    boxes = []  # of the mask heads: a quarter of the 8 of each image
     for side in sides:
         side.model.roi_heads.mask_head.register_forward_hook(lambda _head, given, _: boxes.append(len(given[0])))
     before = ours.model.state_dict()["backbone.body.conv1.weight"].clone()
     assert ours.train(1) == 2 and ours.state.step == 1
     assert dense.their_training(theirs, 1) == 2
-    assert boxes == [8, 8]
+    assert boxes == [4, 4]
     for side in sides:
         assert not torch.equal(side.model.state_dict()["backbone.body.conv1.weight"], before)
 
