@@ -1,4 +1,4 @@
-"""What all benchmarks share: time, memory, turns, a bare training step; options, the machine, a table, JSON, bars."""
+"""What benchmarks share: time, memory, turns, photographs, a bare step; options, the machine, a table, JSON, bars."""
 
 import argparse
 import json
@@ -6,16 +6,20 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cotnet.engine.precision import Precision
+from cotnet.errors import DataError
 from cotnet.figures import figure
 from cotnet.files import write_text
 from cotnet.reporting.environment import machine
@@ -23,6 +27,13 @@ from cotnet.reporting.terminal import print_table
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
+
+
+class EpochFigures(NamedTuple):
+    """One timed epoch."""
+
+    images_per_second: float
+    cpu_ms_per_image: float
 
 
 def first_device() -> torch.device:
@@ -42,6 +53,42 @@ def seconds(task: Callable[[], object], device: torch.device) -> float:
     started = now(device)
     task()
     return now(device) - started
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process, all its threads and its living children."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread or child that has just ended
+            for child in (task / "children").read_text().split():
+                ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def timed(task: Callable[[], int], device: torch.device) -> EpochFigures:
+    """Images per second and CPU time of a task that returns how many images it has worked on."""
+    cpu, started = cpu_seconds(), time.perf_counter()
+    images = task()
+    seconds = now(device) - started
+    return EpochFigures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
+
+
+def photographs(count: int, size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Images of this width and height, 4:3: crops of the two photographs that scikit-learn ships, in turns. The same
+    ones at every call; DataError without scikit-learn."""
+    try:
+        from sklearn.datasets import load_sample_images
+    except ModuleNotFoundError as error:
+        raise DataError("photographs come with scikit-learn, which is missing; pip install scikit-learn") from error
+    sources = [Image.fromarray(array) for array in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        source = sources[number % len(sources)]
+        width = int(rng.uniform(350, 560))
+        left = int(rng.integers(source.width - width + 1))
+        top = int(rng.integers(source.height - width * 3 // 4 + 1))
+        box = (left, top, left + width, top + width * 3 // 4)
+        yield source.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
 def in_turns(tasks: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:

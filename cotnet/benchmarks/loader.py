@@ -10,20 +10,18 @@ loader/start of seconds.
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -32,11 +30,11 @@ from torchvision.transforms import v2
 
 from cotnet import parts
 from cotnet.benchmarks import common
+from cotnet.benchmarks.common import EpochFigures
 from cotnet.commands.program import one_line
 from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
-from cotnet.errors import DataError
 from data.sets.manifest import write_manifest
 from data.sets.read import read_split
 
@@ -58,13 +56,6 @@ class LoaderTask:
     image_size: int
     workers: int
     device: torch.device
-
-
-class EpochFigures(NamedTuple):
-    """One timed epoch."""
-
-    images_per_second: float
-    cpu_ms_per_image: float
 
 
 @contextmanager
@@ -157,40 +148,16 @@ LOADERS: Final[dict[str, Callable[[Path, LoaderTask], AbstractContextManager[Epo
 
 
 def make_photographs(root: Path, images: int) -> None:
-    """root/train/<class>/: JPEGs of 500 x 375 of about 100 kB, crops of the two photographs that scikit-learn ships."""
-    try:
-        from sklearn.datasets import load_sample_images
-    except ModuleNotFoundError as error:
-        raise DataError("photographs come with scikit-learn, which is missing; pip install scikit-learn") from error
-    sources = [Image.fromarray(array) for array in load_sample_images().images]
-    rng = np.random.default_rng(0)
-    for number in range(images):
-        source = sources[number % len(sources)]
-        width = int(rng.uniform(350, 560))
-        left = int(rng.integers(source.width - width + 1))
-        top = int(rng.integers(source.height - width * 3 // 4 + 1))
-        box = (left, top, left + width, top + width * 3 // 4)
-        folder = root / "train" / str(number % len(sources))
+    """root/train/<class>/: JPEGs of 500 x 375 of about 100 kB, of two classes."""
+    for number, photograph in enumerate(common.photographs(images, (500, 375))):
+        folder = root / "train" / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
-        source.resize((500, 375), Image.Resampling.BICUBIC, box=box).save(folder / f"{number}.jpg", quality=92)
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process, all its threads and its living children."""
-    ticks = 0
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread or child that has just ended
-            for child in (task / "children").read_text().split():
-                ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+        photograph.save(folder / f"{number}.jpg", quality=92)
 
 
 def timed_epoch(epoch: Epoch, numbers: Iterator[int], device: torch.device) -> EpochFigures:
     """Images per second and CPU time of the next epoch, its start included."""
-    cpu, started = cpu_seconds(), time.perf_counter()
-    images = sum(map(len, epoch(next(numbers))))
-    seconds = common.now(device) - started
-    return EpochFigures(images / seconds, 1000 * (cpu_seconds() - cpu) / images)
+    return common.timed(lambda: sum(map(len, epoch(next(numbers)))), device)
 
 
 def measure_loaders(root: Path, task: LoaderTask, rounds: int) -> list[dict[str, Any]]:

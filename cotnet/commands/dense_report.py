@@ -18,6 +18,7 @@ from cotnet.config.compose import Config
 from cotnet.dense.ade20k import LabelMapSet
 from cotnet.dense.coco import CocoSet
 from cotnet.dense.evaluation import Scored
+from cotnet.dense.masks import whole
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture_list, write_predictions
@@ -80,7 +81,7 @@ def objects(results: Sequence[dict[str, Any]], images: CocoSet, index: int) -> t
             name=images.categories[label - 1],
             number=label - 1,
             box=(x, y, right - x, bottom - y),
-            mask=None if masks is None else masks[number].astype(bool),
+            mask=None if masks is None else whole([masks[number]], size)[0].astype(bool),
             crowd=bool(crowd[number]),
         )
         for number, ((x, y, right, bottom), label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from cotnet.dense.masks import MaskPart, part_of
 from cotnet.errors import DataError
 from data.sets.image_set import some, visible
 
@@ -22,7 +23,7 @@ class Objects(NamedTuple):
     boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2
     labels: np.ndarray  # (n,) int64, from 1
     crowd: np.ndarray  # (n,) bool: a crowd, which is no object to learn
-    masks: np.ndarray | None  # (n, h, w) uint8, 0 or 1; None if the set was read without masks
+    masks: list[MaskPart] | None  # n; None if the set was read without masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,9 @@ class CocoSet:
         """The objects of an image. Raises DataError for a mask that cannot be drawn."""
         part = slice(self.first[index], self.first[index + 1])
         size, source = self.sizes[index].tolist(), self.source
-        masks = [source.mask(row, size) for row in self.rows[part].tolist()] if source.masks else []
-        stacked = np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
+        masks = [source.mask(row, size) for row in self.rows[part].tolist()] if source.masks else None
         boxes, labels, crowd, _ = self.objects
-        return Objects(boxes[part], labels[part], crowd[part], stacked if source.masks else None)
+        return Objects(boxes[part], labels[part], crowd[part], masks)
 
 
 def read_coco(root: Path, split: Literal["train", "val"], *, masks: bool) -> CocoSet:
@@ -227,13 +227,14 @@ class _Annotations:
             keep &= outlined
         return boxes, keep, dropped
 
-    def mask(self, row: int, size: Sequence[int]) -> np.ndarray:
-        """(h, w) uint8: the mask of an annotation in an image of this size. Raises DataError if it cannot be drawn."""
+    def mask(self, row: int, size: Sequence[int]) -> MaskPart:
+        """The mask of an annotation in an image of this size (h, w). Raises DataError if it cannot be drawn."""
         rle = _run_lengths()
         try:
             ends = self.ends[self.polygons[row] : self.polygons[row + 1] + 1]
             polygons = [self.points[a:b].tolist() for a, b in pairwise(ends)]
-            return rle.decode(self.runs.get(row) or rle.merge(rle.frPyObjects(polygons, *size)))
+            runs = self.runs.get(row) or rle.merge(rle.frPyObjects(polygons, *size))
+            return part_of(runs["counts"], size)
         except (ValueError, RuntimeError) as error:
             raise self.wrong(f"annotation {self.ids[row]}: its mask cannot be drawn ({error})") from error
 

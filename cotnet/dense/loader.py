@@ -4,6 +4,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from cotnet.dense.ade20k import IGNORED, LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet, Objects
+from cotnet.dense.masks import flattened, pasted, resampled
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.errors import DataError
 from cotnet.settings import Setting
@@ -176,7 +178,8 @@ def calm_crop(classes: np.ndarray, view: View, *, share: float) -> tuple[View, n
 
 
 def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Example:
-    """The objects of an image of this size (h, w) in its view: `boxes`, `labels`, and `masks` if it has some.
+    """The objects of an image of this size (h, w) in its view: `boxes`, `labels` and, if it has masks, what `flattened`
+    makes of them: `mask_pixels` and `mask_places`.
 
     Boxes are cut at the crop's border. Those with a side below one pixel, or no pixel in the mask, are left out.
     """
@@ -186,17 +189,15 @@ def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Examp
         boxes = np.array([width, 0, width, 0], np.float32) + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1] * 2, np.float32)
     boxes = np.clip(boxes - np.array([left, top] * 2, np.float32), 0, np.array(view.output[::-1] * 2, np.float32))
     keep = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
-    found = {"boxes": boxes, "labels": truth.labels}
+    masks = None
     if truth.masks is not None:
-        found["masks"] = np.zeros((len(boxes), *view.output), np.uint8)
         rows, columns = _nearest(view, size)
-        for place, mask in zip(found["masks"], truth.masks, strict=True):
-            high, wide = mask.any(axis=1)[rows].nonzero()[0], mask.any(axis=0)[columns].nonzero()[0]
-            if len(high) and len(wide):  # only the part around the object: most objects are small
-                down, across = slice(high[0], high[-1] + 1), slice(wide[0], wide[-1] + 1)
-                place[down, across] = mask[rows[down]][:, columns[across]]
-        keep &= found["masks"].any(axis=(1, 2))
-    return {name: torch.from_numpy(part if keep.all() else part[keep]) for name, part in found.items()}
+        masks = [resampled(mask, rows, columns) for mask in truth.masks]
+        keep &= np.array([mask.pixels.any() for mask in masks], bool)
+    found = {name: torch.from_numpy(part[keep]) for name, part in (("boxes", boxes), ("labels", truth.labels))}
+    if masks is not None:
+        found["mask_pixels"], found["mask_places"] = flattened([*compress(masks, keep)])
+    return found
 
 
 def _pack(examples: list[Example], indices: torch.Tensor) -> _PackedBatch:
@@ -224,7 +225,12 @@ def _unpack(packed: _PackedBatch, device: torch.device) -> DenseBatch:
         for places in packed.layout
     ]
     images = [target.pop("image").permute(2, 0, 1) for target in targets]
-    for target in targets:
+    for target, image, layout in zip(targets, images, packed.layout, strict=True):
+        if "mask_pixels" in target:
+            del target["mask_places"]
+            kind, shape, start, end = layout["mask_places"]
+            places = packed.bytes[start:end].view(kind).view(shape).tolist()  # not from the device: that would wait
+            target["masks"] = pasted(target.pop("mask_pixels"), places, image.shape[1:])
         if "classes" in target:
             target["classes"] = target["classes"].long()
     return DenseBatch(images, targets, packed.indices)

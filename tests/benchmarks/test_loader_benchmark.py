@@ -10,15 +10,8 @@ from photographs import make_imagenet
 from PIL import Image
 from programs import run_process
 
-from cotnet.benchmarks.loader import (
-    LOADERS,
-    PEERS,
-    EpochFigures,
-    LoaderTask,
-    cpu_seconds,
-    peer_record,
-    timed_epoch,
-)
+from cotnet.benchmarks.common import EpochFigures, cpu_seconds
+from cotnet.benchmarks.loader import LOADERS, PEERS, LoaderTask, peer_record, timed_epoch
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import multiprocessing
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 from cotnet.dense.ade20k import read_ade20k
 from cotnet.dense.coco import Objects, read_coco
 from cotnet.dense.loader import PHOTOMETRIC, DenseLoader, calm_crop, moved_objects
+from cotnet.dense.masks import MaskPart, pasted
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.dense.settings import DenseAugmentation
 from cotnet.errors import DataError
@@ -147,6 +149,10 @@ def analytic(corners, view, *, size):
     return inside
 
 
+def masks_of(moved, view):
+    return pasted(moved["mask_pixels"], moved["mask_places"].tolist(), view.output).numpy()
+
+
 def test_boxes_and_masks_follow_resize_flip_and_crop(tmp_path):
     out = tmp_path / "set"
     assert main(["shapes", "--out", str(out), "--images", "1", "--val", "7", "--size", "320"]) == 0
@@ -161,16 +167,16 @@ def test_boxes_and_masks_follow_resize_flip_and_crop(tmp_path):
             view, truth = plan.view(epoch, index, size), image_set.truth(index)
             rows = image_set.rows[image_set.first[index] : image_set.first[index + 1]]
             rows, keep = rows[~truth.crowd], ~truth.crowd
-            for row, box, mask in zip(rows.tolist(), truth.boxes[keep], truth.masks[keep], strict=True):
-                one = Objects(box[None], np.array([1]), np.array([False]), mask[None])
+            for row, box, mask in zip(rows.tolist(), truth.boxes[keep], compress(truth.masks, keep), strict=True):
+                one = Objects(box[None], np.array([1]), np.array([False]), [mask])
                 moved = moved_objects(one, view, size=size)
                 points = annotations.points[
                     annotations.ends[annotations.polygons[row]] : annotations.ends[annotations.polygons[row] + 1]
                 ]
                 expected = analytic(np.array(points).reshape(-1, 2), view, size=size)
-                if min(expected.sum(), mask.sum()) < 2500:  # COCO's rule alone moves edges by half a pixel
+                if min(expected.sum(), mask.pixels.sum()) < 2500:  # COCO's rule alone moves edges by half a pixel
                     continue
-                found = moved["masks"][0].numpy() > 0
+                found = masks_of(moved, view)[0] > 0
                 assert (found & expected).sum() / (found | expected).sum() > 0.95
                 inside = box_of(found).min() > 0 and box_of(found).max() < 220
                 if inside or annotations.categories[row] == 1:  # a triangle's rest may be smaller than its box's
@@ -212,17 +218,18 @@ def test_pixels_of_a_view_by_hand(tmp_path):
 
 
 def test_objects_that_a_crop_leaves_out_vanish():
-    masks = np.zeros((4, 40, 60), np.uint8)
-    masks[0, 5:15, 5:15] = masks[1, 20:30, 30:40] = masks[2, 5:15, 9:21] = 1  # the last mask is empty
+    square, wide, nothing = (np.ones(shape, np.uint8) for shape in ((10, 10), (10, 12), (0, 0)))
+    masks = [MaskPart(5, 5, square), MaskPart(20, 30, square), MaskPart(5, 9, wide), MaskPart(0, 0, nothing)]
     boxes = np.array([[5, 5, 15, 15], [30, 20, 40, 30], [9.4, 5, 20.6, 15], [5, 5, 15, 15]], np.float32)
     truth = Objects(boxes, np.array([1, 2, 3, 4]), np.zeros(4, bool), masks)
     view = View(size=(40, 60), flip=False, offsets=((0, 20),), output=(40, 40), photometric=())
     found = moved_objects(truth, view, size=(40, 60))
     assert found["labels"].tolist() == [2]  # the third has 0.6 pixels left
     assert found["boxes"].tolist() == [[10, 20, 20, 30]]
-    assert found["masks"].shape == (1, 40, 40) and box_of(found["masks"][0]).tolist() == [10, 20, 20, 30]
+    masks = masks_of(found, view)
+    assert masks.shape == (1, 40, 40) and box_of(masks[0]).tolist() == [10, 20, 20, 30]
     nothing = moved_objects(truth, view._replace(output=(4, 4)), size=(40, 60))
-    assert [tuple(part.shape) for part in nothing.values()] == [(0, 4), (0,), (0, 4, 4)]
+    assert [tuple(part.shape) for part in nothing.values()] == [(0, 4), (0,), (0,), (0, 4)]
 
 
 def test_evaluation_keeps_empty_images_and_says_the_files_size(drawn):
