@@ -115,6 +115,7 @@ def test_bad_input_is_one_line(uncut, tmp_path, capsys, monkeypatch):
     assert extra == "error: vl-convert-python is not installed; pip install 'cotnet[report]'"
 
 
+@pytest.mark.long
 def test_without_the_extra_training_says_so_once_and_goes_on(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "version", without)
     done = run("train.py", *SMALL, f"data.root={digits}", "output_dir=run", cwd=tmp_path)

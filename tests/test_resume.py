@@ -46,7 +46,7 @@ def wait_until_gone(group: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "ranks"),
-    [pytest.param(signal.SIGTERM, 1, marks=LONG), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 2, marks=LONG)],
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 2, marks=LONG), pytest.param(signal.SIGKILL, 2, marks=LONG)],
 )
 def test_cut_anywhere_and_resumed(uncut, digits, number, ranks, tmp_path):
     """A signal at whatever step it arrives (SIGKILL: from the last every_steps checkpoint on)."""

@@ -96,6 +96,7 @@ def test_help_waits_for_nothing_that_only_a_run_needs(tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.long
 def test_max_minutes_ends_evaluates_and_may_be_raised(digits, tmp_path):
     overrides = [*SMALL, f"data.root={digits}", "train.epochs=1000", "logger=tensorboard", "output_dir=run"]
     run("train.py", *overrides, "train.max_minutes=0.02", "launch.ranks=2", cwd=tmp_path)

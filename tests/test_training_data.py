@@ -65,6 +65,7 @@ def test_a_batch_that_does_not_fit_is_refused(overrides, message, digits):
     assert str(caught.value) == message
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_with_growing_and_repeated_images_resumes_exactly(digits, tmp_path):
     given = [*SMALL, f"data.root={digits}", "augmentation.progressive=[16,0,1]", "augmentation.repeats=2"]

@@ -83,7 +83,7 @@ def test_a_detector_from_training_to_its_page(detection, shapes, tmp_path):
 def test_a_segmenter_from_training_to_its_page(segmentation, tmp_path):
     run("train.py", *segmentation, cwd=tmp_path)
     last = metrics(tmp_path / "run")[-1]
-    run("evaluate.py", "checkpoint=run", "weights=raw", "output_dir=found", "look=1", "launch.ranks=2", cwd=tmp_path)
+    run("evaluate.py", "checkpoint=run", "weights=raw", "output_dir=found", "look=1", cwd=tmp_path)
     found = json.loads((tmp_path / "found" / "metrics.json").read_text())
     best = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["miou"] == best["best_miou"] and found["images"] == last["val/images"] == 6
@@ -100,7 +100,8 @@ def test_a_segmenter_from_training_to_its_page(segmentation, tmp_path):
     ],
 )
 def test_a_cut_run_continues_to_the_last_bit(task, ranks, request, tmp_path):
-    given = [*request.getfixturevalue(task), f"launch.ranks={ranks}", "checkpoint.every_steps=1", "train.ema_decay=0.9"]
+    given = [*request.getfixturevalue(task), f"launch.ranks={ranks}", "checkpoint.every_steps=1", "train.epochs=1"]
+    given += ["train.ema_decay=0.9", "schedule.warmup_epochs=0.2"]
     run("train.py", *given, "output_dir=uncut", cwd=tmp_path)
     process = start("train.py", *given, cwd=tmp_path)
     log, deadline = tmp_path / "run" / "checkpoints" / "last.pt", time.monotonic() + 200

@@ -74,7 +74,7 @@ assert torch._inductor.config.deterministic is deterministic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deterministic", ["true", "false"])
+@pytest.mark.parametrize("deterministic", ["true", pytest.param("false", marks=pytest.mark.long)])
 def test_the_algorithms_of_a_rank(deterministic):
     """torch knows each of these names; none of them needs a GPU to be set."""
     command = [sys.executable, "-c", PROGRAM, deterministic]

@@ -98,7 +98,7 @@ def test_images_without_labels(imagenet):
 
 @pytest.mark.parametrize(
     ("loader", "ranks"),
-    [("dali", 2), *(pytest.param("torchvision", ranks, marks=pytest.mark.long) for ranks in (1, 3))],
+    [("dali", 1), *(pytest.param(*given, marks=pytest.mark.long) for given in (("dali", 2), ("torchvision", 3)))],
 )
 def test_images_that_do_not_decode_are_named_and_counted(imagenet, loader, ranks):
     folder, _ = imagenet

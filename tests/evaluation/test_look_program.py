@@ -127,6 +127,7 @@ def test_the_most_confident_mistakes_of_an_evaluation(uncut, tmp_path):
     assert done.stderr == "error: look=101 must be from 0 to 100\n"
 
 
+@pytest.mark.long
 def test_pictures_only_where_there_are_mistakes_and_labels(uncut, tmp_path):
     """Published weights: all images right, none labelled, and four mistakes of a fused network."""
     miniature.save_weights(tmp_path / "weights.pth")

@@ -13,8 +13,12 @@ NAMES = [name for name in read("models.json.gz") if hasattr(models, name)]
 QUICK = ("cotnet50", "pvt_tiny")
 
 
+DEEP = ("101", "101_2x48d", "152", "medium", "large")
+
+
 def slow_but(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    slow = {name: [pytest.mark.slow, pytest.mark.long][: 1 + name.endswith(DEEP)] for name in names}
+    return [name if name in QUICK else pytest.param(name, marks=slow[name]) for name in names]
 
 
 @pytest.mark.parametrize("name", NAMES)

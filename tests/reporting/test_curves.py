@@ -88,6 +88,7 @@ def test_an_unfinished_last_line_does_not_matter(tmp_path):
     assert (tmp_path / "torn.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
+@pytest.mark.long
 def test_threads_draw_the_same_picture(tmp_path):
     metrics = write(tmp_path / "metrics.jsonl", run_of(3, 30))
     draw_curves(metrics, tmp_path / "alone.png")

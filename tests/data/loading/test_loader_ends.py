@@ -124,7 +124,7 @@ def own_tasks():
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("half_way", [False, True])
+@pytest.mark.parametrize("half_way", [pytest.param(False, marks=pytest.mark.long), True])
 def test_closing_is_quick_and_leaves_nothing(loader, half_way, train_set):
     plan = replace(TRAIN, samples=len(train_set.files))
 
