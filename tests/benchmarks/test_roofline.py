@@ -75,6 +75,7 @@ def test_a_whole_net_without_its_memory():
     assert sum(operator.flops for operator in two) == 2 * sum(operator.flops for operator in one)
 
 
+@pytest.mark.slow
 def test_the_table(tmp_path, capsys):
     file = tmp_path / "roofline.json"
     given = ["--models", "resnet_small", "--size", "32", "--batch", "2", "4096", "--json", str(file)]

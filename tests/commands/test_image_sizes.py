@@ -88,6 +88,7 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_a_graph_for_each_size_before_training(on_a_gpu, capsys):
     config, settings, state = training(*GROWING, "train.compile=auto")
     before = [tensor.clone() for tensor in state.model.state_dict().values()]
@@ -124,6 +125,7 @@ def test_uncompiled_nothing_is_tried(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_an_evaluation_tries_every_shape(on_a_gpu, capsys):
     _, settings, state = training()
     precision, model = precision_of(settings.train, ALONE.device), state.model.eval()

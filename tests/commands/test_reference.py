@@ -32,6 +32,7 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
     assert declared().keys() == keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", TURNS)
 def test_every_setting_of_every_member_has_a_meaning(overrides):
     of_train = tuple(group for group in CHOSEN if group != "suite")

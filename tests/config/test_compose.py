@@ -186,6 +186,7 @@ def test_every_member_composes_and_type_checks(group, member):
     assert parts.schedule_of(config)(settings.train.epochs) <= config["optimizer"]["lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", members("backbone"))
 def test_every_backbone_instantiates(name):
     config = compose("train", [f"backbone={name}", "data=digits", *NEEDED.get(f"backbone={name}", ())])

@@ -23,6 +23,7 @@ def maps_of(model, images):
     return maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "count"),
     [

@@ -25,6 +25,7 @@ def equal(ours, theirs):
     assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "linear"), CASES)
 def test_logits_maps_and_gradients_are_timms(name, linear):
     """timm maps keys of the authors' files to its own: our keys are theirs."""

@@ -41,6 +41,7 @@ def long_but(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_configuration_matches_the_constructor(name):
     node = compose("train", [f"backbone={name}", "data.root=x", "data.image_size=32"])["backbone"]
@@ -245,6 +246,7 @@ def test_settings_out_of_range_are_refused(change, message):
     assert str(caught.value) == f"backbone.{message}"
 
 
+@pytest.mark.slow
 def test_initialisation_as_published():
     """Convolutions of variance 2 / fan-out, last norms zero; PVT: normal of 0.02; BoT: of 0.01, tables of d^-1/2.
 

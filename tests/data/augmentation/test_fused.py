@@ -62,6 +62,7 @@ def both(images, names, drawn, parameters, interpolation="bicubic"):
     return found, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "interpolation"),
     [(name, "bicubic") for name in OPERATIONS] + [(name, "bilinear") for name in ("rotate", "shear_y", "translate_x")],
@@ -77,6 +78,7 @@ def test_every_operation(operation, interpolation):
         assert not torch.equal(found, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 7), (40, 26)])
 def test_small_images_whatever_is_drawn(shape):
     names = tuple(OPERATIONS)
@@ -88,6 +90,7 @@ def test_small_images_whatever_is_drawn(shape):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rand-cot-m15-n2-mstd0.5", "trivial-wide"])
 def test_policies(name):
     policy = parse(name)
