@@ -10,6 +10,7 @@ import torch
 from torch import distributed as dist
 
 from cotnet import dense_parts, parts
+from cotnet.commands import eval_logger
 from cotnet.commands.dense_report import draw_pictures, write
 from cotnet.commands.eval_model import own_checkpoint, short_names
 from cotnet.commands.joining import joined
@@ -35,7 +36,15 @@ from cotnet.reporting.environment import device_name
 from cotnet.reporting.terminal import evaluation_bar, say
 
 # Keys of evaluate.py that are for classifiers, with the value that leaves each out.
-NOT_HERE = {"suite": None, "images": None, "average": {"images": None}, "certificate": False, "fuse": False}
+NOT_HERE = {
+    "suite": None,
+    "images": None,
+    "average": {"images": None},
+    "certificate": False,
+    "fuse": False,
+    "predictions": ["csv"],
+    "evaluation_data": {"preprocessing": None, "classes": "all", "allow_missing": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,10 @@ def run(config: Config, paths: list[Path]) -> int:
     for key, value in NOT_HERE.items():
         if config.get(key, value) != value:
             raise InputError(f"{key} is for classifiers; leave it out")
+    if config["compile"] not in ("auto", False):
+        raise InputError(f"compile={config['compile']}: detectors and segmenters are not compiled; leave it out")
+    if eval_logger.logger_of(config) is not None:
+        raise InputError("logger: evaluations of detectors and segmenters are in report.html alone; leave it out")
     folder, code = Path(config["output_dir"]), 0
     names = short_names(paths) if len(paths) > 1 else [""]
     with claimed(folder):

@@ -87,6 +87,10 @@ def test_a_segmenter_from_training_to_its_page(segmentation, tmp_path):
     found = json.loads((tmp_path / "found" / "metrics.json").read_text())
     best = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["miou"] == best["best_miou"] and found["images"] == last["val/images"] == 6
+    for wrong in ("compile=true", "logger=tensorboard", "suite=imagenet", "data.classes=subset", "data.eval_size=64"):
+        done = run("evaluate.py", "checkpoint=run", wrong, "output_dir=not", cwd=tmp_path, code=2)
+        assert wrong.split("=")[0].split(".")[-1].split("_")[0] in done.stderr and done.stderr.count("\n") == 1
+    assert not list((tmp_path / "not").glob("metrics.json"))
     assert len(found["classes"]) == 6 and (tmp_path / "found" / "confusion.csv").exists()
     assert "mIoU" in (tmp_path / "found" / "report.html").read_text()
 

@@ -27,6 +27,7 @@ def test_evaluation_schedule_and_extra_sets_of_a_run(digits, tmp_path):
     assert "evaluation.extra is for ImageNet's 1,000 classes; data.num_classes=10" in done.stderr
 
 
+@pytest.mark.long
 def test_extra_sets_are_logged_beside_the_validation(tmp_path):
     """A run of ImageNet's 1,000 classes, one image each, and two miniature sets; the last record equals evaluate.py."""
     image = miniature.pool(64)[0]
