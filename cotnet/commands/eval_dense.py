@@ -43,7 +43,9 @@ NOT_HERE = {
     "certificate": False,
     "fuse": False,
     "predictions": ["csv"],
-    "evaluation_data": {"preprocessing": None, "classes": "all", "allow_missing": False},
+    "data.preprocessing": None,
+    "data.classes": "all",
+    "data.allow_missing": False,
 }
 
 
@@ -59,8 +61,9 @@ class DenseJob:
 
 def run(config: Config, paths: list[Path]) -> int:
     """Evaluates every checkpoint on the val split; the largest exit code."""
+    given = {**config, **{f"data.{key}": value for key, value in config["evaluation_data"].items()}}
     for key, value in NOT_HERE.items():
-        if config.get(key, value) != value:
+        if given.get(key, value) != value:
             raise InputError(f"{key} is for classifiers; leave it out")
     if config["compile"] not in ("auto", False):
         raise InputError(f"compile={config['compile']}: detectors and segmenters are not compiled; leave it out")
