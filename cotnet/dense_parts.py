@@ -1,5 +1,6 @@
 """From a resolved configuration to the parts of a detector's or segmenter's run, as parts.py is for classifiers."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -114,13 +115,24 @@ def with_head(backbone: nn.Module, task: Task, data: DenseData) -> nn.Module:
     return model
 
 
-def load_all(model: nn.Module, path: Path) -> None:
-    """Loads a checkpoint of this project (its averaged weights), or a published file, into a detector or segmenter.
+def on_meta(config: Config, settings: DenseSettings) -> nn.Module:
+    """The detector or segmenter on the meta device: shapes without memory or weights."""
+    with torch.device("meta"):
+        return without_weights(parts.on_meta(config["backbone"]), settings)
+
+
+def without_weights(backbone: nn.Module, settings: DenseSettings) -> nn.Module:
+    """`with_head`, but for the task's weights."""
+    return with_head(backbone, dataclasses.replace(settings.task, weights=None), settings.data)
+
+
+def load_all(model: nn.Module, path: Path, *, ema: bool = True) -> None:
+    """Loads a checkpoint of this project, or a published file, into a detector or segmenter. `ema`: averaged weights.
 
     Raises:
         InputError: the file cannot be read or does not fit; the model is then unchanged.
     """
-    state = select_state(read_file(path), path, ema=True)
+    state = select_state(read_file(path), path, ema=ema)
     if load_published(model, state):
         return
     own = model.state_dict()

@@ -11,8 +11,9 @@ import torch
 from PIL import features
 
 from cotnet import parts
-from cotnet.commands.checks import Lines, checked, image_lines, machine_lines, show
+from cotnet.commands.checks import Lines, image_lines, machine_lines, show
 from cotnet.commands.program import one_line
+from cotnet.commands.train import commands_of
 from cotnet.config.compose import Config, compose
 from cotnet.engine.launch import count_ranks
 from cotnet.reporting.environment import driver, machine, versions
@@ -54,12 +55,9 @@ def choices(config: Config) -> Lines:
     """What a run of this configuration would use; the first problem raises as it would in train.py."""
     run = parts.run_sections(config)
     yield from machine_lines(config, run["train"], count_ranks(run["launch"].ranks))
+    commands_of(config).checked(config)
     if parts.is_dense(config):
-        from cotnet.commands import train_dense
-
-        train_dense.checked(config)
         return
-    checked(config)
     data = parts.read_settings(config).data
     yield from image_lines(data, *parts.read_data(data))
 

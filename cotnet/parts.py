@@ -40,6 +40,8 @@ def is_dense(config: Config) -> bool:
 
 def read_settings(config: Config) -> Settings:
     """The typed sections of a training configuration; does not check the groups. Errors as settings_of."""
+    if is_dense(config):
+        raise InputError("task: this program is for classifiers; leave it out, and recipes of detectors and segmenters")
     check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
     sections = run_sections(config)
     if isinstance(config["data"], Mapping) and "eval_short_side" in config["data"]:
@@ -91,12 +93,10 @@ def settings_of(config: Config) -> Settings:
 
 def check_parts(config: Config) -> None:
     """Builds the cheap parts: raises InputError for settings that do not fit together."""
-    groups = [{"params": [nn.Parameter(torch.zeros(1))]}]
-    if not config["backbone"]["_target_"].endswith("_model"):
-        backbone = on_meta(config["backbone"])
-        given = config["optimizer"]
-        groups = parameter_groups(backbone, given.get("weight_decay", 0.0), given.get("layer_decay"))
-    build_optimizer(config, groups)
+    if config["backbone"]["_target_"].endswith("_model"):
+        build_optimizer(config, [{"params": [nn.Parameter(torch.zeros(1))]}])
+    else:
+        optimizer_of(config, on_meta(config["backbone"]))
 
 
 def on_meta(node: Mapping[str, Any]) -> nn.Module:
@@ -174,6 +174,12 @@ def _optimizer_node(config: Config) -> Config:
 def check_optimizer(config: Config) -> None:
     """Raises InputError for an unknown optimizer or a setting of it that is wrong."""
     check(_optimizer_node(config), "optimizer", ("params",))
+
+
+def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the `parameter_groups` of a model."""
+    given = config["optimizer"]
+    return build_optimizer(config, parameter_groups(model, given.get("weight_decay", 0.0), given.get("layer_decay")))
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

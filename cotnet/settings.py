@@ -198,7 +198,7 @@ class CheckpointSettings(Section):
     every_steps: int | None = setting("optimizer steps between two saves within an epoch", above=0)
     every_minutes: float | None = setting("minutes between two saves within an epoch", above=0)
     keep_every: int | None = setting("keep `epoch_NNNN.pt` of every n-th epoch", above=0)
-    keep_top: int | None = setting("keep `epoch_NNNN.pt` of the best k epochs by top-1", above=0)
+    keep_top: int | None = setting("keep `epoch_NNNN.pt` of the best k epochs, by top-1, box AP or mIoU", above=0)
 
 
 # Of torch's and timm's optimizers, and this project's own `lr_per_256` and `layer_decay`.

@@ -22,7 +22,13 @@ from cotnet.dense.masks import whole
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture_list, write_predictions
-from cotnet.evaluation.dense_pictures import DrawnObject, coco_objects, draw_detections, draw_segmentation
+from cotnet.evaluation.dense_pictures import (
+    DrawnObject,
+    coco_objects,
+    draw_detections,
+    draw_segmentation,
+    labelled_objects,
+)
 from cotnet.headline import NAMES
 from cotnet.reporting.terminal import say
 from data.loading.decoding import decoded_rgb
@@ -76,16 +82,8 @@ def objects(results: Sequence[dict[str, Any]], images: CocoSet, index: int) -> t
     names = dict(zip(images.category_ids.tolist(), images.categories, strict=True))
     found = [row for row in results if row["image_id"] == images.image_ids[index]]
     boxes, labels, crowd, masks = images.truth(index)
-    truth = [
-        DrawnObject(
-            name=images.categories[label - 1],
-            number=label - 1,
-            box=(x, y, right - x, bottom - y),
-            mask=None if masks is None else whole([masks[number]], size)[0].astype(bool),
-            crowd=bool(crowd[number]),
-        )
-        for number, ((x, y, right, bottom), label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
-    ]
+    drawn = None if masks is None else whole(masks, size)
+    truth = labelled_objects(boxes.tolist(), labels.tolist(), images.categories, masks=drawn, crowd=crowd)
     return coco_objects(found, names, size), truth
 
 

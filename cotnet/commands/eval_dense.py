@@ -14,7 +14,7 @@ from cotnet.commands import eval_logger
 from cotnet.commands.dense_report import draw_pictures, write
 from cotnet.commands.eval_model import own_checkpoint, short_names
 from cotnet.commands.joining import joined
-from cotnet.commands.train_dense import score, without_weights
+from cotnet.commands.train_dense import score
 from cotnet.config import run_folder
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config, compose
@@ -62,6 +62,7 @@ class DenseJob:
 def run(config: Config, paths: list[Path]) -> int:
     """Evaluates every checkpoint on the val split; the largest exit code."""
     given = {**config, **{f"data.{key}": value for key, value in config["evaluation_data"].items()}}
+    given["loader.device"] = config["loader"].get("device")
     for key, value in NOT_HERE.items():
         if given.get(key, value) != value:
             raise InputError(f"{key} is for classifiers; leave it out")
@@ -93,8 +94,12 @@ def prepared(config: Config) -> tuple[DenseJob, int]:
         InputError: the checkpoint, the images or a setting are wrong.
     """
     path, averaged = Path(config["checkpoint"]), config["weights"] == "ema"
-    checkpoint = {} if config.get("recipe") else own_checkpoint(config)
+    checkpoint = {} if config["recipe"] else own_checkpoint(config)
     trained = stored_config(checkpoint) if checkpoint else recipe_config(config)
+    if not parts.is_dense(trained):
+        raise InputError(f"{path} is a classifier's, others here are not; evaluate it by itself")
+    if checkpoint and config.get("backbone"):
+        raise InputError("backbone: the checkpoint has its own; leave it out, or name the recipe of published weights")
     whole = completed(config, trained)
     settings = dense_parts.settings_of(whole)
     ranks = count_ranks(settings.launch.ranks)
@@ -103,7 +108,7 @@ def prepared(config: Config) -> tuple[DenseJob, int]:
     if checkpoint:
         checkpoints.load_tensors(model, checkpoint["ema" if averaged else "model"], path)
     else:
-        dense_parts.load_all(model, path)
+        dense_parts.load_all(model, path, ema=averaged)
     told = {
         "task": dense_parts.name_of(settings.task),
         "head": settings.task.head,
@@ -177,9 +182,7 @@ def evaluate(job: DenseJob, ranks: Ranks, stop: StopRequest) -> None:
     precision = Precision(name=settings.train.precision, device=ranks.device, channels_last=last)
     precision.set_up_process()
     set_algorithms(ranks.device, deterministic=True)
-    model = dense_parts.with_head(
-        parts.build_backbone(job.config["backbone"]), without_weights(settings), settings.data
-    )
+    model = dense_parts.without_weights(parts.build_backbone(job.config["backbone"]), settings)
     from_bytes(model, job.weights)
     model = precision.to_device(model).eval()
     images = dense_parts.read_set(settings, "val")

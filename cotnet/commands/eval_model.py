@@ -171,6 +171,8 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
     """
     config = separated(config)
     trained = stored_config(checkpoint) if checkpoint else _for_published(config)
+    if parts.is_dense(trained):
+        raise InputError(f"{config['checkpoint']} is a detector's or segmenter's; here only classifiers are read")
     data = {**trained["data"], **_preprocessing(config, checkpoint)}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     given = convert(data["eval_size"], int | tuple[int, ...], "data.eval_size")

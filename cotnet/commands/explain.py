@@ -6,6 +6,8 @@ Writes only to `explain/` in the run's folder. Lists every reason why training w
 from pathlib import Path
 from typing import Final
 
+from torch import nn
+
 from cotnet import parts
 from cotnet.commands.checks import Lines, image_lines, machine_lines, show
 from cotnet.commands.contact_sheet import after_each_part, captions, contact_sheet, first_batch
@@ -13,12 +15,11 @@ from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.build import build
 from cotnet.config.compose import Config, chosen
 from cotnet.engine.launch import count_ranks
-from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.rank_environment import first_process
 from cotnet.errors import InputError
 from cotnet.figures import BLUE, GRID, ORANGE, figure
 from cotnet.parts import read_settings
-from cotnet.settings import Settings
+from cotnet.settings import Settings, TrainSettings
 from data.augmentation.settings import Augmentation
 from data.sets.image_set import ImageSet
 
@@ -34,11 +35,7 @@ def explain(config: Config) -> int:
     config["data"]["root"] = config["data"]["root"] or "data.root"
     settings = read_settings(config)
     ranks = settings.launch.ranks or count_ranks(None)  # may be more than this machine has GPUs
-    folder = Path(config["output_dir"]) / "explain"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+    folder = folder_of(config)
     splits, absent = None, "data.root is not given"
     if not missing:
         try:
@@ -68,13 +65,28 @@ def published(images: int | None, absent: str, *, refused: bool) -> Lines:
         raise InputError(absent)
 
 
-def budget(config: Config, settings: Settings, ranks: int, images: int | None) -> Lines:
-    """Batch and steps; raises if the batch does not fit the images or the ranks."""
-    train, data = settings.train, settings.data
+def folder_of(config: Config) -> Path:
+    """Where the pictures go, made. Raises InputError if it cannot be."""
+    folder = Path(config["output_dir"]) / "explain"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+    return folder
+
+
+def batch_line(train: TrainSettings, ranks: int) -> Lines:
+    """The batch and its shares."""
     shares = f"{ranks} rank{'s' * (ranks > 1)}"
     if train.accumulation > 1:
         shares += f" x {train.accumulation} micro-batches"
     yield "batch", f"{train.batch_size} in all, {train.batch_size / ranks / train.accumulation:g} for each of {shares}"
+
+
+def budget(config: Config, settings: Settings, ranks: int, images: int | None) -> Lines:
+    """Batch and steps; raises if the batch does not fit the images or the ranks."""
+    train, data = settings.train, settings.data
+    yield from batch_line(train, ranks)
     if images is not None:
         per_epoch = images // train.batch_size
         whole = train.epochs * per_epoch
@@ -120,9 +132,12 @@ def model(config: Config, settings: Settings) -> Lines:
     start = f", starts from {config['backbone']['weights']}" if config["backbone"].get("weights") else ""
     name = config["backbone"].get("model_name") or config["backbone"]["_target_"].rpartition(".")[2]
     yield "backbone", f"{name}: {parameters:,} parameters, {settings.data.num_classes} classes{start}"
-    given = config["optimizer"]
-    groups = parameter_groups(backbone, given.get("weight_decay", 0.0), given.get("layer_decay"))
-    for number, group in enumerate(parts.build_optimizer(config, groups).param_groups, start=1):
+    yield from group_lines(config, backbone)
+
+
+def group_lines(config: Config, model: nn.Module) -> Lines:
+    """How the optimizer groups a model's parameters."""
+    for number, group in enumerate(parts.optimizer_of(config, model).param_groups, start=1):
         tensors, scale = group["params"], group.get("lr_scale", 1.0)
         held = f"{sum(parameter.numel() for parameter in tensors):,} parameters in {len(tensors)} tensors"
         yield f"group {number}", f"{held}: weight decay {group.get('weight_decay', 0.0):g}, learning rate x {scale:.4g}"

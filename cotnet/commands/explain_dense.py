@@ -9,30 +9,29 @@ import torch
 
 from cotnet import dense_parts, parts
 from cotnet.commands.checks import Lines, machine_lines, show
+from cotnet.commands.explain import batch_line, draw_schedule, folder_of, group_lines
 from cotnet.config.compose import Config
 from cotnet.dense.settings import DenseSettings
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.launch import count_ranks
-from cotnet.engine.optimizer import parameter_groups
+from cotnet.engine.rank_environment import first_process
 from cotnet.errors import InputError
-from cotnet.evaluation.dense_pictures import DrawnObject, frame, painted
+from cotnet.evaluation.dense_pictures import DrawnObject, frame, labelled_objects, painted
 from cotnet.evaluation.picture_sheet import PicturePanel, draw_sheet
-from cotnet.figures import BLUE, GRID, figure
+from data.sets.image_set import IGNORED
 
 SHOWN: Final = 6  # images of the contact sheet
 
 
 def explain(config: Config) -> int:
     """Prints and draws what this configuration would train; returns 2 if training would be refused, else 0."""
+    if not first_process():
+        return 0
     missing = config["data"]["root"] is None
     config["data"]["root"] = config["data"]["root"] or "data.root"
     settings = dense_parts.settings_of(config)
     ranks = settings.launch.ranks or count_ranks(None)
-    folder = Path(config["output_dir"]) / "explain"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another output_dir") from None
+    folder = folder_of(config)
     splits: tuple[Any, Any] | None = None
     absent = "data.root is not given"
     if not missing:
@@ -71,8 +70,7 @@ def images(splits: tuple[Any, Any] | None, absent: str, *, refused: bool) -> Lin
 def budget(settings: DenseSettings, ranks: int, images: int | None) -> Lines:
     """Batch and steps; raises if the batch does not fit the images or the ranks."""
     train = settings.train
-    shares = f"{ranks} rank{'s' * (ranks > 1)}" + f" x {train.accumulation} micro-batches" * (train.accumulation > 1)
-    yield "batch", f"{train.batch_size} in all, {train.batch_size / ranks / train.accumulation:g} for each of {shares}"
+    yield from batch_line(train, ranks)
     if images is not None:
         per_epoch = images // train.batch_size
         steps = min(train.epochs * per_epoch, train.max_steps or train.epochs * per_epoch)
@@ -85,10 +83,7 @@ def rate(config: Config, settings: DenseSettings, png: Path) -> Lines:
     schedule, epochs = parts.schedule_of(config), settings.train.epochs
     points = [epochs * step / 2000 for step in range(2001)]
     rates = [schedule(epoch) for epoch in points]
-    with figure(png, (8, 3.6)) as (_, (axes,)):
-        axes.plot(points, rates, color=BLUE)
-        axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs), ylim=(0, None))
-        axes.grid(color=GRID, linewidth=0.8)
+    draw_schedule(png, points, rates, sizes=[])
     yield "learning rate", f"{config['optimizer']['lr']:.6g} at its peak, {rates[0]:.4g} at first: {png}"
     given = {key: value for key, value in config["optimizer"].items() if value is not None and key != "lr"}
     yield "optimizer", ", ".join(f"{key} {value}" for key, value in given.items())
@@ -96,17 +91,13 @@ def rate(config: Config, settings: DenseSettings, png: Path) -> Lines:
 
 def model(config: Config, settings: DenseSettings) -> Lines:
     """The network's parameters and how the optimizer groups them."""
-    with torch.device("meta"):
-        bare = dataclasses.replace(settings.task, weights=None)
-        network = dense_parts.with_head(parts.on_meta(config["backbone"]), bare, settings.data)
+    network = dense_parts.on_meta(config, settings)
     count = sum(parameter.numel() for parameter in network.parameters())
     start = settings.task.weights or config["backbone"].get("weights")
     where = f"starts from {start}" if start else "starts from scratch"
     backbone = config["backbone"].get("model_name") or config["backbone"]["_target_"].rpartition(".")[2]
     yield "network", f"{settings.task.head} on {backbone}: {count:,} parameters, {where}"
-    for group in parameter_groups(network, config["optimizer"].get("weight_decay", 0.0)):
-        held = f"{sum(parameter.numel() for parameter in group['params']):,} parameters"
-        yield "", f"{held} with weight decay {group['weight_decay']:g}"
+    yield from group_lines(config, network)
     frozen = sum(parameter.numel() for parameter in network.parameters() if not parameter.requires_grad)
     if frozen:
         yield "", f"{frozen:,} parameters frozen"
@@ -138,20 +129,12 @@ def panel(image: torch.Tensor, target: dict[str, torch.Tensor], images: Any, cap
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     if "classes" in target:
         classes = target["classes"].numpy()
-        present = [int(one) for one in target["classes"].unique() if one != 255]
+        present = [int(one) for one in target["classes"].unique() if one != IGNORED]
         objects = [
             DrawnObject(name=images.categories[one], number=one, box=(0, 0, 0, 0), mask=classes == one)
             for one in present
         ]
         return PicturePanel(caption, painted(pixels, objects))
-    rows = zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)
-    objects = [
-        DrawnObject(
-            name=images.categories[label - 1],
-            number=label - 1,
-            box=(x, y, right - x, bottom - y),
-            mask=target["masks"][number].numpy().astype(bool) if "masks" in target else None,
-        )
-        for number, ((x, y, right, bottom), label) in enumerate(rows)
-    ]
+    masks = target["masks"].numpy() if "masks" in target else None
+    objects = labelled_objects(target["boxes"].tolist(), target["labels"].tolist(), images.categories, masks=masks)
     return PicturePanel(caption, painted(pixels, objects), [frame(one, dashed=False) for one in objects])

@@ -11,7 +11,7 @@ from cotnet import parts
 from cotnet.config.build import build
 from cotnet.config.compose import Config
 from cotnet.engine.distributed import Ranks, synchronised
-from cotnet.engine.optimizer import MovingAverage, parameter_groups
+from cotnet.engine.optimizer import MovingAverage
 from cotnet.engine.precision import Precision
 from cotnet.engine.state import State
 from cotnet.engine.step import Reports
@@ -28,12 +28,10 @@ def new_state(config: Config, settings: RunSettings, precision: Precision, make:
     model = precision.to_device(make())
     if settings.train.sync_bn:
         model = synchronised(model)
-    given = config["optimizer"]
-    groups = parameter_groups(model, given.get("weight_decay", 0.0), given.get("layer_decay"))
     return State(
         model=model,
         ema=MovingAverage(model, settings.train.ema_decay),
-        optimizer=parts.build_optimizer(config, groups),
+        optimizer=parts.optimizer_of(config, model),
         scaler=precision.scaler(),
     )
 

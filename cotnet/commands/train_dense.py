@@ -1,13 +1,11 @@
 """What train.py runs for task=detection and task=segmentation: the same loop on other parts."""
 
-import dataclasses
 import functools
 import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cotnet import dense_parts, parts
@@ -15,7 +13,7 @@ from cotnet.commands.checks import Checked, check_machine
 from cotnet.commands.run_parts import new_state, reporting
 from cotnet.config.compose import Config
 from cotnet.dense.evaluation import Scored, evaluate_detector, evaluate_segmenter
-from cotnet.dense.settings import DenseSettings, DetectionTask
+from cotnet.dense.settings import DetectionTask
 from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.gpus import require_usable_gpus
@@ -35,8 +33,7 @@ def checked(config: Config) -> Checked:
     """
     require_usable_gpus()
     settings = dense_parts.settings_of(config)
-    with torch.device("meta"):
-        dense_parts.with_head(parts.on_meta(config["backbone"]), without_weights(settings), settings.data)
+    parts.optimizer_of(config, dense_parts.on_meta(config, settings))
     ranks = count_ranks(settings.launch.ranks)
     train_set, val_set = dense_parts.read_splits(settings)
     settings.train.check_batch(ranks, len(train_set.files))
@@ -51,16 +48,6 @@ def dropped_line(images: Any) -> str | None:
     return f"{images.annotations}: left out {', '.join(counts)}" if counts else None
 
 
-def without_weights(settings: DenseSettings) -> Any:
-    """The task without a file of weights."""
-    return dataclasses.replace(settings.task, weights=None)
-
-
-def model_of(config: Config, settings: DenseSettings) -> nn.Module:
-    """The detector or segmenter of a run, with its weights."""
-    return dense_parts.build_model(config, settings)
-
-
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = dense_parts.settings_of(config), Path(config["output_dir"])
@@ -68,7 +55,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision.set_up_process()
     set_algorithms(ranks.device, deterministic=settings.train.deterministic)
     train_set, val_set = dense_parts.read_splits(settings)
-    state = new_state(config, settings, precision, lambda: model_of(config, settings))
+    state = new_state(config, settings, precision, lambda: dense_parts.build_model(config, settings))
     state.image_set, state.classes = train_set.fingerprint, tuple(train_set.categories)
     last = folder / "checkpoints" / "last.pt"
     if last.exists():

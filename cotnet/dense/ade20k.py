@@ -11,9 +11,17 @@ from PIL import Image
 
 from cotnet.errors import DataError
 from data.loading.decoding import decoded_rgb
-from data.sets.image_set import DECODING_ERRORS, EXTENSIONS, DamagedImageError, damaged, damaged_reason, some, visible
+from data.sets.image_set import (
+    DECODING_ERRORS,
+    EXTENSIONS,
+    IGNORED,
+    DamagedImageError,
+    damaged,
+    damaged_reason,
+    some,
+    visible,
+)
 
-IGNORED: Final = 255  # label of pixels that count nowhere
 NAMES: Final = "objectInfo150.txt"
 
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cotnet.dense.masks import MaskPart, part_of
+from cotnet.dense.masks import MaskPart, part_of, run_length_tools
 from cotnet.errors import DataError
 from data.sets.image_set import some, visible
 
@@ -143,7 +142,7 @@ class _Annotations:
     def read(self) -> tuple[Any, str]:
         """The rest of the file, with images as (id, name, height, width), and the file's SHA-256."""
         if self.masks:
-            _run_lengths()
+            run_length_tools()
         try:
             content = self.path.read_bytes()
             fingerprint, text = hashlib.sha256(content).hexdigest(), content.decode()
@@ -182,7 +181,7 @@ class _Annotations:
             runs = outline["counts"]
             if isinstance(runs, list) and (min(runs) < 0 or sum(runs) != height * width):
                 raise ValueError("its run lengths do not fill its size")
-            packed = _run_lengths().frPyObjects(outline, height, width) if isinstance(runs, list) else outline
+            packed = run_length_tools().frPyObjects(outline, height, width) if isinstance(runs, list) else outline
             self.runs[len(self.ids) - 1], outline = packed, []
         for polygon in outline:
             if len(polygon) < 6:
@@ -229,7 +228,7 @@ class _Annotations:
 
     def mask(self, row: int, size: Sequence[int]) -> MaskPart:
         """The mask of an annotation in an image of this size (h, w). Raises DataError if it cannot be drawn."""
-        rle = _run_lengths()
+        rle = run_length_tools()
         try:
             ends = self.ends[self.polygons[row] : self.polygons[row + 1] + 1]
             polygons = [self.points[a:b].tolist() for a, b in pairwise(ends)]
@@ -237,11 +236,3 @@ class _Annotations:
             return part_of(runs["counts"], size)
         except (ValueError, RuntimeError) as error:
             raise self.wrong(f"annotation {self.ids[row]}: its mask cannot be drawn ({error})") from error
-
-
-def _run_lengths() -> ModuleType:
-    try:
-        from faster_coco_eval.core import mask
-    except ModuleNotFoundError as error:
-        raise DataError("masks need faster-coco-eval, which is missing; pip install cotnet[dense]") from error
-    return mask

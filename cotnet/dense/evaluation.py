@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cotnet.dense.metrics import NO_EXTRA, DenseFigures, box_and_mask_figures, confusion_of, segmentation_figures
+from cotnet.dense.masks import run_length_tools
+from cotnet.dense.metrics import DenseFigures, box_and_mask_figures, confusion_of, segmentation_figures
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, Loader
 from cotnet.engine.precision import Precision
-from cotnet.errors import InputError
 
 Result = dict[str, Any]
 
@@ -135,11 +135,7 @@ def coco_results(
 
 def run_length(shape: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> Result:
     """COCO's run lengths of a mask as `pasted` draws it. Raises InputError without the extra `dense`."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise InputError(NO_EXTRA) from None
-    found = mask.encode(pasted(shape, box, size))
+    found = run_length_tools().encode(pasted(shape, box, size))
     return {"size": list(size), "counts": found["counts"].decode()}
 
 

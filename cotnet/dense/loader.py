@@ -1,26 +1,25 @@
 """The loader of detection and segmentation: executes a plan; worker processes make whole batches."""
 
-import gc
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from cotnet.dense.ade20k import IGNORED, LabelMapSet, decoded
+from cotnet.dense.ade20k import LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet, Objects
 from cotnet.dense.masks import flattened, pasted, resampled
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.errors import DataError
-from cotnet.settings import Setting
 from data.loading.plan import Prefetch
+from data.loading.workers import Threads, WorkerBatches
+from data.sets.image_set import IGNORED
 
 PHOTOMETRIC: Final[dict[str, Callable[[torch.Tensor, float], torch.Tensor]]] = {
     "brightness": lambda image, change: (image.to(torch.int16) + round(change)).clamp_(0, 255).to(torch.uint8),
@@ -59,45 +58,25 @@ class DenseLoader:
         *,
         output_device: torch.device,
         mean: Sequence[float],
-        threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
+        threads: Threads,
         prefetch: Prefetch,
     ) -> None:
-        self._plan, self._device = plan, output_device
-        self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
-            self._loader: DataLoader[_PackedBatch | DataError] = DataLoader(
-                _DenseBatches(image_set, plan, fill=[round(255 * part) for part in mean]),
-                batch_size=None,
-                sampler=self._numbers,
-                num_workers=threads,
-                prefetch_factor=prefetch if threads else None,
-                persistent_workers=threads > 0,
-                pin_memory=output_device.type == "cuda",
-                worker_init_fn=lambda _: gc.freeze(),
-                multiprocessing_context="fork" if threads else None,
-            )
-            if threads:  # as in data/loading/torchvision.py
-                gc.collect()
-            self._iterator: Iterator[_PackedBatch | DataError] = iter(self._loader)
+        self._device = output_device
+        dataset = _DenseBatches(image_set, plan, fill=[round(255 * part) for part in mean])
+        pinned = output_device.type == "cuda"
+        self._workers = WorkerBatches(dataset, plan.batches, threads=threads, prefetch=prefetch, pinned=pinned)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[DenseBatch]:
         """This rank's batches of an epoch, from batch `first` on. Raises DataError for a damaged image."""
-        self._numbers[:] = ((epoch, batch) for batch in range(first, self._plan.batches(epoch)))
-        self._iterator = iter(self._loader)
-        for _ in range(len(self._numbers)):
-            packed = next(self._iterator)
-            if isinstance(packed, DataError):
-                raise packed
-            yield _unpack(packed, self._device)
+        return (_unpack(packed, self._device) for packed in self._workers.batches(epoch, first))
 
     def close(self) -> None:
         """End all worker processes. The loader cannot be used afterwards."""
-        del self._iterator, self._loader
+        self._workers.close()
 
 
 class _DenseBatches(Dataset[_PackedBatch | DataError]):
-    """Whole batches by (epoch, batch). Errors are returned: a worker would wrap a raised one in its own traceback."""
+    """Whole batches by (epoch, batch), for WorkerBatches."""
 
     def __init__(
         self, image_set: CocoSet | LabelMapSet, plan: DensePlan | DenseEvaluationPlan, *, fill: list[int]

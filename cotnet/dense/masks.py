@@ -4,10 +4,24 @@ Most objects are small: drawing, resizing and sending whole maps took half of th
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import ModuleType
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+
+from cotnet.errors import InputError
+
+NO_EXTRA: Final = "faster-coco-eval is not installed; pip install 'cotnet[dense]'"
+
+
+def run_length_tools() -> ModuleType:
+    """faster-coco-eval's `mask`: run lengths of polygons and maps. Raises InputError without the extra `dense`."""
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError:
+        raise InputError(NO_EXTRA) from None
+    return mask
 
 
 class MaskPart(NamedTuple):

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cotnet.dense.masks import NO_EXTRA
 from cotnet.errors import InputError
+from data.sets.image_set import IGNORED
 
-IGNORED: Final = 255  # label of pixels that count nowhere
 AREAS: Final = ("small", "medium", "large")  # below 32^2 pixels, below 96^2, above
-NO_EXTRA: Final = "faster-coco-eval is not installed; pip install 'cotnet[dense]'"
 LIMITS: Final = (1, 10, 100)  # detections of an image that count, the best first
 
 

@@ -14,8 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from cotnet.dense.pyramid import Batching, Pyramid, Targets, norm_layer
 from cotnet.dense.settings import SegmentationTask
-
-IGNORED = 255  # class of pixels that do not count
+from data.sets.image_set import IGNORED
 
 
 def build_segmenter(

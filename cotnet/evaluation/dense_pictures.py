@@ -10,14 +10,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from cotnet.errors import InputError
+from cotnet.dense.masks import run_length_tools
 from cotnet.evaluation.picture_sheet import Frame, PicturePanel, draw_sheet
+from data.sets.image_set import IGNORED
 
 CLEAR: Final = 0.5  # least score of a detection that is drawn
 MOST: Final = 40  # detections that are drawn, the best first
 MATCH: Final = 0.5  # least IoU of boxes of one class that belong together
 NAMED: Final = 14  # classes in a legend
-IGNORED: Final = 255
 OPACITY: Final = 0.45
 # Okabe and Ito's colours, which nearly everyone can tell apart; the yellow is darkened, and there is no black.
 COLORS: Final = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#d6c800")
@@ -64,12 +64,30 @@ def coco_objects(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str], si
     ]
 
 
+def labelled_objects(
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    names: Sequence[str],
+    *,
+    masks: Sequence[np.ndarray] | np.ndarray | None = None,
+    crowd: Sequence[bool] | np.ndarray | None = None,
+) -> list[DrawnObject]:
+    """Objects of boxes (x1, y1, x2, y2) and labels from 1, as image sets and batches hold them."""
+    return [
+        DrawnObject(
+            name=names[label - 1],
+            number=label - 1,
+            box=(x, y, right - x, bottom - y),
+            mask=None if masks is None else masks[number].astype(bool),
+            crowd=crowd is not None and bool(crowd[number]),
+        )
+        for number, ((x, y, right, bottom), label) in enumerate(zip(boxes, labels, strict=True))
+    ]
+
+
 def decoded(shape: Any, size: Size) -> np.ndarray:
     """Polygons or run lengths as a mask (h, w) bool. Raises InputError without the extra `dense`."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise InputError("faster-coco-eval is not installed; pip install 'cotnet[dense]'") from None
+    mask = run_length_tools()
     raw = isinstance(shape, list) or isinstance(shape["counts"], list)
     lengths = mask.frPyObjects(shape, *size) if raw else shape
     lengths = mask.merge(lengths) if isinstance(lengths, list) else lengths

@@ -1,6 +1,6 @@
 """Layers that more than one family uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class DropPath(nn.Module):
         keep = 1 - self.probability
         kept = residual.new_empty([len(residual), *[1] * (residual.ndim - 1)]).bernoulli_(keep)
         return torch.addcmul(shortcut, residual, kept.div_(keep or 1.0))
+
+
+def growing(drop_path: float, blocks: int) -> Iterator[float]:
+    """Each block's probability of drop path: linear in its depth, up to `drop_path` (equation 4 of the same paper)."""
+    return (drop_path * number / max(blocks - 1, 1) for number in range(blocks))
 
 
 class InputDtypeGroupNorm(nn.GroupNorm):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import DropPath, new_head
+from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.resnet_base import CommonConfig, ImageSize
 
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
@@ -126,7 +126,7 @@ class PVT(nn.Module):
         super().__init__()
         self.checkpointing: tuple[int, ...] = ()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
-        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
+        rates = growing(drop_path, sum(depths))
         for i, width in enumerate(WIDTHS):
             tokens, before = self.sides[i] ** 2 + (i == len(WIDTHS) - 1), WIDTHS[i - 1] if i else in_channels
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, tokens, width)))

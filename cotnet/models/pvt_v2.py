@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import DropPath, new_head
+from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, to_maps, to_tokens
 from cotnet.models.resnet_base import CommonConfig
 from cotnet.settings import Setting
@@ -150,7 +150,7 @@ class PVTv2(nn.Module):
         super().__init__()
         self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(widths)
-        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
+        rates = growing(drop_path, sum(depths))
         for i, width in enumerate(widths):
             before = widths[i - 1] if i else in_channels
             shape = {"reduction": REDUCTIONS[i], "expansion": expansions[i]}

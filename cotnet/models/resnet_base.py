@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cotnet.models.checkpointing import recomputed
-from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, new_head
+from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, growing, new_head
 from cotnet.settings import Setting
 
 # (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride.
@@ -155,8 +155,7 @@ class ResNet(nn.Module):
         self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
         self.stage_strides = tuple(accumulate([first.stride, *strides], mul))[1:]
-        before, total = first.channels, sum(map(len, blocks))
-        rates = iter([drop_path * number / max(total - 1, 1) for number in range(total)])
+        before, rates = first.channels, growing(drop_path, sum(map(len, blocks)))
         block = partial(Bottleneck, shortcut=shortcut, gate=gate, act=act)
         for level, (name, after) in enumerate(zip(self.stages, self.stage_channels, strict=True)):
             stage = nn.Sequential()

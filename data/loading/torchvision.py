@@ -3,23 +3,20 @@
 The plain twin of the DALI loader: the same samples, crops and flips, pixels up to rounding.
 """
 
-import gc
 import os
-import warnings
 from collections.abc import Iterator
-from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.errors import DataError
-from cotnet.settings import Setting
 from data.loading.decoding import decoded_rgb
 from data.loading.plan import Batch, BatchPlan, DecodeDevice, Geometry, Prefetch, all_sizes, of_sizes
+from data.loading.workers import Threads, WorkerBatches
 from data.sets.image_set import DECODING_ERRORS, ImageSet, damaged
 
 
@@ -33,49 +30,30 @@ class TorchvisionLoader:
         *,
         output_device: torch.device,
         interpolation: str,
-        threads: Annotated[int, Setting("worker processes per rank; 0: in the training process", least=0, most=1024)],
+        threads: Threads,
         prefetch: Prefetch,
         device: DecodeDevice = "auto",
     ) -> None:
         if device == "gpu":
             raise DataError("device=gpu is for DALI, torchvision decodes on the CPU; set loader=dali, or auto")
-        self._plan, self._device = plan, output_device
-        self._numbers: list[tuple[int, int]] = []  # (epoch, batch) of each batch of the epoch
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")  # `threads` is the user's choice
-            self._loader: DataLoader[Batch | DataError] = DataLoader(
-                _BatchDataset(image_set, plan, interpolation=InterpolationMode(interpolation)),
-                batch_size=None,
-                sampler=self._numbers,
-                num_workers=threads,
-                prefetch_factor=prefetch if threads else None,
-                persistent_workers=threads > 0,
-                pin_memory=output_device.type == "cuda",
-                worker_init_fn=lambda _: gc.freeze(),
-                multiprocessing_context="fork" if threads else None,  # spawning takes seconds per worker
-            )
-            if threads:  # collect and freeze: a DALI pipeline's destructor waits for threads that a fork does not have
-                gc.collect()
-            self._iterator: Iterator[Batch | DataError] = iter(self._loader)  # an empty epoch starts the workers
+        self._device = output_device
+        dataset = _BatchDataset(image_set, plan, interpolation=InterpolationMode(interpolation))
+        pinned = output_device.type == "cuda"
+        self._workers = WorkerBatches(dataset, plan.batches, threads=threads, prefetch=prefetch, pinned=pinned)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """As BatchLoader."""
-        self._numbers[:] = ((epoch, batch) for batch in range(first, self._plan.batches(epoch)))
-        self._iterator = iter(self._loader)
-        for _ in range(len(self._numbers)):
-            batch = next(self._iterator)  # no local name holds the iterator, so close() can end the workers
-            if isinstance(batch, DataError):
-                raise batch
+        for batch in self._workers.batches(epoch, first):
             images = [part.to(self._device, non_blocking=True) for part in all_sizes(batch)]
             yield Batch(of_sizes(images), batch.targets.to(self._device, non_blocking=True), batch.indices)
 
     def close(self) -> None:
         """As BatchLoader."""
-        del self._iterator, self._loader
+        self._workers.close()
 
 
 class _BatchDataset(Dataset[Batch | DataError]):
-    """Whole batches by (epoch, batch). Errors are returned: a worker would wrap a raised one in its own traceback."""
+    """Whole batches by (epoch, batch), for WorkerBatches."""
 
     def __init__(self, image_set: ImageSet, plan: BatchPlan, *, interpolation: InterpolationMode) -> None:
         # One array, not a million strings: reference counts would make forked workers copy every page.

@@ -24,6 +24,7 @@ FORMATS: Final = {
     "PPM": (".ppm", ".pgm"),
 }
 EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)
+IGNORED: Final = 255  # in a label map: pixels that count nowhere
 JPEG_END: Final = b"\xff\xd9"
 _FRAMES: Final = (0xC0, 0xC1, 0xC2)  # headers with the size: baseline, extended, progressive
 _SEGMENTS: Final = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))  # what may stand before: tables, comments, metadata

@@ -3,22 +3,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from dense_loaders import WHOLE
 
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, aspect_order, resized
-from cotnet.dense.settings import DenseAugmentation
 from data.loading.plan import permutation
 
-PLAIN = DenseAugmentation(
-    short_sides=(800,),
-    between=False,
-    max_side=1333,
-    jitter=(1, 1),
-    crop=None,
-    crop_max_share=1,
-    flip=0.5,
-    photometric=False,
-    aspect_group=1,
-)
+PLAIN = replace(WHOLE, short_sides=(800,), max_side=1333, flip=0.5)
 SIZES = np.random.default_rng(0).integers(30, 700, (203, 2))
 
 
