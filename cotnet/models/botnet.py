@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite
 from cotnet.models.resnet import convolution
 from cotnet.models.resnet_base import CommonConfig, ImageSize, Operator, ResNet, stem
+from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
 __all__ = ["botnet50", "botnet101", "botnet152", "botnet200"]
@@ -105,6 +106,7 @@ def attention(width: int, stride: int, *, act: Activation, **settings: Any) -> d
     return {"conv2": layer, **pool, "bn2": nn.BatchNorm2d(width), "act2": act(inplace=True)}
 
 
+@constructor
 def botnet50(
     *,
     image_size: ImageSize = 224,
@@ -119,41 +121,49 @@ def botnet50(
     return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
 
 
+@constructor
 def botnet101(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-101."""
     return _botnet((3, 4, 23, 3), image_size, **common)
 
 
+@constructor
 def botnet152(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-152."""
     return _botnet((3, 8, 36, 3), image_size, **common)
 
 
+@constructor
 def botnet200(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-200."""
     return _botnet((3, 24, 36, 3), image_size, **common)
 
 
+@constructor
 def botnet_s1_50(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
     return _botnet((3, 4, 6, 3), image_size, stride=1, **common)
 
 
+@constructor
 def botnet_s1_59(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
     return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
+@constructor
 def botnet_s1_77(*, image_size: ImageSize = 320, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
     return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
+@constructor
 def botnet_s1_110(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
     return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
+@constructor
 def botnet_s1_128(*, image_size: ImageSize = 256, **common: Unpack[CommonConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
     return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)

@@ -14,6 +14,7 @@ from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import convolution, small_resnet
 from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, SmallWidth, deep_stem, pooled_projection, stem
+from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
 __all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
@@ -52,26 +53,31 @@ def blurred(width: int, stride: int, *, operator: Operator) -> dict[str, nn.Modu
     return {**operator(width, 1), **({"avd": BlurPool(width, stride)} if stride > 1 else {})}
 
 
+@constructor
 def cotnet50(**settings: Unpack[CoTNetConfig]) -> ResNet:
     """CoTNet-50: 22.2 M parameters, 3.3 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 6, 3), cot, **settings)
 
 
+@constructor
 def cotnet101(**settings: Unpack[CoTNetConfig]) -> ResNet:
     """CoTNet-101: 38.3 M parameters, 6.1 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 23, 3), cot, **settings)
 
 
+@constructor
 def cotnext50_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-50 (2x48d): 30.0 M parameters, 4.3 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 6, 3), coxt, width=96, **common)
 
 
+@constructor
 def cotnext101_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
     """CoTNeXt-101 (2x48d): 53.3 M parameters, 8.1 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 23, 3), coxt, width=96, **common)
 
 
+@constructor
 def se_cotnetd_50(
     *,
     stages: Stages = (3, 4),
@@ -82,17 +88,20 @@ def se_cotnetd_50(
     return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **common)
 
 
+@constructor
 def se_cotnetd_101(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-101: 40.9 M parameters, 8.4 G multiply-adds at 224 px."""
     return _se_cotnetd((3, 4, 23, 3), **common)
 
 
+@constructor
 def se_cotnetd_152(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-CoTNetD-152: 55.8 M parameters, 16.8 G multiply-adds at 256 px; made for 256 and 320 px."""
     operators = [partial(blurred, operator=operator) for operator in (cot, split)]
     return _se_cotnetd((3, 8, 36, 3), operators=operators, **common)
 
 
+@constructor
 def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
     return small_resnet(partial(cot, fusion=fusion), width, **common)

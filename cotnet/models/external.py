@@ -7,6 +7,7 @@ from torch import nn
 
 from cotnet.errors import InputError
 from cotnet.models.resnet_base import NumClasses
+from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
 __all__ = ["timm_model", "torchvision_model"]
@@ -14,6 +15,7 @@ ModelName = Annotated[str, Setting("one of torchvision.models.list_models() or o
 Other = Annotated[Any, Setting("a setting of the library's constructor")]
 
 
+@constructor
 def torchvision_model(*, model_name: ModelName, num_classes: NumClasses = 1000, **settings: Other) -> nn.Module:
     """A torchvision classifier.
 
@@ -28,6 +30,7 @@ def torchvision_model(*, model_name: ModelName, num_classes: NumClasses = 1000, 
     return _create("torchvision", torchvision.models.get_model, model_name, settings)
 
 
+@constructor
 def timm_model(*, model_name: ModelName, num_classes: NumClasses = 1000, **settings: Other) -> nn.Module:
     """A timm model.
 

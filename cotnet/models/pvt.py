@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.resnet_base import CommonConfig, ImageSize
+from cotnet.models.spec import constructor
 
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
@@ -221,21 +222,25 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+@constructor
 def pvt_tiny(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Tiny: 13.2 M parameters, 1.9 G multiply-adds at 224 px."""
     return PVT((2, 2, 2, 2), image_size=image_size, **common)
 
 
+@constructor
 def pvt_small(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Small: 24.5 M parameters, 3.8 G multiply-adds at 224 px."""
     return PVT((3, 4, 6, 3), image_size=image_size, **common)
 
 
+@constructor
 def pvt_medium(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Medium: 44.2 M parameters, 6.7 G multiply-adds at 224 px."""
     return PVT((3, 4, 18, 3), image_size=image_size, **common)
 
 
+@constructor
 def pvt_large(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> PVT:
     """PVT-Large: 61.4 M parameters, 9.8 G multiply-adds at 224 px."""
     return PVT((3, 8, 27, 3), image_size=image_size, **common)

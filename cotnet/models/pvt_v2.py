@@ -16,6 +16,7 @@ from cotnet.models.checkpointing import recomputed
 from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, to_maps, to_tokens
 from cotnet.models.resnet_base import CommonConfig
+from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
 __all__ = ["pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
@@ -204,36 +205,43 @@ def initialize_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+@constructor
 def pvt_v2_b0(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B0: 3.7 M parameters, 0.6 G multiply-adds at 224 px."""
     return PVTv2(NARROW, (2, 2, 2, 2), linear=linear, **common)
 
 
+@constructor
 def pvt_v2_b1(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B1: 14.0 M parameters, 2.1 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (2, 2, 2, 2), linear=linear, **common)
 
 
+@constructor
 def pvt_v2_b2(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B2: 25.4 M parameters, 4.0 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (3, 4, 6, 3), linear=linear, **common)
 
 
+@constructor
 def pvt_v2_b2_li(**common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B2-Linear: 22.6 M parameters, 3.9 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (3, 4, 6, 3), linear=True, **common)
 
 
+@constructor
 def pvt_v2_b3(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B3: 45.2 M parameters, 6.9 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (3, 4, 18, 3), linear=linear, **common)
 
 
+@constructor
 def pvt_v2_b4(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B4: 62.6 M parameters, 10.1 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (3, 8, 27, 3), linear=linear, **common)
 
 
+@constructor
 def pvt_v2_b5(*, linear: Linear = False, **common: Unpack[CommonConfig]) -> PVTv2:
     """PVTv2-B5: 82.0 M parameters, 11.8 G multiply-adds at 224 px."""
     return PVTv2(WIDE, (3, 6, 40, 3), expansions=(4, 4, 4, 4), linear=linear, **common)

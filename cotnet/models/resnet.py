@@ -21,6 +21,7 @@ from cotnet.models.resnet_base import (
     small_stem,
     stem,
 )
+from cotnet.models.spec import constructor
 
 __all__ = ["resnet50", "resnet50_blurpool", "resnet50d", "resnet101", "resnet101d", "resnet152", "resnet_small"]
 __all__ += ["resnest50", "resnest101", "resnext50_32x4d", "resnext101_32x4d"]
@@ -54,71 +55,85 @@ def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
 grouped = partial(convolution, groups=32)  # the operator of ResNeXt
 
 
+@constructor
 def resnet50(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50, stride in the 3x3 convolution, torchvision's keys; 25.6 M parameters."""
     return _resnet((3, 4, 6, 3), **common)
 
 
+@constructor
 def resnet50_blurpool(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50 with blurred inputs of its strided convolutions, except the stem's, as FFCV trains it; same keys."""
     return _resnet((3, 4, 6, 3), operator=blurred_convolution, shortcut=blurred_projection, **common)
 
 
+@constructor
 def resnet101(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-101, stride in the 3x3 convolution, torchvision's keys; 44.5 M parameters."""
     return _resnet((3, 4, 23, 3), **common)
 
 
+@constructor
 def resnet152(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-152, stride in the 3x3 convolution, torchvision's keys; 60.2 M parameters."""
     return _resnet((3, 8, 36, 3), **common)
 
 
+@constructor
 def resnext50_32x4d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeXt-50: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 25.0 M parameters."""
     return _resnet((3, 4, 6, 3), operator=grouped, width=128, **common)
 
 
+@constructor
 def resnext101_32x4d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeXt-101: Xie et al., "Aggregated Residual Transformations" (2017), table 1; 44.2 M parameters."""
     return _resnet((3, 4, 23, 3), operator=grouped, width=128, **common)
 
 
+@constructor
 def resnet50d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-50-D: He et al., "Bag of Tricks" (2019), section 4; 25.6 M parameters."""
     return _resnet_d((3, 4, 6, 3), **common)
 
 
+@constructor
 def resnet101d(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNet-101-D: He et al., "Bag of Tricks" (2019), section 4; 44.6 M parameters."""
     return _resnet_d((3, 4, 23, 3), **common)
 
 
+@constructor
 def seresnet50(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNet-50: Hu et al. (2018), table 1; 28.1 M parameters."""
     return _resnet((3, 4, 6, 3), gate=SqueezeExcite, **common)
 
 
+@constructor
 def seresnet101(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNet-101: Hu et al. (2018), table 1; 49.3 M parameters."""
     return _resnet((3, 4, 23, 3), gate=SqueezeExcite, **common)
 
 
+@constructor
 def seresnet50d(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNetD-50: the gates of SE-ResNet in a ResNet-50-D; 28.1 M parameters."""
     return _resnet_d((3, 4, 6, 3), gate=SqueezeExcite, **common)
 
 
+@constructor
 def resnest50(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeSt-50, radix 2: Zhang et al. (2020); 27.5 M parameters."""
     return _resnet_d((3, 4, 6, 3), operator=split_attention, **common)
 
 
+@constructor
 def resnest101(**common: Unpack[CommonConfig]) -> ResNet:
     """ResNeSt-101, radix 2: Zhang et al. (2020); 48.3 M parameters."""
     return _resnet_d((3, 4, 23, 3), operator=split_attention, stem_width=64, **common)
 
 
+@constructor
 def resnet_small(*, width: SmallWidth = 16, **common: Unpack[CommonConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
     return small_resnet(convolution, width, **common)
