@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cotnet import records
 from cotnet.commands.program import one_line
+from cotnet.config.compose import to_yaml
 from cotnet.errors import InputError
 from cotnet.files import write_text
 from cotnet.reporting.terminal import say
@@ -38,7 +37,7 @@ def export(path: Path, plan: SweepPlan) -> None:
         "command": [*command, "${args_no_hyphens}"],
     }
     sweep |= {"run_cap": settings.trials} if settings.trials else {}
-    write_text(path, yaml.safe_dump(sweep, sort_keys=False, width=120))
+    write_text(path, to_yaml(sweep))
     say(f"{path}: wandb sweep {path}, then the wandb agent line that it prints, as often as there are machines")
 
 

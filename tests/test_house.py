@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # know each other. The longest prefix counts.
 LAYERS = (
     ("cotnet.errors", "cotnet.files", "cotnet.integrity", "cotnet.headline"),
-    ("cotnet.records", "cotnet.settings", "cotnet.figures"),
+    ("cotnet.records", "cotnet.requirements", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
     ("cotnet.dense",),

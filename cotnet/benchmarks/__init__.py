@@ -1,0 +1,3 @@
+"""Measurements; no other package imports them."""
+
+import cotnet.requirements  # noqa: F401 - first of all

@@ -1,0 +1,3 @@
+"""What an evaluation computes."""
+
+import cotnet.requirements  # noqa: F401 - first of all

@@ -1,0 +1,3 @@
+"""Where a run's figures go."""
+
+import cotnet.requirements  # noqa: F401 - first of all

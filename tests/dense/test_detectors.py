@@ -211,15 +211,17 @@ def test_a_copy_and_a_state_dict_give_the_same_detections():
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [HEADS[0], *[pytest.param(head, marks=pytest.mark.long) for head in HEADS[1:]]])
 def test_the_loss_falls(head):
-    before, after = train(tiny(head, norm="bn"), 48, 3e-3, per_step=4)
+    before, after = train(tiny(head, norm="bn", channels=64), 64, 3e-3, per_step=4)
     assert after < before / 3
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_loss_falls_with_a_torchvision_backbone():
+@pytest.mark.parametrize("head", HEADS)
+def test_the_loss_falls_with_a_torchvision_backbone(head):
     torch.manual_seed(0)
     sizes = (12, 16, 24, 32, 48)
-    model = slim(detector(torchvision_model(model_name="resnet18"), "faster_rcnn", norm="bn", anchor_sizes=sizes))
-    before, after = train(model, 48, 3e-3, per_step=4)
+    backbone = torchvision_model(model_name="resnet18")
+    model = slim(detector(backbone, head, norm="bn", channels=64, anchor_sizes=sizes))
+    before, after = train(model, 64, 3e-3, per_step=4)
     assert after < before / 3

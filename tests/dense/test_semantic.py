@@ -73,7 +73,15 @@ def test_bf16():
 
 
 @pytest.mark.slow
-def test_the_loss_falls():
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        lambda: models.cotnet_small(width=8),
+        pytest.param(lambda: torchvision_model(model_name="resnet18"), marks=pytest.mark.long),
+    ],
+    ids=["cotnet_small", "torchvision's resnet18"],
+)
+def test_the_loss_falls(backbone):
     torch.manual_seed(0)
-    before, after = train(segmenter(models.cotnet_small(width=8)), 40, 3e-3)
+    before, after = train(segmenter(backbone()), 40, 3e-3)
     assert after < before / 3
