@@ -63,8 +63,9 @@ class LambdaLayer(nn.Module):
     """A linear function of the query for each position, made of its context: (B, width, H, W) -> the same, any H and W.
 
     The context is the whole map for contents and a `window` x `window` neighbourhood for positions (section 3.2,
-    equations 1 and 2; the lambda convolution of section 3.3; intra-depth 1). Names are those of timm's layer. Raises
-    ValueError if `heads` does not divide `width`, or for an even window.
+    equations 1 and 2; the lambda convolution of section 3.3; intra-depth 1). Names are those of timm's layer, whose
+    conv_lambda has a third dimension of size 1. Raises ValueError if `heads` does not divide `width`, or for an even
+    window.
     """
 
     def __init__(self, width: int, *, heads: int = 4, keys: int = 16, window: int = 23) -> None:
@@ -75,7 +76,7 @@ class LambdaLayer(nn.Module):
         self.sizes = (heads * keys, keys, width // heads)
         self.qkv = nn.Conv2d(width, sum(self.sizes), 1, bias=False)
         self.norm_q, self.norm_v = nn.BatchNorm2d(heads * keys), nn.BatchNorm2d(width // heads)
-        self.conv_lambda = nn.Conv3d(1, keys, (window, window, 1), padding=(window // 2, window // 2, 0))
+        self.conv_lambda = nn.Conv2d(1, keys, window, padding=window // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
@@ -84,9 +85,7 @@ class LambdaLayer(nn.Module):
         query = with_plain_gradient(self.norm_q(query)).unflatten(1, (-1, keys)).flatten(3)  # (B, heads, K, N)
         value = with_plain_gradient(self.norm_v(value))  # (B, V, H, W)
         content = torch.einsum("bkn,bvn->bkv", key.flatten(2).softmax(2), value.flatten(2))
-        # A convolution of one channel: the values are samples of their own.
-        weight, padding = self.conv_lambda.weight.squeeze(4), self.conv_lambda.weight.shape[2] // 2
-        position = F.conv2d(value.flatten(0, 1).unsqueeze(1), weight, self.conv_lambda.bias, padding=padding)
+        position = self.conv_lambda(value.flatten(0, 1).unsqueeze(1))  # each channel of the values is a sample
         position = position.unflatten(0, value.shape[:2]).flatten(3)  # (B, V, K, N)
         result = torch.einsum("bhkn,bkv->bhvn", query, content) + torch.einsum("bhkn,bvkn->bhvn", query, position)
         return result.flatten(1, 2).unflatten(2, (height, width))
