@@ -23,6 +23,10 @@ __all__ += ["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "bo
 ALL = tuple(range(36))  # more blocks than any stage has
 
 
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("relative_logits")
+
+
 class BoTAttention(nn.Module):
     """Multi-head self-attention over a map with relative positions: (B, width, H, W) -> the same, any H and W.
 

@@ -22,6 +22,11 @@ from cotnet.settings import Setting
 __all__ = ["aa_resnet50", "lambda_resnet50", "non_local50"]
 
 
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("relative_logits")
+torch.fx.wrap("with_plain_gradient")
+
+
 class AugmentedConvolution(nn.Module):
     """A 3x3 convolution and self-attention to all positions, side by side in the channels (section 3.2).
 
@@ -48,9 +53,10 @@ class AugmentedConvolution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.qkv(x)
         height, width = maps.shape[2:]
+        query, key, value = maps.split([self.keys, self.keys, self.values], 1)
         query, key, value = (
             part.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (B, heads, N, d)
-            for part in maps.split([self.keys, self.keys, self.values], 1)
+            for part in (query, key, value)
         )
         query = query * query.shape[-1] ** -0.5
         bias = relative_logits(query, self.vertical, self.horizontal, height=height, width=width)

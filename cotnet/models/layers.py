@@ -67,11 +67,20 @@ class InputDtypeGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
-        if not input.is_cuda:
-            return super().forward(input)
-        with torch.autocast("cuda", enabled=False):
-            weight, bias = (parameter.to(input.dtype) for parameter in (self.weight, self.bias))
-            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+        return group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+
+
+def group_norm(
+    maps: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, *, eps: float
+) -> torch.Tensor:
+    """`F.group_norm`, without autocast on a GPU."""
+    if not maps.is_cuda:
+        return F.group_norm(maps, groups, weight, bias, eps)
+    with torch.autocast("cuda", enabled=False):
+        return F.group_norm(maps, groups, weight.to(maps.dtype), bias.to(maps.dtype), eps)
+
+
+torch.fx.wrap("group_norm")  # torch.fx records the call whole
 
 
 class SqueezeExcite(nn.Module):

@@ -5,6 +5,7 @@ Recognition" (2019); Vaswani et al., "Scaling Local Self-Attention for Parameter
 Positions beyond the border are zeros and take part in the softmax.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, Unpack
@@ -22,6 +23,11 @@ from cotnet.settings import Setting
 
 __all__ = ["halonet50", "lr_net50", "stand_alone50"]
 
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("local_aggregation")
+torch.fx.wrap("local_attention")
+torch.fx.wrap("mixed_values")
+torch.fx.wrap("local_relation_weights")
 Heads = Annotated[int, Setting("attention heads; a divisor of the stages' width", least=1)]
 KernelSize = Annotated[int, Setting("height and width of the neighbourhood; odd", least=1)]
 
@@ -100,11 +106,19 @@ class StandAloneStem(nn.Module):
         offsets = self.mixture_rows.unsqueeze(1) + self.mixture_columns  # (K, K, C)
         shares = (offsets.flatten(0, 1) @ self.mixture.t()).softmax(1)  # (K * K, mixtures)
         values = self.value(images).unflatten(1, (self.mixtures, -1, self.heads))  # (B, mixtures, d, heads, H, W)
-        result = torch.zeros_like(query)
-        for position, near in enumerate(shifted(values, self.kernel_size)):
-            value = torch.einsum("m,bmdghw->bdghw", shares[position], near)
-            result = result + value * attention[:, :, position].unsqueeze(1)
-        return result.flatten(1, 2)
+        return mixed_values(values, shares, attention).flatten(1, 2)
+
+
+def mixed_values(values: torch.Tensor, shares: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Sum over the window of the mixture for each offset, weighted by attention.
+
+    (B, mixtures, d, heads, H, W), (K * K, mixtures) and (B, heads, K * K, H, W) -> (B, d, heads, H, W).
+    """
+    result = torch.zeros_like(values[:, 0])
+    for position, near in enumerate(shifted(values, math.isqrt(len(shares)))):
+        value = torch.einsum("m,bmdghw->bdghw", shares[position], near)
+        result = result + value * attention[:, :, position].unsqueeze(1)
+    return result
 
 
 class LocalRelation(nn.Module):
@@ -130,9 +144,14 @@ class LocalRelation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key = self.query(x), self.key(x)  # (B, G, H, W)
-        relation = torch.stack([query * near for near in shifted(key, self.kernel_size)], 2)
-        geometry = self.geometry(self.offsets).t()[..., None, None]  # (G, K * K, 1, 1)
-        return self.transform(local_aggregation(x, (relation + geometry).softmax(2)))
+        weights = local_relation_weights(query, key, self.geometry(self.offsets))
+        return self.transform(local_aggregation(x, weights))
+
+
+def local_relation_weights(query: torch.Tensor, key: torch.Tensor, geometry: torch.Tensor) -> torch.Tensor:
+    """The softmax over the neighbours: (B, G, H, W) twice and geometry (K * K, G) -> (B, G, K * K, H, W)."""
+    relation = torch.stack([query * near for near in shifted(key, math.isqrt(len(geometry)))], 2)
+    return (relation + geometry.t()[..., None, None]).softmax(2)
 
 
 class HaloAttention(nn.Module):

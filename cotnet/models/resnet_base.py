@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, TypedDict
 import torch
 from torch import nn
 
-from cotnet.models.checkpointing import recomputed
+from cotnet.models.checkpointing import Stage
 from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, growing, new_head
 from cotnet.settings import Setting
 
@@ -154,13 +154,12 @@ class ResNet(nn.Module):
             self.add_module(name, module)
         self.in_order = tuple(first.modules)
         self.stages = tuple(f"layer{number}" for number in range(1, len(blocks) + 1))
-        self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
         self.stage_strides = tuple(accumulate([first.stride, *strides], mul))[1:]
         before, rates = first.channels, growing(drop_path, sum(map(len, blocks)))
         block = partial(Bottleneck, shortcut=shortcut, gate=gate, act=act)
         for level, (name, after) in enumerate(zip(self.stages, self.stage_channels, strict=True)):
-            stage = nn.Sequential()
+            stage = Stage()
             for operator, rate in zip(blocks[level], rates, strict=False):
                 inside, stride = width * 2**level, 1 if len(stage) else strides[level]
                 stage.append(block(before, after, width=inside, stride=stride, operator=operator, drop_path=rate))
@@ -177,9 +176,8 @@ class ResNet(nn.Module):
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         x, maps = chain(self, self.in_order, images), []
-        for number, name in enumerate(self.stages, start=1):
-            for block in getattr(self, name):
-                x = recomputed(block, x) if number in self.checkpointing else block(x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
             maps.append(x)
         return maps
 
