@@ -25,6 +25,7 @@ EXAMPLES = {
 T = TypeVar("T")
 Config = dict[str, Any]
 
+PROGRAMS = ("train", "evaluate", "look")  # configurations that programs choose themselves
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
@@ -66,6 +67,12 @@ def chosen(group: str) -> str | None:
         return None
     name = HydraConfig.get().runtime.choices.get(group)
     return None if name is None else str(name)
+
+
+def own_config() -> list[str]:
+    """`config=NAME` if the command line chose another main configuration by `--config-name`: a part of folder names."""
+    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
+    return [] if name is None or name.removesuffix(".yaml") in PROGRAMS else [f"config={name}"]
 
 
 def compose(config_name: str, overrides: list[str]) -> Config:
