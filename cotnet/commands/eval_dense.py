@@ -154,6 +154,7 @@ def completed(config: Config, trained: Config) -> Config:
     last = trained["train"]["channels_last"] if last is None else last
     return {
         **trained,
+        "plugins": config.get("plugins", []),  # never the checkpoint's
         "output_dir": config["output_dir"],
         "data": data,
         "loader": {**trained["loader"], **loader},

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from cotnet.config import plugins
 from cotnet.errors import DataError, InputError
 from cotnet.settings import Setting, is_nullable
 
@@ -87,8 +88,12 @@ def check(node: Mapping[str, Any], key: str, given: Iterable[str]) -> None:
 def target_of(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
     """The function or class that a node of the group `key` names; InputError for one that is not allowed or missing."""
     name = node.get("_target_")
-    if not isinstance(name, str) or not re.fullmatch(TARGETS[key], name):
-        raise InputError(f"{key}._target_ {name!r} is not allowed; it must match {TARGETS[key]}")
+    if isinstance(name, str) and plugins.admits(name):
+        return plugins.target(name, key)
+    pattern = TARGETS.get(key)
+    if not isinstance(name, str) or not pattern or not re.fullmatch(pattern, name):
+        wanted = f"it must match {pattern}" if pattern else "only a package of your own has one"
+        raise InputError(f"{key}._target_ {name!r} is not allowed; {wanted}{plugins.advice(name)}")
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:

@@ -88,7 +88,7 @@ def compose_plan(arguments: Sequence[str]) -> SweepPlan:
 def _folder(config: DictConfig, outputs: Path, shared: Sequence[str], parameters: Sequence[Parameter]) -> Path:
     """`output_dir`, or a folder in `outputs` named by what the trials share and by what varies."""
     keys = "+".join(sorted(parameter.key for parameter in parameters))
-    shared = [*own_config(), *shared]
+    shared = [*own_config(OmegaConf.select(config, "hydra.job.config_name")), *shared]
     name = run_name([*shared, f"over={keys}"] if keys else shared)
     return outputs / name if config.output_dir is None else Path(str(config.output_dir))
 
