@@ -79,8 +79,15 @@ def test_a_checkpoint_admits_nothing(trained, indexed):
 
 
 @pytest.mark.slow
-def test_ranks_and_trials_admit_it_too(indexed, tmp_path):
-    given = ("launch.ranks=2", "train.max_steps=1", "logger=none", "seed=1,2")
+def test_ranks_admit_it_too(indexed, tmp_path):
+    train(indexed, "ranks", "launch.ranks=2", "train.max_steps=1", cwd=tmp_path)
+    assert len(checkpoint(tmp_path / "ranks")["ranks"]) == 2
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_trials_admit_it_too(indexed, tmp_path):
+    given = ("launch.ranks=1", "train.max_steps=1", "logger=none", "seed=1,2")
     words = ("--config-dir", CONF, *PLUGGED, f"data.root={indexed}", "output_dir=sweep", *given)
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     output, errors = start("train.py", "-m", *words, cwd=tmp_path, variables=path).communicate(timeout=280)

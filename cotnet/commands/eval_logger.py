@@ -28,6 +28,7 @@ from cotnet.reporting.wandb_logger import NoLogger, WandbLogger
 
 Names = tuple[Sequence[str], Sequence[str]]
 
+TRAINING_ONLY: Final = {"artifacts": False, "save_code": False, "watch": None}
 SHOWN: Final = 200  # images in the table of predictions
 PAIRS: Final = 1000  # rows of the table of confusions
 MATRIX_CLASSES: Final = 100  # a confusion matrix of more classes cannot be read
@@ -74,7 +75,7 @@ def log_evaluation(
     Raises:
         InputError: the evaluation's files cannot be read, or another process is showing them.
     """
-    logger = build({**config["logger"], "artifacts": False}, "logger")
+    logger = build({**config["logger"], **TRAINING_ONLY}, "logger")
     folder, top = Path(leaf.folder), Path(config["output_dir"])
     runs = [one.run_id for one in trained]
     shown = {**config, "set": leaf.set, "size": leaf.size, "figures_depend_on": leaf.inputs}
