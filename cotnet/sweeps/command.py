@@ -162,6 +162,9 @@ class TrialsSweeper(Sweeper):
         def launch(jobs: list[list[str]]) -> list[int]:
             try:
                 returns = launcher.launch(jobs, initial_job_idx=0)
+            except ImportError as error:
+                needed = f"hydra/launcher needs {error.name}, which is not installed"
+                raise InputError(f"{needed}; pip install 'cotnet[slurm]', or leave the launcher out") from None
             except RuntimeError as error:  # no such cluster here, or a job that was lost
                 name, reason = type(launcher).__name__, " ".join(str(error).split())[:200]
                 raise RunError(f"{name} gave up ({reason}); the same command continues") from None
