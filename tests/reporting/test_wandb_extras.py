@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from programs import SMALL, assert_same_run, run_process, start
+from programs import SMALL, assert_same_run, checkpoint, run_process, start
 from wandb_process import files
 
 from cotnet.reporting.wandb_file import difference, id_of, read_start, values_of, wandb_records
@@ -43,8 +43,10 @@ def test_a_watched_run_is_the_same_run(digits, tmp_path):
     watched = [row for row in rows if is_watched(row)]
     assert watched
     assert {row["step"] for row in watched} <= {2, 4}  # a step is left out while the last one waits
-    weights = [one for key, one in watched[0].items() if key.startswith("gradients/")]
-    assert all(one["_type"] == "histogram" for one in weights)
+    kinds = {key: kind for key, kind in watched[0].items() if key.endswith("/_type")}
+    model = checkpoint(tmp_path / "plain")["model"]
+    assert {key.removeprefix("gradients/").removesuffix("/_type") for key in kinds} < model.keys()
+    assert set(kinds.values()) == {"histogram"}
     (code,) = (record.artifact for record in wandb_records(file) if record.HasField("artifact"))
     assert (code.name, code.type) == ("source-cotnet", "source")
     assert {"train.py", "cotnet/parts.py", "conf/train.yaml"} <= {entry.path for entry in code.manifest.contents}
