@@ -78,6 +78,7 @@ def test_a_checkpoint_admits_nothing(trained, indexed):
     assert again == json.loads((trained / "uncut" / "summary.json").read_text())["best_top1"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_admit_it_too(indexed, tmp_path):
     train(indexed, "ranks", "launch.ranks=2", "train.max_steps=1", cwd=tmp_path)

@@ -8,7 +8,7 @@ from wandb_file import summary, wandb_records
 
 from cotnet.reporting.wandb_file import read_start, run_files, values_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 TINY = (
     *("experiment=shapes_segmentation", "logger.mode=offline", "train.precision=fp32", "backbone.width=8"),
     *("train.batch_size=12", "train.max_steps=1", "task.channels=8", "loader.threads=1", "schedule.warmup_epochs=0"),

@@ -46,6 +46,7 @@ def test_wrong_params_are_one_line(params, message, tmp_path):
     assert run("train.py", *given, cwd=tmp_path, code=2).stderr.startswith(message)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_params_in_a_file_and_a_folder_named_by_it(digits, tmp_path):
     (tmp_path / "conf").mkdir()
