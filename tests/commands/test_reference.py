@@ -29,7 +29,7 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
     config = flatten(compose("train", ["data.root=x"]))
     sections = ("train.", "data.", "launch.", "checkpoint.", "evaluation.")
     keys = {key for key in config if "." not in key or key.startswith(sections)}
-    assert declared().keys() == keys
+    assert declared().keys() == keys | {"plugins"}  # which is left out while it is empty
 
 
 @pytest.mark.slow
