@@ -12,6 +12,7 @@ from cotnet.models.local_attention import *
 from cotnet.models.pvt import *
 from cotnet.models.pvt_v2 import *
 from cotnet.models.resnet import *
+from cotnet.models.timm_protocol import register_timm as register_timm
 
 __all__ = botnet.__all__ + cotnet.__all__ + pvt.__all__ + pvt_v2.__all__ + resnet.__all__ + external.__all__
 __all__ += global_attention.__all__ + local_attention.__all__

@@ -27,11 +27,6 @@ def conv_norm(
     return [conv, nn.BatchNorm2d(channels)]
 
 
-def new_head(head: nn.Linear, num_classes: int) -> nn.Linear:
-    """A new classifier for the same features, on the same device and of the same dtype."""
-    return nn.Linear(head.in_features, num_classes, device=head.weight.device, dtype=head.weight.dtype)
-
-
 class DropPath(nn.Module):
     """Add a residual branch to its shortcut; in training, drop it for random images and scale it up for the others.
 

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import Stage
-from cotnet.models.layers import DropPath, growing, new_head
+from cotnet.models.layers import DropPath, growing
 from cotnet.models.resnet_base import CommonConfig, ImageSize
 from cotnet.models.spec import constructor
+from cotnet.models.timm_protocol import Backbone, classifier
 
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
@@ -109,7 +110,7 @@ class EncoderBlock(nn.Module):
         return self.drop_path(tokens, self.mlp(self.norm2(tokens)))
 
 
-class PVT(nn.Module):
+class PVT(Backbone):
     """Images (B, C, H, W) of any size -> logits (B, num_classes).
 
     `image_size` is the nominal size of the position tables. They are resized bilinearly for other inputs, and tables of
@@ -144,7 +145,8 @@ class PVT(nn.Module):
         self.cls_token: nn.Parameter | None = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(WIDTHS[-1], num_classes)
+        self.side = image_size
+        self.head = classifier(WIDTHS[-1], num_classes)
         self.register_load_state_dict_pre_hook(PVT.resize_tables)
         initialize(self)
 
@@ -152,9 +154,18 @@ class PVT(nn.Module):
         """The feature maps of the four stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         return self._encode(images)[0]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        tokens = self._encode(images)[1]
-        return self.head(self.dropout(self.norm(tokens)[:, 0]))
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """The normalised tokens of the last stage, (B, 1 + N, width), the class token first."""
+        return self.norm(self._encode(images)[1])
+
+    def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        maps, tokens = self._encode(images)
+        kept += maps
+        return self.norm(tokens)
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        token = self.dropout(features[:, 0])
+        return token if pre_logits else self.head(token)
 
     def no_weight_decay(self) -> set[str]:
         """The class token; the authors' release decays the position tables, too."""
@@ -171,9 +182,8 @@ class PVT(nn.Module):
         name = f"pos_embed{len(self.sides)}"
         self.register_parameter(name, nn.Parameter(self.get_parameter(name).detach()[:, 1:].clone()))
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        self.head = new_head(self.head, num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
         initialize(self.head)
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotnet.models.checkpointing import Stage
-from cotnet.models.layers import DropPath, growing, new_head
+from cotnet.models.layers import DropPath, growing
 from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, to_maps, to_tokens
 from cotnet.models.resnet_base import CommonConfig
 from cotnet.models.spec import constructor
+from cotnet.models.timm_protocol import Backbone, classifier
 from cotnet.settings import Setting
 
 __all__ = ["pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
@@ -132,7 +133,7 @@ class StageNorm(nn.LayerNorm):
 torch.fx.wrap("to_maps")
 
 
-class PVTv2(nn.Module):
+class PVTv2(Backbone):
     """Images (B, C, H, W) of any size -> logits (B, num_classes).
 
     Drop path grows linearly with depth up to `drop_path`; `dropout` applies to the mean token before the classifier.
@@ -165,7 +166,7 @@ class PVTv2(nn.Module):
             self.add_module(f"block{i + 1}", Stage(*blocks))
             self.add_module(f"norm{i + 1}", StageNorm(width, eps=1e-6))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = classifier(widths[-1], num_classes)
         initialize(self)
         initialize_convolutions(self)
 
@@ -183,16 +184,16 @@ class PVTv2(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.forward_stages(images)[-1].mean((2, 3))))
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        features = self.dropout(features.mean((2, 3)))
+        return features if pre_logits else self.head(features)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing beside vectors: the release names the tables and the token that PVT has."""
         return set()
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        self.head = new_head(self.head, num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
         initialize(self.head)
 
 

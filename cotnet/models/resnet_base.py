@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from cotnet.models.checkpointing import Stage
-from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, growing, new_head
+from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, growing
+from cotnet.models.timm_protocol import Backbone, classifier
 from cotnet.settings import Setting
 
 # (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride.
@@ -118,7 +119,7 @@ class Bottleneck(nn.Module):
         return self.act3(self.drop_path(self.downsample(x), residual, reuse=True))  # bn3 does not need its output
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Stem, stages of bottlenecks, global average pool, classifier: images (B, C, H, W) -> logits (B, num_classes).
 
     `stem` is called with `in_channels`. `blocks` lists one operator per block for each stage. `width` and `channels`,
@@ -129,6 +130,8 @@ class ResNet(nn.Module):
     `zero_last_norm` starts every block as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
     5.1).
     """
+
+    classifier = "fc"
 
     def __init__(
         self,
@@ -167,7 +170,8 @@ class ResNet(nn.Module):
             self.add_module(name, stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(before, num_classes)
+        self.fc = classifier(before, num_classes)
+        self.first_conv = next(name for name, module in self.named_modules() if isinstance(module, nn.Conv2d))
         initialize(self, zero_last_norm=zero_last_norm)
         for level, make in (extra or {}).items():
             stage = getattr(self, f"layer{level}")
@@ -181,13 +185,9 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.avgpool(self.forward_stages(images)[-1]).flatten(1)
-        return self.fc(self.dropout(features))
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        self.fc = new_head(self.fc, num_classes)
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        features = self.dropout(self.avgpool(features).flatten(1))
+        return features if pre_logits else self.fc(features)
 
 
 def initialize(model: nn.Module, *, zero_last_norm: bool) -> None:

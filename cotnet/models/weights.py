@@ -68,9 +68,12 @@ def from_bytes(model: nn.Module, content: bytes) -> None:
 
 
 def classifier_keys(model: nn.Module) -> list[str]:
-    """State-dict keys of the classifier: the last linear layer."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [f"{names[-1]}.{key}" for key in model.get_submodule(names[-1]).state_dict()] if names else []
+    """State-dict keys of the classifier: what timm's configuration of the model names, else the last linear layer."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    if named is None:
+        named = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+    prefixes = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    return [key for key in model.state_dict() if key.startswith(prefixes)]
 
 
 def read_file(path: Path) -> Any:

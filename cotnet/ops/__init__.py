@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from typing import Final
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 
-from cotnet.ops.local_aggregation_torch import LocalAggregation
+from cotnet.ops.local_aggregation_torch import LocalAggregation, aggregate_differentiably
 from cotnet.ops.toolchain import missing_for_kernels
 
 __all__ = ["local_aggregation"]
@@ -40,18 +41,21 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     convolution do: channel c of a part uses weight group c % G of the same part.
 
     CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton, a C compiler or
-    Python's headers are missing (see `TRITON`), take the PyTorch forms. Only value and weight are saved for the
+    Python's headers are missing (see `TRITON`), take the PyTorch forms. Within transforms of torch.func (vmap, jvp) it
+    is plain tensor operations. Only value and weight are saved for the
     backward pass. A value that is not finite may spread further within its sample than in the definition. Raises
     ValueError on other shapes.
     """
     _check(value, weight, dilation)
     weight = weight.to(value.dtype)
-    if TRITON and value.is_cuda:
+    by_torch_func = not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+    if TRITON and value.is_cuda and not by_torch_func:
         return aggregate(value, weight, dilation)
+    form = aggregate_differentiably if by_torch_func else LocalAggregation.apply
     if weight.ndim == 5:
-        return LocalAggregation.apply(value, weight, dilation)
+        return form(value, weight, dilation)
     parts = value.unflatten(1, (weight.shape[1], -1))  # (B, P, C / P, H, W)
-    result = LocalAggregation.apply(parts.flatten(0, 1), weight.flatten(0, 1), dilation)
+    result = form(parts.flatten(0, 1), weight.flatten(0, 1), dilation)
     return result.unflatten(0, parts.shape[:2]).flatten(1, 2)
 
 

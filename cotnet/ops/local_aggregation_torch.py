@@ -241,6 +241,11 @@ class Expressions:
         return self.turn(total).flatten(1, 2).to(self.value.dtype)
 
 
+def aggregate_differentiably(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The same in operations that every transform of torch.func knows; autograd saves what it needs of each."""
+    return Expressions(value, weight, dilation).forward()
+
+
 def _form() -> type[Strips] | type[Expressions]:
     """Expressions for tracing and for second derivatives (`backward` with create_graph)."""
     return Expressions if torch.compiler.is_compiling() or torch.is_grad_enabled() else Strips

@@ -95,7 +95,7 @@ def test_copies_pickles_and_takes_another_head(name):
         logits, maps = model(images), model.forward_stages(images)
         assert_close(copy.deepcopy(model)(images), logits, rtol=0, atol=0)
         assert_close(unpickled(images), logits, rtol=0, atol=0)
-        model.reset_head(11)
+        model.reset_classifier(11)
         assert model(images).shape == (1, 11)
         assert_close(model.forward_stages(images), maps, rtol=0, atol=0)
 

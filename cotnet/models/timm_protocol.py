@@ -1,0 +1,166 @@
+"""What timm expects of a model: `Backbone` has its methods, `register_timm` puts the constructors into its list."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from cotnet.models.checkpointing import Stage, checkpoint_stages
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# timm's names of settings -> ours
+SETTINGS = {
+    "drop_rate": "dropout",
+    "drop_path_rate": "drop_path",
+    "in_chans": "in_channels",
+    "img_size": "image_size",
+}
+# Arguments of timm.create_model that are about weights and features, not about the network.
+ASIDE: Final = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "out_indices", "feature_cfg")
+
+
+class Backbone(nn.Module):
+    """A classifier with stages, with the methods of a timm model.
+
+    `classifier` names the last linear layer, an nn.Identity without classes. `first_conv` names the first convolution.
+    """
+
+    stage_channels: Sequence[int]
+    stage_strides: Sequence[int]
+    classifier = "head"
+    first_conv = "patch_embed1.proj"
+    side = 224  # nominal height and width of the images, in pixels
+
+    def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
+        raise NotImplementedError
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """What `forward_head` takes."""
+        return self.forward_stages(images)[-1]
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        """Features -> logits, or the pooled features (B, num_features) that the classifier gets."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the features that the classifier gets."""
+        return self.stage_channels[-1]
+
+    head_hidden_size = num_features
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0 without a classifier."""
+        return getattr(self.get_classifier(), "out_features", 0)
+
+    def get_classifier(self) -> nn.Module:
+        return self.get_submodule(self.classifier)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; 0: none, the model returns pooled features. Raises ValueError for another pooling."""
+        if global_pool not in (None, "", "avg", "token"):
+            raise ValueError(f"global_pool={global_pool} is unknown here; leave it out")
+        like = next(self.parameters())
+        head = classifier(self.num_features, num_classes).to(like.device, like.dtype)
+        self.set_submodule(self.classifier, head)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and module of each stage."""
+        names = [name for name, child in self.named_children() if isinstance(child, Stage)]
+        rows = zip(self.stage_channels, self.stage_strides, names, strict=True)
+        return [{"num_chs": channels, "reduction": stride, "module": name} for channels, stride, name in rows]
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Where the classifier is and how images are prepared: 224 px, crop ratio 0.875, bicubic, ImageNet's mean."""
+        first = self.get_submodule(self.first_conv)
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (getattr(first, "in_channels", 3), self.side, self.side),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": MEAN,
+            "std": STD,
+            "classifier": self.classifier,
+            "first_conv": self.first_conv,
+        }
+
+    default_cfg = pretrained_cfg
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Recompute the blocks of all stages in the backward pass."""
+        checkpoint_stages(self, tuple(range(1, len(self.stage_channels) + 1)) if enable else ())
+
+    def forward_intermediates(  # noqa: PLR0917 - timm's arguments
+        self,
+        images: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,  # noqa: FBT001, FBT002
+        stop_early: bool = False,  # noqa: FBT001, FBT002
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,  # noqa: FBT001, FBT002
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The maps of the stages in `indices` (a number: the last so many; None: all), and the features, unless
+        `intermediates_only`. `norm` and `stop_early` change nothing. Raises ValueError for another format."""
+        del norm, stop_early
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt} is unknown here; the maps are NCHW")
+        kept: list[torch.Tensor] = []
+        features = self.forward_features_keeping(images, kept)
+        count = len(kept)
+        if indices is None or isinstance(indices, int):
+            indices = range(count)[-(indices or count) :]
+        maps = [kept[index] for index in indices]
+        return maps if intermediates_only else (features, maps)
+
+    def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        """`forward_features`; appends the maps of all stages to `kept`."""
+        kept += self.forward_stages(images)
+        return kept[-1]
+
+
+def classifier(features: int, num_classes: int) -> nn.Module:
+    """A linear layer, or nothing for 0 classes."""
+    return nn.Linear(features, num_classes) if num_classes else nn.Identity()
+
+
+def register_timm() -> list[str]:
+    """Lets `timm.create_model(name)` build the networks of `cotnet.models`; returns the new names.
+
+    A name that timm has itself (resnet50, pvt_v2_b0) stays timm's. Settings may have timm's names: drop_rate,
+    drop_path_rate, in_chans, img_size.
+    """
+    import timm
+
+    from cotnet import models
+
+    new = [name for name in models.__all__ if not name.endswith("_model") and not timm.is_model(name)]
+    for name in new:
+        timm.models.register_model(_entrypoint(name, getattr(models, name)))
+    return new
+
+
+def _entrypoint(name: str, construct: Callable[..., Backbone]) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **given: Any) -> nn.Module:  # noqa: FBT001, FBT002
+        if pretrained:
+            raise ValueError(f"{name} has no weights to download; give a file with checkpoint_path=PATH")
+        features_only, indices = given.get("features_only", False), given.get("out_indices")
+        settings = {SETTINGS.get(key, key): value for key, value in given.items() if key not in ASIDE}
+        if features_only:
+            from timm.models._features import FeatureGetterNet
+
+            model = construct(**settings | {"num_classes": 0})
+            return FeatureGetterNet(model, out_indices=indices or range(len(model.stage_channels)))
+        return construct(**settings)
+
+    entrypoint.__name__ = name
+    entrypoint.__doc__ = inspect.getdoc(construct)
+    return entrypoint
