@@ -89,15 +89,16 @@ def to_timm(raw: dict[str, Tensor], averaged: dict[str, Tensor] | None, path: Pa
     torch.save({"state_dict": raw, **({"state_dict_ema": averaged} if averaged else {})}, path)
 
 
-def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor]) -> None:
+def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor], about: dict[str, Any]) -> None:
     """Writes an ONNX file whose convolutions and matrix products take int8 (QDQ, weights per channel).
 
-    batches: normalised images that the ranges of the activations are measured on.
+    batches: normalised images that the ranges of the activations are measured on. about: as for `to_onnx`.
 
     Raises:
         InputError: a package is missing.
     """
     require("onnx", "onnxruntime")
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -127,6 +128,9 @@ def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor]) -> None:
     finally:
         logging.getLogger().disabled = False
         prepared.unlink(missing_ok=True)
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, {ABOUT: json.dumps(about)})
+    onnx.save(proto, path)
 
 
 def require(*packages: str) -> None:
