@@ -22,7 +22,13 @@ LAYERS = (
     ("cotnet.parts", "cotnet.pages"),
     ("cotnet.dense_parts",),
     ("cotnet.commands",),
-    ("train", "evaluate", "cotnet", "cotnet.benchmarks", "cotnet.export.__main__"),  # programs: cotnet/doctor.py and others
+    (
+        "train",
+        "evaluate",
+        "cotnet",
+        "cotnet.benchmarks",
+        "cotnet.export.__main__",
+    ),  # programs: cotnet/doctor.py and others
     ("cotnet.gpu_check",),  # runs the programs and benchmarks
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""Exported files in evaluate.py: model.onnx or a .pt2 file in place of a checkpoint, with the settings that it holds."""
+"""Exported files in evaluate.py: model.onnx or a .pt2 file in place of a checkpoint, with its own settings."""
 
 from pathlib import Path
 from typing import Any

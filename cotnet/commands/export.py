@@ -9,8 +9,7 @@ from typing import Any, Final, Literal
 from cotnet import __version__, parts
 from cotnet.commands import eval_model, export_files, export_images
 from cotnet.commands.eval_look import FIXED, check_own_keys
-from cotnet.commands.eval_sets import words_of
-from cotnet.config.build import convert, require_group
+from cotnet.config.build import convert, require_group, shown
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config, flatten
 from cotnet.config.moves import stored_config
@@ -45,7 +44,9 @@ class ExportSettings(Section):
     quantize: Literal["int8"] | None = setting("of onnx: also write a file that computes in int8")
     calibration_images: int = setting("training images that the ranges of int8 are measured on", least=1)
     accuracy_images: int = setting("val images that the top-1 of the int8 file is counted on", least=1)
-    latency: bool = setting("of onnx, pt2, aoti: also measure one image in PyTorch, eager and compiled, and in the file")
+    latency: bool = setting(
+        "of onnx, pt2, aoti: also measure one image in PyTorch, eager and compiled, and in the file"
+    )
     evaluation: Path | None = setting(
         "of safetensors: a folder that evaluate.py wrote for these weights; its figures go into the model card, "
         "README.md; null: no card"
@@ -159,10 +160,18 @@ def _card(config: Config, read: eval_model.EvaluatedModel, data: DataSettings, p
     if "top1" not in figures:
         raise InputError(f"evaluation={folder} is of images without labels; evaluate a val split")
     if figures["weights_checksum"] != read.checksum:
-        raise InputError(f"evaluation={folder} is of other weights than {path}; evaluate these, weights={config['weights']}")
+        raise InputError(
+            f"evaluation={folder} is of other weights than {path}; evaluate these, weights={config['weights']}"
+        )
     checkpoint = eval_model.own_checkpoint(read.config)
     trained = stored_config(checkpoint) if checkpoint else {}
-    recipe = {key: value for group in RECIPE if group in trained for key, value in flatten({group: trained[group]}).items()}
+    recipe = {
+        key: shown(value)
+        for group in RECIPE
+        if group in trained
+        for key, value in flatten({group: trained[group]}).items()
+        if value is not None
+    }
     name = Path(figures["image_folder"])
     dataset = name.parent.name if name.name == "val" else name.name
     spec: Any = read.model.spec

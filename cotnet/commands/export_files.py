@@ -14,7 +14,7 @@ from cotnet.commands.eval_sets import read_sets
 from cotnet.commands.export_images import CPU, normalised, prepared, whole
 from cotnet.config.compose import Config
 from cotnet.engine.checkpoints import Checkpoint
-from cotnet.errors import InputError, RunError
+from cotnet.errors import RunError
 from cotnet.evaluation.suites import sample
 from cotnet.export import formats
 from cotnet.export.graph import Preprocessing, WithPreprocessing
@@ -58,7 +58,7 @@ def write_graph(made: Exported, config: Config, completed: Config, *, images: Im
     else:
         {"pt2": formats.to_pt2, "aoti": formats.to_aoti}[kind](program, unchecked, about)
     difference = compared(module, load_exported(unchecked), batches, bound=BOUNDS[kind])
-    _require_small(difference, unchecked)
+    require_small(difference, unchecked)
     unchecked.replace(path)
     say(f"{path}: at most {difference.largest:.1e} from PyTorch on {difference.images} images ({_allowed(difference)})")
     if isinstance(module, WithPreprocessing):
@@ -77,7 +77,8 @@ def _allowed(difference: Difference) -> str:
     return f"allowed: {difference.bound:g}"
 
 
-def _require_small(difference: Difference, path: Path) -> None:
+def require_small(difference: Difference, path: Path) -> None:
+    """Raises RunError if an exported file differs from PyTorch by more than its bound."""
     if not difference.small:
         raise RunError(
             f"{path} differs from PyTorch by {difference.largest:.1e}, allowed is {difference.bound:g}; "
@@ -123,8 +124,8 @@ def _write_int8(path: Path, quantized: Path, config: Config, completed: Config) 
 
 def _latency(module: nn.Module, files: dict[str, Path], images: Tensor) -> list[str]:
     """The table of milliseconds for one image."""
-    compiled = torch.compile(module)
-    models = {"PyTorch, eager": module, "PyTorch, compiled": compiled}
+    compiled: Any = torch.compile(module)
+    models: dict[str, nn.Module] = {"PyTorch, eager": module, "PyTorch, compiled": compiled}
     rows = table({**models, **{name: load_exported(path) for name, path in files.items()}}, images)
     shape = " x ".join(map(str, images.shape))
     return [f"{device_name(CPU)}, {torch.get_num_threads()} threads, images of {shape}", *rows]
@@ -136,7 +137,7 @@ def write_folder(made: Exported, config: Config, completed: Config, *, images: I
     save_pretrained(made.model, folder, preprocessing=made.preprocessing, classes=classes, card=made.card)
     batches = [normalised(completed, sizes[0]) for sizes in prepared(completed, images)]
     difference = compared(made.model, from_pretrained(folder), batches, bound=0)
-    _require_small(difference, folder / WEIGHTS)
+    require_small(difference, folder / WEIGHTS)
     card = "README.md, " if made.card else ""
     say(f"{folder}: {card}{CONFIG} and {WEIGHTS}; the same results as the checkpoint on {difference.images} images")
     if config["push"]:
@@ -146,9 +147,7 @@ def write_folder(made: Exported, config: Config, completed: Config, *, images: I
         say(f"uploaded to {config['push']}")
 
 
-def write_timm(
-    made: Exported, checkpoint: Checkpoint, completed: Config, images: ImageSet, *, folder: Path
-) -> None:
+def write_timm(made: Exported, checkpoint: Checkpoint, completed: Config, images: ImageSet, *, folder: Path) -> None:
     """Writes and checks a file that timm's load_checkpoint reads."""
     path = folder / NAMES["timm"]
     averaged = checkpoint.get("ema") or None
@@ -158,6 +157,6 @@ def write_timm(
     load_weights(other, path, ema=completed["weights"] == "ema")
     batches = [normalised(completed, sizes[0]) for sizes in prepared(completed, images)]
     difference = compared(made.model, other, batches, bound=0)
-    _require_small(difference, path)
+    require_small(difference, path)
     which = "state_dict and state_dict_ema" if averaged else "state_dict"
     say(f"{path}: {which}; the same results as the checkpoint on {difference.images} images")

@@ -43,7 +43,9 @@ def prepared(config: Config, images: ImageSet, *, more_sizes: tuple[int, ...] = 
     completed."""
     data = data_settings(config)
     data = dataclasses.replace(data, eval_batch_size=min(data.eval_batch_size, 32))
-    loader = parts.evaluation_loader(config, data, images, Ranks(rank=0, world_size=1, device=CPU), more_sizes=more_sizes)
+    loader = parts.evaluation_loader(
+        config, data, images, Ranks(rank=0, world_size=1, device=CPU), more_sizes=more_sizes
+    )
     try:
         return [tuple(part[batch.indices >= 0] for part in all_sizes(batch)) for batch in loader.batches(0)]
     finally:

@@ -102,7 +102,7 @@ def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor], about: di
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(batches)
 
@@ -154,6 +154,10 @@ def _refusing(what: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The operator that an exporter's error names, innermost first, else the error's first line."""
+    if "data-dependent" in str(error):
+        return (
+            "aten._local_scalar_dense decides by a tensor's value (if, while, float(), item()); use torch.where there"
+        )
     chain, link = [str(error)], error
     while (inner := link.__cause__ or link.__context__) is not None:
         chain.append(str(inner))

@@ -47,23 +47,21 @@ class WithPreprocessing(nn.Module):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Whole levels (B, 3, eval_size, eval_size), float32, of uint8 images (B, 3, H, W)."""
-        height, width = images.shape[2:]
-        rows, columns = (self._weights(side, torch.sym_min(height, width), images) for side in (height, width))
+        rows, columns = (self._weights(images.shape[axis], images) for axis in (2, 3))
         pixels = _whole(images.to(torch.float32) @ columns)  # PIL's order: rows of pixels first
         return _whole(rows.transpose(0, 1) @ pixels)
 
-    def _weights(self, side: int, shorter: int, images: Tensor) -> Tensor:
+    def _weights(self, side: int, images: Tensor) -> Tensor:
         """(side, eval_size): the share of each input position in each position of the crop. float64 within: a position
         in a large image needs more digits than float32 has."""
-        own = self.preprocessing
+        own, shorter = self.preprocessing, torch.sym_min(*images.shape[2:])
         resized = int(own.eval_size / own.crop_ratio) * side // shorter  # of this side, before the crop
         excess = resized - own.eval_size
         offset = excess // 2 + (excess % 2) * (excess // 2 % 2)  # half of it, rounded half to even
         places = torch.arange(own.eval_size, device=images.device, dtype=torch.float64) + offset + 0.5
-        scale = side / resized
-        stretch = torch.sym_max(scale, 1.0)
+        scale: Any = side / resized
         inputs = torch.arange(side, device=images.device, dtype=torch.float64) + 0.5
-        distance = (inputs[:, None] - places * scale).abs() / stretch
+        distance: Tensor = (inputs[:, None] - places * scale).abs() / torch.sym_max(scale, 1.0)
         weights = _bicubic(distance) if own.eval_interpolation == "bicubic" else (1 - distance).clamp(min=0)
         return (weights / weights.sum(0)).to(torch.float32)
 

@@ -32,7 +32,5 @@ def table(models: Mapping[str, nn.Module], images: Tensor) -> list[str]:
     """Lines of a table: a row for each model by its name, the first one is what the others are compared with."""
     found = {name: milliseconds(model, images) for name, model in models.items()}
     first = next(iter(found.values()))[0]
-    rows = [
-        f"{name:<24} {median:>9.2f} {slow:>9.2f} {first / median:>8.2f}x" for name, (median, slow) in found.items()
-    ]
+    rows = [f"{name:<24} {median:>9.3f} {slow:>9.3f} {first / median:>8.2f}x" for name, (median, slow) in found.items()]
     return [f"{'milliseconds per call':<24} {'median':>9} {'95 %':>9} {'speed':>9}", *rows]
