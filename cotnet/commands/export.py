@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cotnet import __version__, parts
+from cotnet import parts
 from cotnet.commands import eval_model, export_files, export_images
 from cotnet.commands.eval_look import FIXED, check_own_keys
 from cotnet.config.build import convert, require_group, shown
@@ -129,7 +129,6 @@ def _about(read: eval_model.EvaluatedModel, data: DataSettings) -> dict[str, Any
     spec: Any = read.model.spec
     return {
         "format": 1,
-        "version": __version__,
         "architecture": spec.name,
         "settings": spec.settings,
         "num_classes": read.config["backbone"]["num_classes"],

@@ -20,7 +20,7 @@ from cotnet.export import formats
 from cotnet.export.graph import Preprocessing, WithPreprocessing
 from cotnet.export.hub import CONFIG, WEIGHTS, from_pretrained, save_pretrained
 from cotnet.export.latency import table
-from cotnet.export.runtime import Difference, compared, load_exported
+from cotnet.export.runtime import ExportDifference, compared, load_exported
 from cotnet.models.weights import load_weights
 from cotnet.reporting.environment import device_name
 from cotnet.reporting.terminal import say
@@ -73,11 +73,11 @@ def write_graph(made: Exported, config: Config, completed: Config, *, images: Im
             say(line)
 
 
-def _allowed(difference: Difference) -> str:
+def _allowed(difference: ExportDifference) -> str:
     return f"allowed: {difference.bound:g}"
 
 
-def require_small(difference: Difference, path: Path) -> None:
+def require_small(difference: ExportDifference, path: Path) -> None:
     """Raises RunError if an exported file differs from PyTorch by more than its bound."""
     if not difference.small:
         raise RunError(

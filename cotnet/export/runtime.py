@@ -107,7 +107,7 @@ def _is_aoti(path: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class ExportDifference:
     """How far an exported file's results are from PyTorch's."""
 
     largest: float  # absolute; of values above 1, relative to the largest one
@@ -120,11 +120,11 @@ class Difference:
 
 
 @torch.no_grad()
-def compared(model: nn.Module, exported: nn.Module, batches: list[Tensor], *, bound: float) -> Difference:
+def compared(model: nn.Module, exported: nn.Module, batches: list[Tensor], *, bound: float) -> ExportDifference:
     """Compares an exported file with the PyTorch model on batches of images (B, 3, H, W) of any sizes."""
     largest = 0.0
     for batch in batches:
         ours, theirs = model(batch), exported(batch)
         difference = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1)
         largest = max(largest, float(difference.nan_to_num(nan=float("inf"))))
-    return Difference(largest=largest, images=sum(map(len, batches)), bound=bound)
+    return ExportDifference(largest=largest, images=sum(map(len, batches)), bound=bound)
