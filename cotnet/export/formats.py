@@ -90,7 +90,7 @@ def to_timm(raw: dict[str, Tensor], averaged: dict[str, Tensor] | None, path: Pa
 
 
 def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor], about: dict[str, Any]) -> None:
-    """Writes an ONNX file whose convolutions and matrix products take int8 (QDQ, weights per channel).
+    """Writes an ONNX file whose convolutions and matrix products take int8 (QDQ; weights of 7 bits, per channel).
 
     batches: normalised images that the ranges of the activations are measured on. about: as for `to_onnx`.
 
@@ -121,6 +121,7 @@ def quantize_int8(source: Path, path: Path, batches: Sequence[Tensor], about: di
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             per_channel=True,
+            reduce_range=True,  # 8 bits overflow in processors without VNNI: 71.0 % instead of 81.3 % on digits
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
