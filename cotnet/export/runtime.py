@@ -28,7 +28,8 @@ class ExportedModel(nn.Module):
         self._call, self.about = call, about
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._call(images.detach().cpu()).to(images.device)
+        # contiguous: AOTInductor's library takes the strides of its example for granted
+        return self._call(images.detach().cpu().contiguous()).to(images.device)
 
 
 def load_exported(path: str | Path) -> ExportedModel:
@@ -69,7 +70,7 @@ def _read_onnx(path: Path) -> Read:
         raise ValueError(str(error)) from None
 
     def call(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: images.contiguous().numpy()})[0])
+        return torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
     return call, session.get_modelmeta().custom_metadata_map[ABOUT]
 

@@ -51,6 +51,7 @@ def test_a_graph_with_preprocessing_takes_images_of_any_size(tmp_path):
         pixels = pil_to_tensor(center_crop(resized, 64)).unsqueeze(0)
         with torch.no_grad():
             expected = model((pixels / 255 - mean) / std).softmax(1)
+        assert not pil_to_tensor(picture).is_contiguous()  # as PIL's pixels lie
         torch.testing.assert_close(exported(pil_to_tensor(picture).unsqueeze(0)), expected, rtol=0, atol=1e-3)
 
 
