@@ -22,10 +22,13 @@ demo: setup
 	$(BIN)/python train.py experiment=digits output_dir=outputs/demo
 	$(BIN)/python evaluate.py checkpoint=outputs/demo/checkpoints/best.pt output_dir=outputs/demo/evaluation
 
+# A detector's small layers keep one thread busy, so two ranks share a CPU.
+TWO_RANKS = $(shell nvidia-smi -L > /dev/null 2>&1 || echo launch.ranks=2)
+
 # Drawn shapes (no download): train a small CoTNet with Mask R-CNN, evaluate its best checkpoint with pictures.
 demo-detection: setup
 	$(BIN)/python -m data.prepare shapes --out datasets/shapes
-	$(BIN)/python train.py experiment=shapes output_dir=outputs/demo-detection
+	$(BIN)/python train.py experiment=shapes $(TWO_RANKS) output_dir=outputs/demo-detection
 	$(BIN)/python evaluate.py checkpoint=outputs/demo-detection/checkpoints/best.pt output_dir=outputs/demo-detection/evaluation
 
 # What this machine has and what a run would use; make doctor ARGS="data=imagenet data.root=DIR" for another configuration.

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.contact_sheet import after_each_part, captions, contact_sheet, first_batch
 from cotnet.commands.program import one_line
 from cotnet.config.build import build
 from cotnet.config.compose import Config, compose
+from cotnet.config.plugins import admit
 from cotnet.errors import InputError
 from cotnet.settings import Settings
 from data.loading.plan import Batch
@@ -72,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with one_line(keep=False):
         config = compose("train", given.overrides)
+        admit(config.get("plugins", ()))
         settings = parts.settings_of(config)
-        train, _ = parts.read_data(settings.data)
+        train, _ = image_parts.read_data(settings.data)
         if given.images > len(train.files):
             raise InputError(f"--images {given.images}: the training set has {len(train.files)}; ask for at most these")
         found, batch = columns(config, settings, train=train, count=given.images, epoch=given.epoch)

@@ -26,7 +26,7 @@ from cotnet.headline import BOXES, MASKS, SEGMENTATION
 from cotnet.models.weights import read_file, select_state
 
 Task = DetectionTask | SegmentationTask
-KEYS = {"seed", "output_dir", "explain", "task", *parts.SECTIONS, *parts.CHOICES}
+KEYS = {"seed", "output_dir", "explain", "plugins", "task", *parts.SECTIONS, *parts.CHOICES}
 
 
 def task_of(config: Config) -> Task:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from PIL import features
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.checks import Lines, image_lines, machine_lines, show
 from cotnet.commands.program import one_line
 from cotnet.commands.train import commands_of
 from cotnet.config.compose import Config, compose
+from cotnet.config.plugins import admit
 from cotnet.engine.launch import count_ranks
 from cotnet.reporting.environment import driver, machine, versions
 from cotnet.reporting.terminal import say
@@ -59,7 +60,7 @@ def choices(config: Config) -> Lines:
     if parts.is_dense(config):
         return
     data = parts.read_settings(config).data
-    yield from image_lines(data, *parts.read_data(data))
+    yield from image_lines(data, *image_parts.read_data(data))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = given or ["experiment=digits"]
     with one_line(keep=False):
         config = compose("train", overrides)
+        admit(config.get("plugins", ()))
     run = f"A run of: train.py {' '.join(overrides)}"
     for title, page in {"This machine": hardware, "Software": software, run: lambda: choices(config)}.items():
         say(title)

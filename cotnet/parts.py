@@ -11,21 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cotnet import image_parts
 from cotnet.config.build import about, bind, build, check, convert, nearest, require_group, shown, typed
 from cotnet.config.compose import Config
+from cotnet.config.plugins import admitted
 from cotnet.engine.distributed import Ranks
+from cotnet.engine.losses import Criterion, loss_function
 from cotnet.engine.optimizer import parameter_groups
 from cotnet.engine.precision import Precision
 from cotnet.engine.schedule import WARMUP_EPOCHS, warmup_of
 from cotnet.errors import DataError, InputError
 from cotnet.models.weights import load_weights, trusted_backbone
-from cotnet.settings import OPTIMIZER, DataSettings, Pretrained, Settings
+from cotnet.settings import OPTIMIZER, DataSettings, Pretrained, Settings, TrainSettings
 from data.augmentation.settings import Augmentation
 from data.augmentation.transform import Transform, normalize
 from data.loading.plan import EvaluationPlan, TrainPlan
 from data.loading.progressive import ProgressiveLoader, ramp
 from data.sets.image_set import ImageSet
-from data.sets.read import read_splits
 
 SECTIONS: dict[str, Any] = {
     field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)
@@ -42,13 +44,13 @@ def read_settings(config: Config) -> Settings:
     """The typed sections of a training configuration; does not check the groups. Errors as settings_of."""
     if is_dense(config):
         raise InputError("task: this program is for classifiers; leave it out, and recipes of detectors and segmenters")
-    check_keys(config, {"seed", "output_dir", "explain", *SECTIONS, *CHOICES})
+    check_keys(config, {"seed", "output_dir", "explain", "plugins", "loss", *SECTIONS, *CHOICES})
     sections = run_sections(config)
     if isinstance(config["data"], Mapping) and "eval_short_side" in config["data"]:
         raise InputError("data: this image set is not for classification; add task=detection or task=segmentation")
     if str(config["loader"].get("_target_")).endswith(".DenseLoader"):
         raise InputError("loader=dense is for task=detection and task=segmentation; set loader=dali or torchvision")
-    return Settings(**sections, data=typed(DataSettings, config["data"], "data"))
+    return Settings(**sections, data=image_parts.data_settings(config["data"]))
 
 
 def run_sections(config: Config) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def run_sections(config: Config) -> dict[str, Any]:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InputError(f"seed={shown(seed)} must be a whole number from 0 to 2**63 - 1; set seed=0")
     explain = convert(config["explain"], bool, "explain")
-    return {"seed": seed, "output_dir": config["output_dir"], "explain": explain, **sections}
+    named = {"output_dir": config["output_dir"], "explain": explain, "plugins": tuple(config.get("plugins", ()))}
+    return {"seed": seed, **named, **sections}
 
 
 def check_keys(config: Config, known: set[str]) -> None:
@@ -81,11 +84,15 @@ def settings_of(config: Config) -> Settings:
     an unknown, missing, mistyped or out-of-range setting, named by its key."""
     settings = read_settings(config)
     check_backbone(config["backbone"])
-    if settings.train.checkpointing and config["backbone"]["_target_"].endswith("_model"):
+    if settings.train.checkpointing and not is_ours(config["backbone"]):
         raise InputError("train.checkpointing is for this project's own backbones; set train.checkpointing=[]")
     check_loader(config)
     check_optimizer(config)
-    training_size(build(config["augmentation"], "augmentation"), settings.data, 0)
+    augmentation = build(config["augmentation"], "augmentation")
+    if not isinstance(augmentation, Augmentation):
+        raise InputError("augmentation: derive the class of a plug-in from data.augmentation.settings.Augmentation")
+    training_size(augmentation, settings.data, 0)
+    criterion_of(config, settings.train)
     schedule_of(config)
     build(config["logger"], "logger")
     return settings
@@ -93,10 +100,16 @@ def settings_of(config: Config) -> Settings:
 
 def check_parts(config: Config) -> None:
     """Builds the cheap parts: raises InputError for settings that do not fit together."""
-    if config["backbone"]["_target_"].endswith("_model"):
+    if not is_ours(config["backbone"]):
         build_optimizer(config, [{"params": [nn.Parameter(torch.zeros(1))]}])
     else:
         optimizer_of(config, on_meta(config["backbone"]))
+
+
+def is_ours(node: Mapping[str, Any]) -> bool:
+    """Whether a backbone's node names one of this project's own: not a library's, not a plug-in's."""
+    target = str(node.get("_target_"))
+    return target.startswith("cotnet.models.") and not target.endswith("_model")
 
 
 def on_meta(node: Mapping[str, Any]) -> nn.Module:
@@ -114,7 +127,7 @@ def check_loader(config: Config) -> None:
 
 def check_backbone(node: Mapping[str, Any]) -> None:
     """Raises InputError for an unknown backbone or backbone setting."""
-    check(trusted_backbone(dict(node)), "backbone", ())
+    check(trusted_backbone(dict(node), plugins=admitted()), "backbone", ())
     start = pretrained(node)
     if start.weights is not None and not start.weights.exists():
         raise InputError(f"backbone.weights={start.weights} does not exist; give the path of a weights file")
@@ -129,7 +142,7 @@ def pretrained(node: Mapping[str, Any]) -> Pretrained:
 
 def build_backbone(node: Mapping[str, Any]) -> nn.Module:
     """The backbone of a configuration, with its `weights` loaded."""
-    model: nn.Module = build(trusted_backbone(dict(node)), "backbone")
+    model: nn.Module = build(trusted_backbone(dict(node), plugins=admitted()), "backbone")
     start = pretrained(node)
     if start.weights is not None:
         load_weights(model, start.weights, ema=start.ema, head=start.head)
@@ -188,25 +201,12 @@ def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim
     return optimizer
 
 
-def read_data(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
-    """The train and val splits, checked against the number of classes.
-
-    Raises:
-        InputError: the folder is missing, empty or inconsistent, or has another number of classes than
-            `data.num_classes`.
-    """
-    try:
-        splits = read_splits(settings.root)
-    except DataError as error:
-        names_root = str(error).startswith(f"{settings.root}:")
-        raise InputError(f"data.root{'=' if names_root else ': '}{error}") from None
-    classes = len(splits[0].classes)
-    if classes != settings.num_classes:
-        raise InputError(
-            f"{settings.root} has {classes} classes but data.num_classes is {settings.num_classes}; "
-            f"set data.num_classes={classes}"
-        )
-    return splits
+def criterion_of(config: Config, train: TrainSettings) -> Criterion:
+    """The loss of a plug-in that `loss` names, a function of `logits` and `targets`; else that of `train.loss`."""
+    if config.get("loss") is None:
+        return loss_function(train)
+    require_group(config["loss"], "loss")
+    return bind(config["loss"], "loss", later=("logits", "targets"))
 
 
 def train_loader(config: Config, settings: Settings, images: ImageSet, ranks: Ranks) -> tuple[Any, int]:

@@ -239,6 +239,11 @@ class RunSettings(Section):
     explain: bool = setting(
         "print and draw in `output_dir/explain/` what the run would be, and end: exit 0, or 2 if training is refused"
     )
+    plugins: tuple[str, ...] = setting(
+        "packages of your own whose functions and classes a `_target_` may name: `[mypackage]`; a checkpoint admits "
+        "none",
+        default=(),
+    )
     train: TrainSettings
     launch: LaunchSettings
     checkpoint: CheckpointSettings

@@ -19,7 +19,8 @@ LAYERS = (
     ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
-    ("cotnet.parts", "cotnet.pages"),
+    ("cotnet.image_parts", "cotnet.pages"),
+    ("cotnet.parts",),
     ("cotnet.dense_parts",),
     ("cotnet.commands",),
     (

@@ -31,7 +31,8 @@ wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run wou
 folder, run_id = Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(parents=True, exist_ok=True)
 for steps in sys.argv[3:]:
-    unset = {"entity": None, "notes": "a note", "job_type": None, "artifacts": False}
+    unset = dict.fromkeys(("entity", "job_type", "watch")) | {"notes": "a note"}
+    unset |= dict.fromkeys(("artifacts", "save_code", "system_metrics"), False)
     logger = WandbLogger(project="cotnet", group="g", tags=("t",), mode="offline", **unset)
     logger.start(folder, {"seed": 3}, run_id, "a-run")
     for part in steps.split(" "):
@@ -171,7 +172,8 @@ folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 metrics = folder / "metrics.jsonl"
 kept = records.read(metrics) if metrics.exists() else []
-unset = {"entity": None, "group": None, "notes": None, "job_type": None, "artifacts": False}
+unset = dict.fromkeys(("entity", "group", "notes", "job_type", "watch"))
+unset |= dict.fromkeys(("artifacts", "save_code", "system_metrics"), False)
 logger = wandb_logger.WandbLogger(project="cotnet", tags=(), mode="online", **unset)
 logger.start(folder, {}, "abcd1234", "a-run", kept=kept)
 for step in range(len(kept), len(kept) + 4):

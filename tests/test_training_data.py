@@ -7,7 +7,7 @@ import pytest
 import torch
 from programs import SMALL, assert_same_weights, checkpoint, make_digits, run
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.config.compose import compose
 from cotnet.engine.distributed import Ranks
 from cotnet.errors import InputError
@@ -22,7 +22,7 @@ def digits(tmp_path_factory):
 def open_loader(digits, *overrides):
     config = compose("train", [*SMALL, f"data.root={digits}", *overrides])
     settings = parts.settings_of(config)
-    train, _ = parts.read_data(settings.data)
+    train, _ = image_parts.read_data(settings.data)
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
     return parts.train_loader(config, settings, train, ranks)
 

@@ -14,7 +14,8 @@ from cotnet.reporting.wandb_logger import WandbLogger
 ready = wandb_logger.READY_SECONDS
 wandb_logger.READY_SECONDS = 30.0  # a busy machine may need more than a run would wait
 folder = Path(sys.argv[1])
-unset = {"entity": None, "notes": None, "job_type": None, "artifacts": False}
+unset = dict.fromkeys(("entity", "notes", "job_type", "watch"))
+unset |= dict.fromkeys(("artifacts", "save_code", "system_metrics"), False)
 logger = WandbLogger(project="cotnet", group="g", tags=("a", "b"), mode=sys.argv[2], **unset)
 
 def write(record):

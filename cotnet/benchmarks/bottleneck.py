@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.benchmarks import common
 from cotnet.commands.checks import decodes_on_gpu
 from cotnet.commands.program import one_line
@@ -60,7 +60,7 @@ class PartBench:
         self.settings = parts.settings_of(config)
         self.precision = precision_of(self.settings.train, self.device)
         set_algorithms(self.device, deterministic=self.settings.train.deterministic)
-        self.images, _ = parts.read_data(self.settings.data)
+        self.images, _ = image_parts.read_data(self.settings.data)
         self.settings.train.check_batch(1, len(self.images.files))
 
     def rate(self, step: Callable[[], int]) -> float:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
@@ -42,7 +42,7 @@ def checked(config: Config) -> Checked:
     settings = parts.settings_of(config)
     parts.check_parts(config)
     ranks = count_ranks(settings.launch.ranks)
-    train_set, val_set = parts.read_data(settings.data)
+    train_set, val_set = image_parts.read_data(settings.data)
     settings.train.check_batch(ranks, len(train_set.files))
     ExtraSets(config, settings, val_set)
     chosen = {"precision": check_machine(settings.train)}

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from cotnet import dense_parts, parts
 from cotnet.commands import eval_logger
 from cotnet.commands.dense_report import draw_pictures, write
-from cotnet.commands.eval_model import own_checkpoint, short_names
+from cotnet.commands.eval_model import TrainingRun, own_checkpoint, short_names
 from cotnet.commands.joining import joined
 from cotnet.commands.train_dense import score
 from cotnet.config import run_folder
@@ -57,6 +57,7 @@ class DenseJob:
     weights: bytes
     told: dict[str, Any]  # for metrics.json
     pictures: int
+    run_id: str  # W&B's, of the training; empty if unknown
 
 
 def run(config: Config, paths: list[Path]) -> int:
@@ -68,8 +69,7 @@ def run(config: Config, paths: list[Path]) -> int:
             raise InputError(f"{key} is for classifiers; leave it out")
     if config["compile"] not in ("auto", False):
         raise InputError(f"compile={config['compile']}: detectors and segmenters are not compiled; leave it out")
-    if eval_logger.logger_of(config) is not None:
-        raise InputError("logger: evaluations of detectors and segmenters are in report.html alone; leave it out")
+    logs = eval_logger.logger_of(config) is not None
     folder, code = Path(config["output_dir"]), 0
     names = short_names(paths) if len(paths) > 1 else [""]
     with claimed(folder):
@@ -84,6 +84,9 @@ def run(config: Config, paths: list[Path]) -> int:
                 break
             if first_process() and (page := try_report(place)):
                 say(f"to look at it: {page}")
+            if first_process() and logs and code == 0:
+                trained = [TrainingRun(run_id=job.run_id, folder=path.absolute().parent.parent)] if job.run_id else []
+                eval_logger.log_dense_evaluation({**config, "checkpoint": str(path)}, place, trained=trained)
     return code
 
 
@@ -124,7 +127,8 @@ def prepared(config: Config) -> tuple[DenseJob, int]:
             "precision": whole["train"]["precision"],
         },
     }
-    return DenseJob(config=whole, weights=to_bytes(model), told=told, pictures=config["look"]), ranks
+    run_id = checkpoint.get("progress", {}).get("run_id") or ""
+    return DenseJob(config=whole, weights=to_bytes(model), told=told, pictures=config["look"], run_id=run_id), ranks
 
 
 def recipe_config(config: Config) -> Config:
@@ -154,6 +158,7 @@ def completed(config: Config, trained: Config) -> Config:
     last = trained["train"]["channels_last"] if last is None else last
     return {
         **trained,
+        "plugins": config.get("plugins", []),  # never the checkpoint's
         "output_dir": config["output_dir"],
         "data": data,
         "loader": {**trained["loader"], **loader},

@@ -20,6 +20,7 @@ from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.errors import InputError
 from cotnet.evaluation import predictions
+from cotnet.evaluation.dense_files import PICTURES
 from cotnet.evaluation.metrics import CONFUSIONS, PER_CLASS, confusions, per_class
 from cotnet.evaluation.predictions import Predictions
 from cotnet.reporting.wandb_evaluation import EvaluationContent
@@ -28,6 +29,7 @@ from cotnet.reporting.wandb_logger import NoLogger, WandbLogger
 
 Names = tuple[Sequence[str], Sequence[str]]
 
+TRAINING_ONLY: Final = {"artifacts": False, "save_code": False, "watch": None}
 SHOWN: Final = 200  # images in the table of predictions
 PAIRS: Final = 1000  # rows of the table of confusions
 MATRIX_CLASSES: Final = 100  # a confusion matrix of more classes cannot be read
@@ -74,19 +76,58 @@ def log_evaluation(
     Raises:
         InputError: the evaluation's files cannot be read, or another process is showing them.
     """
-    logger = build({**config["logger"], "artifacts": False}, "logger")
-    folder, top = Path(leaf.folder), Path(config["output_dir"])
+    about = {"set": leaf.set, "size": leaf.size, "figures_depend_on": leaf.inputs}
+    folder = Path(leaf.folder)
+    with claimed(folder) if folder != Path(config["output_dir"]) else contextlib.nullcontext():
+        found = content(folder, images=images, names=names, trained=trained)
+        _send(config, folder, found, about=about, trained=trained, group=group)
+
+
+def log_dense_evaluation(config: Config, folder: Path, *, trained: Sequence[TrainingRun]) -> None:
+    """Makes the W&B run of a detector's or segmenter's evaluation in `folder`: figures, a table of its categories or
+    classes, the pictures. config: evaluate.py's own, with its checkpoint. Otherwise as log_evaluation."""
+    figures = json.loads((folder / METRICS).read_text())
+    each = "categories" if "categories" in figures else "classes"
+    rows = figures.pop(each)
+    listed = json.loads((folder / PICTURES).read_text())["pictures"] if (folder / PICTURES).exists() else []
+    found = EvaluationContent(
+        figures=scalars(figures),
+        root=folder,
+        predictions=(),
+        tables={each: (tuple(rows[0]), [list(row.values()) for row in rows])} if rows else {},
+        pictures=[((folder / PICTURES).parent / one["png"], one["alt"]) for one in listed],
+        training_run=_training_run(trained),
+    )
+    about = {"figures_depend_on": figures["settings"]}
+    _send(config, folder, found, about=about, trained=trained, group=group_of(config, folder, trained))
+
+
+def _send(
+    config: Config,
+    folder: Path,
+    found: EvaluationContent,
+    *,
+    about: dict[str, Any],
+    trained: Sequence[TrainingRun],
+    group: str,
+) -> None:
+    """One W&B run in `folder`; `about`: of its configuration."""
+    logger, top = build({**config["logger"], **TRAINING_ONLY}, "logger"), Path(config["output_dir"])
     runs = [one.run_id for one in trained]
-    shown = {**config, "set": leaf.set, "size": leaf.size, "figures_depend_on": leaf.inputs}
-    shown["training_run"] = runs[0] if len(runs) == 1 else runs or None
+    shown = {**config, **about, "training_run": runs[0] if len(runs) == 1 else runs or None}
     notes = f"Evaluation of {config['checkpoint']}" + (f", W&B run {', '.join(runs)}" if runs else "")
     name = "/".join([top.absolute().name, *folder.relative_to(top).parts])
-    defaults = {"job_type": "eval", "group": group, "notes": notes}
-    with claimed(folder) if folder != top else contextlib.nullcontext():
-        found = content(folder, images=images, names=names, trained=trained)
-        logger.start(folder, shown, secrets.token_hex(4), name, defaults=defaults)
-        logger.evaluation(found)
-        logger.finish(0)
+    logger.start(
+        folder, shown, secrets.token_hex(4), name, defaults={"job_type": "eval", "group": group, "notes": notes}
+    )
+    logger.evaluation(found)
+    logger.finish(0)
+
+
+def _training_run(trained: Sequence[TrainingRun]) -> tuple[str, str] | None:
+    """W&B's id and project of the one run that made the weights; None if unknown."""
+    project = began_as(trained[0].folder, trained[0].run_id)[0] if len(trained) == 1 else ""
+    return (trained[0].run_id, project) if project else None
 
 
 def content(folder: Path, *, images: Path, names: Names, trained: Sequence[TrainingRun]) -> EvaluationContent:
@@ -100,7 +141,6 @@ def content(folder: Path, *, images: Path, names: Names, trained: Sequence[Train
         tables["confusions"] = CONFUSIONS, list(confusions(table, classes, words))[:PAIRS]
     matrix = one_label and len(classes) <= MATRIX_CLASSES
     told_apart = words if len(set(words)) == len(words) else classes
-    project = began_as(trained[0].folder, trained[0].run_id)[0] if len(trained) == 1 else ""
     return EvaluationContent(
         figures=scalars(figures),
         root=images,
@@ -110,7 +150,7 @@ def content(folder: Path, *, images: Path, names: Names, trained: Sequence[Train
         labels=table.labels.tolist(),
         predicted=table.best[:, 0].tolist(),
         reliability=figures.get("reliability", ()),
-        training_run=(trained[0].run_id, project) if project else None,
+        training_run=_training_run(trained),
     )
 
 

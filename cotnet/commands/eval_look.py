@@ -65,7 +65,7 @@ def run(config: Config) -> int:
         InputError: the checkpoint, an image or a setting is wrong, or the network has no feature map.
     """
     parts.check_keys(
-        config, {*(field.name for field in dataclasses.fields(LookSettings)), "backbone", "data", "loader"}
+        config, {*(field.name for field in dataclasses.fields(LookSettings)), "backbone", "data", "loader", "plugins"}
     )
     for key in ("data", "loader"):
         require_group(config[key], key)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
@@ -23,6 +23,7 @@ from cotnet.models.weights import load_weights
 from cotnet.settings import DataSettings
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
+EXTERNAL = ("cotnet.models.torchvision_model", "cotnet.models.timm_model")
 AVERAGE_IMAGES = 10_000
 
 
@@ -143,7 +144,7 @@ def separated(config: Config) -> Config:
 
 def data_settings(config: Config) -> DataSettings:
     """`data` of a completed configuration; without a `root`, which a suite may not need, the working folder."""
-    return typed(DataSettings, {**config["data"], "root": config["data"]["root"] or "."}, "data")
+    return image_parts.data_settings({**config["data"], "root": config["data"]["root"] or "."})
 
 
 def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
@@ -192,7 +193,7 @@ def completed(config: Config, checkpoint: checkpoints.Checkpoint, *, trained: Co
     if "image_size" in backbone:  # of the position tables
         backbone["image_size"] = backbone["image_size"] or data["image_size"]
     form = {key: config[key] for key in FORM}
-    if form["fuse"] and backbone["_target_"].endswith("_model"):
+    if form["fuse"] and not parts.is_ours(backbone):
         raise InputError("fuse=true is for this project's own backbones; set fuse=false")
     if form["channels_last"] is None:
         form["channels_last"] = trained["train"].get("channels_last", False)
@@ -223,7 +224,7 @@ def _preprocessing(config: Config, checkpoint: checkpoints.Checkpoint) -> dict[s
     wanted = config["evaluation_data"]["preprocessing"]
     backbone = config.get("backbone") or (stored_config(checkpoint)["backbone"] if checkpoint else {})
     library = str(backbone.get("_target_")).rpartition(".")[2]
-    external = library.endswith("_model")
+    external = backbone.get("_target_") in EXTERNAL
     if wanted == "own" and not external:
         raise InputError("data.preprocessing=own is for torchvision's and timm's models; set it to checkpoint")
     if wanted == "checkpoint" or not external or (wanted is None and checkpoint):

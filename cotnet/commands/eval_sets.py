@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cotnet import image_parts
+from cotnet.commands import eval_model
 from cotnet.config.build import typed
 from cotnet.config.compose import Config
 from cotnet.errors import DataError, InputError
@@ -64,8 +66,8 @@ def _imagenet(config: Config, suite: SuiteSettings) -> ImageSet | None:
 
 def _val_split(config: Config, names: Sequence[str] | None) -> EvaluationSet:
     """The val split of data.root, with the labels of the model's classes."""
-    root, count = Path(config["data"]["root"]), config["backbone"]["num_classes"]
-    images = read_split(root, "val")
+    count = config["backbone"]["num_classes"]
+    images = image_parts.read_split(eval_model.data_settings(config), "val")
     subset = typed(EvaluationData, config["evaluation_data"], "data").classes == "subset"
     numbered = not config["own_checkpoint"] and all(one.isdecimal() for one in images.classes)
     if names is None and (subset or numbered) and count == len(synsets()):
@@ -131,7 +133,7 @@ def words_of(config: Config, names: Sequence[str] | None) -> tuple[tuple[str, ..
     if names is None and count == len(synsets()):
         names = synsets()
     if names is None and root is not None and config["images"] is None:
-        names = read_split(Path(root), "val").classes
+        names = image_parts.read_split(eval_model.data_settings(config), "val").classes
     if names is None:
         names = tuple(map(str, range(count)))
     return tuple(names), class_words(Path(root or config["checkpoint"]), tuple(names))

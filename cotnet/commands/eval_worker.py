@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.eval_exported import costs
 from cotnet.commands.eval_model import data_settings
 from cotnet.commands.eval_sets import read_sets
@@ -234,7 +234,7 @@ def estimate_batch_norm(
 ) -> None:
     """New BatchNorm statistics over training images in the evaluation's crop; every rank sees them all, so the result
     is the same on any number of ranks."""
-    few = sample(parts.read_data(data)[0], images)
+    few = sample(image_parts.read_data(data)[0], images)
     alone = Ranks(rank=0, world_size=1, device=precision.device)
     loader = parts.evaluation_loader(config, data, few, alone)
     prepare = parts.evaluation_transform(data, precision)

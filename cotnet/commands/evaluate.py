@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands import eval_exported, eval_logger, eval_look, eval_model, eval_report
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
@@ -36,7 +36,7 @@ from cotnet.reporting.terminal import say
 from cotnet.settings import DataSettings, LaunchSettings
 
 GROUPS = ("backbone", "data", "loader", "logger", "suite", "launch", "average")
-KEYS = {*(field.name for field in fields(EvaluateSettings)), *GROUPS}
+KEYS = {"plugins", *(field.name for field in fields(EvaluateSettings)), *GROUPS}
 
 
 def run(config: Config) -> int:
@@ -136,7 +136,7 @@ def prepared(config: Config, group: list[Path], average: int | None) -> Prepared
     read = eval_exported.read(config, group[0]) if exported else eval_model.read(config, group)
     ranks = count_ranks(typed(LaunchSettings, read.config["launch"], "launch").ranks)
     if average:
-        parts.read_data(eval_model.data_settings(read.config))
+        image_parts.read_data(eval_model.data_settings(read.config))
     return Prepared(read=read, ranks=ranks, sets=read_sets(read.config, read.classes))
 
 

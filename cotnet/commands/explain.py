@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import nn
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.checks import Lines, image_lines, machine_lines, show
 from cotnet.commands.contact_sheet import after_each_part, captions, contact_sheet, first_batch
 from cotnet.commands.lints import differences, lints, plan_of
@@ -39,7 +39,7 @@ def explain(config: Config) -> int:
     splits, absent = None, "data.root is not given"
     if not missing:
         try:
-            splits = parts.read_data(settings.data)
+            splits = image_parts.read_data(settings.data)
         except InputError as error:
             absent = str(error)
     train = splits[0] if splits else None

@@ -90,7 +90,7 @@ def checked(config: Config) -> list[Path]:
         InputError: a setting is wrong, or settings do not go together.
     """
     parts.check_keys(
-        config, {*(field.name for field in dataclasses.fields(ExportSettings)), "backbone", "data", "loader"}
+        config, {*(field.name for field in dataclasses.fields(ExportSettings)), "backbone", "data", "loader", "plugins"}
     )
     for key in ("data", "loader"):
         require_group(config[key], key)

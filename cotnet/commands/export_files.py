@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.eval_model import data_settings
 from cotnet.commands.eval_sets import read_sets
 from cotnet.commands.export_images import CPU, normalised, prepared, whole
@@ -105,7 +105,7 @@ def _preprocessing_line(
 def _write_int8(path: Path, quantized: Path, config: Config, completed: Config) -> None:
     """Writes the int8 file and prints its top-1 beside that of `path`."""
     data = data_settings(completed)
-    training = sample(parts.read_data(data)[0], config["calibration_images"])
+    training = sample(image_parts.read_data(data)[0], config["calibration_images"])
     batches = [normalised(completed, sizes[0]) for sizes in prepared(completed, training)]
     about = {**json.loads(json.dumps(load_exported(path).about)), "quantized": "int8"}
     formats.quantize_int8(path, quantized, batches, about)

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten
 from cotnet.config.continuing import memory_advice
+from cotnet.config.plugins import admit
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING, LOST, PEER_GONE
 from cotnet.engine.signals import StopRequest, stop_request
@@ -28,6 +29,7 @@ WHAT_FITS = "python -m cotnet.benchmarks.bottleneck with the same settings finds
 @contextmanager
 def joined(config: Config, store: dist.Store | None) -> Iterator[tuple[Ranks, StopRequest]]:
     """This process as one rank of a run, and its stop request."""
+    admit(config.get("plugins", ()))  # a rank is a process of its own
     minutes = typed(LaunchSettings, config["launch"], "launch").timeout_minutes
     with (
         stop_request() as stop,

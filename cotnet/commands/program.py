@@ -16,12 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cotnet.commands.reference import help_page
 from cotnet.config.build import nearest, shown
-from cotnet.config.compose import CONF, Config, flatten, resolve
+from cotnet.config.compose import CONF, Config, flatten, own_config, resolve
 from cotnet.config.continuing import default_folder
+from cotnet.config.plugins import admit
 from cotnet.engine.rank_environment import adopt_slurm
 from cotnet.engine.signals import end_with_launcher
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
-from cotnet.sweeps.command import register_sweeper
+from cotnet.sweeps.command import register_sweeper, require_own_sweeper
 
 end_with_launcher()  # this module is the first that a rank imports
 
@@ -50,8 +51,11 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
         def task(node: DictConfig) -> int:
             code = WRONG_INPUT
             multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # a job of a launcher: its sweeper asks for the code
+            with one_line(keep=False):
+                require_own_sweeper()
             with one_line(multirun) as outcome:
                 config = resolve(node)
+                admit(config.get("plugins", ()))
                 overrides = HydraConfig.get().overrides.task
                 if config.pop("sweep", None) and any(o.startswith(("sweep=", "sweep.")) for o in overrides):
                     raise InputError("sweep settings need --multirun; add it, or leave them out for a single run")
@@ -59,7 +63,8 @@ def entry(config_name: str, *, outputs: str) -> Callable[..., Callable[[], None]
                 if isinstance(given, list | dict | bool):
                     raise InputError(f"output_dir={shown(given)} must be a path, or null for a folder of its own")
                 root = config_name != "train"
-                folder = default_folder(Path(outputs), overrides, root=root) if given is None else str(given)
+                words = [*own_config(HydraConfig.get().job.config_name), *overrides]
+                folder = default_folder(Path(outputs), words, root=root) if given is None else given
                 code = main({**config, "output_dir": str(folder)})
             code = outcome.code or code
             if not multirun:

@@ -17,6 +17,7 @@ from cotnet import evaluate_settings, settings
 from cotnet.config.build import TARGETS, in_words, plain, setting_of, settings_of_target, shown, target_of
 from cotnet.config.compose import CONF, Config, flatten, unresolved
 from cotnet.config.continuing import MAY_CHANGE
+from cotnet.config.plugins import admit
 from cotnet.dense import settings as dense_settings
 from cotnet.errors import InputError
 from cotnet.settings import is_nullable
@@ -104,6 +105,7 @@ def help_page(config_name: str, overrides: list[str], about: str) -> str:
     """Groups with their members, then every setting with its value and meaning."""
     single, varied = read(overrides)  # of a --multirun
     config = unresolved(config_name, single)
+    admit(config.get("plugins", ()))
     lines = [about, "", "Groups, chosen by group=member:"]
     for group in re.findall(r"^  - (\w+):", (CONF / f"{config_name}.yaml").read_text(), re.MULTILINE):
         lines.append(_wrapped(f"  {group + ':':<14}{', '.join(members(group))}", 16))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cotnet import parts
+from cotnet.config import recipes
 from cotnet.config.build import build
 from cotnet.config.compose import Config
 from cotnet.engine.distributed import Ranks, synchronised
@@ -48,6 +49,8 @@ def reporting(
     """Rank 0's reports, no-op reports elsewhere; every rank gets the logger's run id."""
     reports = Reports()
     if ranks.first:
+        start = start_of(state.step, ranks.world_size)
+        overrides = [word for word in start["command"][1:] if "=" in word and not word.startswith("-")]
         reports = RunReports(
             Path(config["output_dir"]),
             build(config["logger"], "logger"),
@@ -55,8 +58,8 @@ def reporting(
             epochs=settings.train.epochs,
             max_steps=settings.train.max_steps,
             classes=config["data"]["num_classes"],
-            config=config,
-            environment=start_of(state.step, ranks.world_size),
+            config=config | {"recipe": recipes.named_in(overrides), "overrides": overrides},
+            environment=start,
             steps_per_epoch=steps_per_epoch,
             terminal=sys.stdout.isatty(),
             page=try_report,

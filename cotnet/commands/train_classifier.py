@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cotnet import parts
+from cotnet import image_parts, parts
 from cotnet.commands.extra_sets import ExtraSets
 from cotnet.commands.run_parts import new_state, reporting
 from cotnet.config.build import build
@@ -20,7 +20,6 @@ from cotnet.engine.compilation import compile_mode, compiled_or_not
 from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import evaluate, figures
-from cotnet.engine.losses import loss_function
 from cotnet.engine.precision import precision_of
 from cotnet.engine.side_stream import beside_the_step
 from cotnet.engine.signals import StopRequest
@@ -84,7 +83,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
     set_algorithms(ranks.device, deterministic=settings.train.deterministic)
-    train_set, val_set = parts.read_data(settings.data)
+    train_set, val_set = image_parts.read_data(settings.data)
     state = new_state(config, settings, precision, lambda: backbone_of(config, settings))
     state.image_set, state.classes = train_set.fingerprint, train_set.classes
     last = folder / "checkpoints" / "last.pt"
@@ -104,7 +103,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
             seed=settings.seed,
             precision=precision,
             ddp_model=ddp_model,
-            objective=classification(loss_function(settings.train), precision),
+            objective=classification(parts.criterion_of(config, settings.train), precision),
             schedule=parts.schedule_of(config),
             data=beside_the_step(data, ranks.device),
             output=Output(folder=folder, config=json.dumps(config), saving=settings.checkpoint, reports=reports),

@@ -6,9 +6,9 @@ Every mistake is an InputError that names its key.
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import math
-import pkgutil
 import re
 import types
 import typing
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from cotnet.config import plugins
 from cotnet.errors import DataError, InputError
 from cotnet.settings import Setting, is_nullable
 
@@ -30,6 +31,11 @@ TARGETS = {
     "loader": r"(data\.loading\.(dali|torchvision)|cotnet\.dense\.loader)\.[A-Z]\w*",
     "logger": r"cotnet\.reporting\.\w+\.[A-Z]\w*",
     "backbone": r"cotnet\.models\.[a-z]\w*",
+}
+# What to do about a package that a target imports and that is not installed.
+EXTRAS = {
+    "timm": "pip install 'cotnet[timm]'",
+    "nvidia": "pip install 'cotnet[cu13]' (cu12 for CUDA 12), or set loader=torchvision",
 }
 
 
@@ -87,12 +93,18 @@ def check(node: Mapping[str, Any], key: str, given: Iterable[str]) -> None:
 def target_of(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
     """The function or class that a node of the group `key` names; InputError for one that is not allowed or missing."""
     name = node.get("_target_")
-    if not isinstance(name, str) or not re.fullmatch(TARGETS[key], name):
-        raise InputError(f"{key}._target_ {name!r} is not allowed; it must match {TARGETS[key]}")
+    if isinstance(name, str) and plugins.admits(name):
+        return plugins.target(name, key)
+    pattern = TARGETS.get(key)
+    if not isinstance(name, str) or not pattern or not re.fullmatch(pattern, name):
+        wanted = f"it must match {pattern}" if pattern else "only a package of your own has one"
+        raise InputError(f"{key}._target_ {name!r} is not allowed; {wanted}{plugins.advice(name)}")
     try:
-        target = pkgutil.resolve_name(name)
+        module, _, own = name.rpartition(".")
+        target = getattr(importlib.import_module(module), own)
     except (ImportError, AttributeError) as error:
-        extra = "; pip install 'cotnet[timm]'" if name.startswith("timm.") and isinstance(error, ImportError) else ""
+        missing = str(error.name).partition(".")[0] if isinstance(error, ImportError) else ""
+        extra = f"; {EXTRAS[missing]}" if missing in EXTRAS else ""
         raise InputError(f"{key}._target_ {name!r} cannot be imported: {str(error).splitlines()[-1]}{extra}") from None
     if not callable(target):
         raise InputError(f"{key}._target_ {name!r} is not a function or class")

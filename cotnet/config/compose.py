@@ -1,7 +1,7 @@
 """Hydra's composition as plain dictionaries. Only this module, commands/program.py and the sweeps see Hydra."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ EXAMPLES = {
 T = TypeVar("T")
 Config = dict[str, Any]
 
+PROGRAMS = ("train", "evaluate", "look")  # configurations that programs choose themselves
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
@@ -49,15 +50,14 @@ def resolve(node: DictConfig) -> Config:
     if missing:
         example = EXAMPLES.get(missing[0], "VALUE")
         raise InputError(f"{missing[0]} is required; set {missing[0]}={example}")
-    return _without_no_task(OmegaConf.to_container(node, resolve=True))
+    return _without_empty(OmegaConf.to_container(node, resolve=True))
 
 
-def _without_no_task(container: Any) -> Config:
-    """Without an empty `task`, which means classification: configurations that were stored earlier have none."""
+def _without_empty(container: Any, keys: Sequence[str] = ("task", "plugins")) -> Config:
+    """Without an empty `task`, which means classification, and without empty `plugins`: configurations that were stored
+    earlier have none."""
     config = typing.cast(Config, container)
-    if not config.get("task"):
-        config.pop("task", None)
-    return config
+    return {key: value for key, value in config.items() if value or key not in keys}
 
 
 def chosen(group: str) -> str | None:
@@ -66,6 +66,11 @@ def chosen(group: str) -> str | None:
         return None
     name = HydraConfig.get().runtime.choices.get(group)
     return None if name is None else str(name)
+
+
+def own_config(name: str | None) -> list[str]:
+    """`config=NAME` if `--config-name` chose another main configuration than a program does: a part of folder names."""
+    return [] if name is None or name.removesuffix(".yaml") in PROGRAMS else [f"config={name}"]
 
 
 def compose(config_name: str, overrides: list[str]) -> Config:
@@ -81,7 +86,8 @@ def unresolved(config_name: str, overrides: list[str]) -> Config:
     """The composed configuration for people to read; a value that has no default is "???"."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         node = hydra.compose(config_name, overrides=overrides)
-    return _without_no_task(OmegaConf.to_container(node, resolve=True, throw_on_missing=False))
+    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    return _without_empty(container, ("task",))
 
 
 def to_yaml(config: Config) -> str:

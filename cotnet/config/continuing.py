@@ -124,7 +124,8 @@ def memory_advice(values: Mapping[str, Any], *, begun: bool) -> str:
         "train.checkpointing": "set train.checkpointing=[1,2]",
         "train.accumulation": f"set train.accumulation={2 * (values.get('train.accumulation') or 1)}",
     }
-    if values.get("train.checkpointing") or str(values.get("backbone._target_")).endswith("_model"):
-        del advice["train.checkpointing"]  # set already, or not for backbones of other libraries
+    ours = re.fullmatch(r"cotnet\.models\.(?!\w*_model$)\w+", str(values.get("backbone._target_")))
+    if values.get("train.checkpointing") or not ours:
+        del advice["train.checkpointing"]  # set already, or not for backbones of others
     known: Iterable[str] = (key for key in advice if key in values and not (begun and rule(key) is None))
     return " or ".join(advice[key] for key in known)

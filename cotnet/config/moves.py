@@ -21,6 +21,9 @@ ADDED: Final = {
     "evaluation.extra": None,
     "evaluation.root": None,
     "logger.artifacts": False,
+    "logger.save_code": False,
+    "logger.system_metrics": False,
+    "logger.watch": None,
 }
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}

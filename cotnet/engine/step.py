@@ -32,6 +32,7 @@ class Reports:
 
     def epoch(self, state: State) -> None: ...  # begins or continues
     def step(self) -> None: ...  # has ended
+    def gradients(self, state: State) -> None: ...  # of the step that ends: of all ranks, clipped, not yet dropped
     def train(self, record: dict[str, float]) -> None: ...  # averages over the steps since the last log line
     def validation(self, record: dict[str, float], state: State) -> None: ...  # results of an evaluation
     def before_save(self) -> None: ...  # records up to now must reach the disk before a checkpoint
@@ -168,6 +169,7 @@ def train_step(context: TrainContext, state: State, images: Any, targets: Any, i
     norm = clip_gradients(state.model, context.settings)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    context.output.reports.gradients(state)
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update()
     if state.scaler.is_enabled():  # the scaler skips a step whose gradients overflow, and lowers its scale

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cotnet import parts, records
+from cotnet import image_parts, parts, records
 from cotnet.benchmarks import common
 from cotnet.benchmarks.bottleneck import PartBench
 from cotnet.benchmarks.loader import make_photographs
@@ -147,7 +147,7 @@ def memory(bench: Bench) -> Iterator[Claim]:
     config = compose("train", overrides(bench))
     settings = parts.settings_of(config)
     ranks = Ranks(rank=0, world_size=1, device=bench.device)
-    train_set, _ = parts.read_data(settings.data)
+    train_set, _ = image_parts.read_data(settings.data)
     loader, _ = parts.train_loader(config, settings, train_set, ranks)
     with closing(loader):
         held = [held_after(loader.batches(epoch), bench) for epoch in range(5)]

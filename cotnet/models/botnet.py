@@ -23,6 +23,10 @@ __all__ += ["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "bo
 ALL = tuple(range(36))  # more blocks than any stage has
 
 
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("relative_logits")
+
+
 class BoTAttention(nn.Module):
     """Multi-head self-attention over a map with relative positions: (B, width, H, W) -> the same, any H and W.
 
@@ -74,10 +78,7 @@ class BoTAttention(nn.Module):
 
     def position_logits(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """q r^T for all pairs of positions: (B, heads, N, d) -> (B, heads, N, N)."""
-        query = query.unflatten(2, (height, width))
-        rows = torch.einsum("bhyxd,yzd->bhyxz", query, by_offset(self.vertical, height))
-        columns = torch.einsum("bhyxd,xwd->bhyxw", query, by_offset(self.horizontal, width))
-        return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
+        return relative_logits(query, self.vertical, self.horizontal, height=height, width=width)
 
     def resize_tables(self, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         """Resample tables of another nominal side to this layer's."""
@@ -85,6 +86,16 @@ class BoTAttention(nn.Module):
             table = state_dict.get(prefix + name)
             if table is not None and table.shape != own.shape and table.shape[1:] == own.shape[1:]:
                 state_dict[prefix + name] = resample(table, own.shape[0])
+
+
+def relative_logits(
+    query: torch.Tensor, vertical: torch.Tensor, horizontal: torch.Tensor, *, height: int, width: int
+) -> torch.Tensor:
+    """q r^T for all pairs of positions, r the sum of two tables' embeddings: (B, heads, N, d) -> (B, heads, N, N)."""
+    query = query.unflatten(2, (height, width))
+    rows = torch.einsum("bhyxd,yzd->bhyxz", query, by_offset(vertical, height))
+    columns = torch.einsum("bhyxd,xwd->bhyxw", query, by_offset(horizontal, width))
+    return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
 
 
 def resample(table: torch.Tensor, offsets: int) -> torch.Tensor:
@@ -116,10 +127,12 @@ def botnet50(
     stride: Annotated[int, Setting("stride of the last stage", least=1)] = 2,
     heads: Annotated[int, Setting("attention heads; a divisor of the stages' width", least=1)] = 4,
     positions: Annotated[bool, Setting("attention to relative positions, beside that to content")] = True,
+    added: Annotated[int, Setting("attending blocks that follow the last stage's three", least=0)] = 0,
     **common: Unpack[CommonConfig],
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1)."""
-    return _botnet((3, 4, 6, 3), image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
+    c5, depths = (*c5, *range(3, 3 + added)), (3, 4, 6, 3 + added)
+    return _botnet(depths, image_size, c4=c4, c5=c5, stride=stride, heads=heads, positions=positions, **common)
 
 
 @constructor

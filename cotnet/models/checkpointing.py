@@ -18,10 +18,26 @@ def checkpoint_stages(model: nn.Module, stages: tuple[int, ...]) -> None:
 
     Raises ValueError if the model has no such stage; models of other libraries have none.
     """
-    present = range(1, len(getattr(model, "stage_channels", ())) + 1)
-    if not set(stages) <= set(present) or not hasattr(model, "checkpointing"):
-        raise ValueError(f"{type(model).__name__} has the stages {list(present)}, not {list(stages)}")
-    model.checkpointing = stages  # type: ignore[assignment]
+    present = [child for child in model.children() if isinstance(child, Stage)]
+    numbers = range(1, len(present) + 1)
+    if not set(stages) <= set(numbers):
+        raise ValueError(f"{type(model).__name__} has the stages {list(numbers)}, not {list(stages)}")
+    for number, stage in zip(numbers, present, strict=True):
+        stage.recompute = number in stages
+
+
+class Stage(nn.Sequential):
+    """Blocks in a row: x -> block(x, *shared) for each. The backward pass recomputes them while `recompute` is set.
+
+    Networks call their stages as modules, so that hooks on a stage fire and FSDP can shard it.
+    """
+
+    recompute = False
+
+    def forward(self, x: torch.Tensor, *shared: Any) -> torch.Tensor:
+        for block in self:
+            x = recomputed(block, x, *shared) if self.recompute else block(x, *shared)
+        return x
 
 
 def recomputed(block: nn.Module, *inputs: object) -> torch.Tensor:

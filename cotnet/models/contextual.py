@@ -4,7 +4,7 @@ Li et al., "Contextual Transformer Networks for Visual Recognition" (2021), sect
 authors' release.
 """
 
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,10 @@ from cotnet.ops.toolchain import missing_for_kernels
 
 Fusion = Literal["static", "dynamic", "linear", "attention"]
 CHANNELS_PER_KERNEL = 8  # channels that share one local kernel; the paper's C_h heads are C / CHANNELS_PER_KERNEL
+
+
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("local_aggregation")
 
 
 class CoTLayer(nn.Module):
@@ -89,23 +93,29 @@ class CoTLayer(nn.Module):
         """The embedding of [keys, queries]: twice (B, C, H, W) -> (B, groups, G, K * K, H, W).
 
         The first convolution is linear: it is applied to each and the results are added. This saves the memory of a
-        concatenation. With groups, its input channels alternate between queries and keys, so each group sees both.
+        concatenation. With groups, its input channels alternate between queries and keys, so each group sees both. A
+        convolution that carries hooks or parametrizations, or was replaced, is called with the concatenation.
         """
         first, *others, last, norm = self.embed
-        assert isinstance(first, nn.Conv2d)
-        assert isinstance(last, nn.Conv2d)
-        assert isinstance(norm, nn.GroupNorm)
+        if is_plain(first):
+            y = self.embed_apart(first, queries, keys)
+        else:
+            y = first(torch.stack([queries, keys], 2 if self.groups > 1 else 1).flatten(1, 2))
+        for layer in others:
+            y = layer(y)
+        compiled = torch.compiler.is_compiling() and y.is_cuda and y.is_contiguous(memory_format=torch.channels_last)
+        if compiled and is_plain(last) and isinstance(norm, nn.GroupNorm):
+            return taps_before_groups(y, last, norm)
+        return norm(last(y)).unflatten(1, (self.groups, -1, self.kernel_positions))
+
+    def embed_apart(self, first: nn.Conv2d, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """The first convolution of the embedding without the concatenation of its inputs."""
         if self.groups == 1:
             of_queries, of_keys = first.weight.chunk(2, 1)
         else:
             of_queries, of_keys = first.weight[:, 0::2], first.weight[:, 1::2]
         y = F.conv2d(queries, of_queries, first.bias, groups=self.groups)
-        y = y.add_(F.conv2d(keys, of_keys, groups=self.groups))
-        for layer in others:
-            y = layer(y)
-        if torch.compiler.is_compiling() and y.is_cuda and y.is_contiguous(memory_format=torch.channels_last):
-            return taps_before_groups(y, last, norm)
-        return norm(last(y)).unflatten(1, (self.groups, -1, self.kernel_positions))
+        return y.add_(F.conv2d(keys, of_keys, groups=self.groups))
 
     def fuse(self, static_context: torch.Tensor, dynamic_context: torch.Tensor) -> torch.Tensor:
         """Attention over the two contexts, channel by channel, as in selective kernels (Li et al., 2019).
@@ -120,6 +130,12 @@ class CoTLayer(nn.Module):
         dynamic, static = self.se(pooled).unflatten(1, (-1, 2)).unbind(2)  # (B, C, 1, 1) each
         gate = (dynamic - static).sigmoid().to(static_context.dtype)
         return torch.lerp(static_context, dynamic_context, gate)
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a call only convolves with the weight: a Conv2d without hooks or parametrizations."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(module) is nn.Conv2d and not any(getattr(module, name) for name in hooks)
 
 
 def taps_before_groups(x: torch.Tensor, conv: nn.Conv2d, norm: nn.GroupNorm) -> torch.Tensor:

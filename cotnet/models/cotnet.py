@@ -6,13 +6,13 @@ those of the authors' release.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, Unpack
 
 from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
-from cotnet.models.resnet import convolution, small_resnet
+from cotnet.models.resnet import StageNumbers, in_stages, small_resnet
 from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, SmallWidth, deep_stem, pooled_projection, stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
@@ -20,7 +20,6 @@ from cotnet.settings import Setting
 __all__ = ["cotnet50", "cotnet101", "cotnet_small", "cotnext50_2x48d", "cotnext101_2x48d"]
 __all__ += ["se_cotnetd_50", "se_cotnetd_101", "se_cotnetd_152"]
 
-StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
 Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; the others are convolutions")]
 CoTFusion = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
 
@@ -119,8 +118,7 @@ def _cotnet(
     **common: Any,
 ) -> ResNet:
     attend = partial(operator, fusion=fusion, kernel_size=kernel_size, dilation=dilation)
-    blocks = [[attend if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
-    return ResNet(stem, blocks, width=width, **common)
+    return ResNet(stem, in_stages(attend, stages, depths), width=width, **common)
 
 
 def _se_cotnetd(

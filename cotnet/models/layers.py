@@ -1,5 +1,6 @@
 """Layers that more than one family uses."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,11 +67,20 @@ class InputDtypeGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
-        if not input.is_cuda:
-            return super().forward(input)
-        with torch.autocast("cuda", enabled=False):
-            weight, bias = (parameter.to(input.dtype) for parameter in (self.weight, self.bias))
-            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+        return group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+
+
+def group_norm(
+    maps: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, *, eps: float
+) -> torch.Tensor:
+    """`F.group_norm`, without autocast on a GPU."""
+    if not maps.is_cuda:
+        return F.group_norm(maps, groups, weight, bias, eps)
+    with torch.autocast("cuda", enabled=False):
+        return F.group_norm(maps, groups, weight.to(maps.dtype), bias.to(maps.dtype), eps)
+
+
+torch.fx.wrap("group_norm")  # torch.fx records the call whole
 
 
 class SqueezeExcite(nn.Module):
@@ -112,6 +122,39 @@ class SplitAttention(nn.Module):
         logits = self.fc2(self.act1(self.bn1(self.fc1(pooled)))).unflatten(1, (self.radix, -1))
         attention = logits.softmax(1) if self.radix > 1 else logits.sigmoid()
         return (splits * attention).sum(1)
+
+
+class SelectiveKernel(nn.Module):
+    """3x3 convolutions of dilation 1 and 2, summed with weights that attention over both gives each channel.
+
+    (B, width, H, W) -> (B, width, H / stride, W / stride). Li et al., "Selective Kernel Networks" (2019), section 3.1;
+    the 5x5 kernel is a dilated 3x3 one, as there. Names are those of timm's layer. Raises ValueError if `groups` does
+    not divide `width`.
+    """
+
+    def __init__(self, width: int, stride: int = 1, *, groups: int = 32) -> None:
+        super().__init__()
+        if width % groups:
+            raise ValueError(f"SelectiveKernel cannot divide {width} channels into {groups} groups; give a divisor")
+        paths = [conv_norm(width, width, 3, stride, dilation=dilation, groups=groups) for dilation in (1, 2)]
+        self.paths = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.ReLU(inplace=True))) for conv, norm in paths
+        )
+        hidden = max(width // 16, 32)
+        self.attn = nn.Sequential(
+            OrderedDict(
+                fc_reduce=nn.Conv2d(width, hidden, 1, bias=False),
+                bn=nn.BatchNorm2d(hidden),
+                act=nn.ReLU(inplace=True),
+                fc_select=nn.Conv2d(hidden, 2 * width, 1, bias=False),
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = (path(x) for path in self.paths)
+        logits = self.attn((first + second).mean((2, 3), keepdim=True)).unflatten(1, (2, -1))
+        attention = logits.softmax(1)  # (B, 2, width, 1, 1)
+        return first * attention[:, 0] + second * attention[:, 1]
 
 
 class BlurPool(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cotnet.models.checkpointing import recomputed
+from cotnet.models.checkpointing import Stage
 from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.resnet_base import CommonConfig, ImageSize
 from cotnet.models.spec import constructor
@@ -21,6 +21,12 @@ from cotnet.models.spec import constructor
 __all__ = ["pvt_large", "pvt_medium", "pvt_small", "pvt_tiny"]
 WIDTHS, HEADS, REDUCTIONS, EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 PATCHES = (4, 2, 2, 2)
+
+
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("at_least")
+torch.fx.wrap("resize_table")
+torch.fx.wrap("to_maps")
 
 
 class PatchEmbedding(nn.Module):
@@ -125,7 +131,6 @@ class PVT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.checkpointing: tuple[int, ...] = ()
         self.sides = tuple(max(image_size // stride, 1) for stride in self.stage_strides)
         rates = growing(drop_path, sum(depths))
         for i, width in enumerate(WIDTHS):
@@ -135,7 +140,7 @@ class PVT(nn.Module):
             blocks = [
                 EncoderBlock(width, HEADS[i], REDUCTIONS[i], EXPANSIONS[i], next(rates)) for _ in range(depths[i])
             ]
-            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            self.add_module(f"block{i + 1}", Stage(*blocks))
         self.cls_token: nn.Parameter | None = nn.Parameter(torch.zeros(1, 1, WIDTHS[-1]))
         self.norm = nn.LayerNorm(WIDTHS[-1], eps=1e-6)
         self.dropout = nn.Dropout(dropout)
@@ -196,9 +201,7 @@ class PVT(nn.Module):
                 tokens = torch.cat([token.expand(x.shape[0], -1, -1), tokens], 1)
                 positions = torch.cat([table[:, :1], positions], 1)
             tokens = tokens + positions
-            for block in getattr(self, f"block{i + 1}"):
-                again = i + 1 in self.checkpointing
-                tokens = recomputed(block, tokens, size) if again else block(tokens, size)
+            tokens = getattr(self, f"block{i + 1}")(tokens, size)
             x = to_maps(tokens if token is None else tokens[:, 1:], size)
             maps.append(x)
         return maps, tokens

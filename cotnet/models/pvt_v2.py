@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cotnet.models.checkpointing import recomputed
+from cotnet.models.checkpointing import Stage
 from cotnet.models.layers import DropPath, growing, new_head
 from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, to_maps, to_tokens
 from cotnet.models.resnet_base import CommonConfig
@@ -128,6 +128,10 @@ class StageNorm(nn.LayerNorm):
         return to_maps(super().forward(tokens), size)
 
 
+# torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("to_maps")
+
+
 class PVTv2(nn.Module):
     """Images (B, C, H, W) of any size -> logits (B, num_classes).
 
@@ -149,7 +153,6 @@ class PVTv2(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(widths)
         rates = growing(drop_path, sum(depths))
         for i, width in enumerate(widths):
@@ -159,7 +162,7 @@ class PVTv2(nn.Module):
                 PVTv2Block(width, HEADS[i], **shape, linear=linear, drop_path=next(rates)) for _ in range(depths[i])
             ]
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(before, width, PATCHES[i], overlap=True))
-            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            self.add_module(f"block{i + 1}", Stage(*blocks))
             self.add_module(f"norm{i + 1}", StageNorm(width, eps=1e-6))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], num_classes)
@@ -174,10 +177,8 @@ class PVTv2(nn.Module):
         x, maps = images, []
         for number in range(1, len(self.stage_channels) + 1):
             x = self.get_submodule(f"patch_embed{number}")(x)
-            size, tokens = x.shape[2:], to_tokens(x)
-            for block in self.get_submodule(f"block{number}").children():
-                again = number in self.checkpointing
-                tokens = recomputed(block, tokens, size) if again else block(tokens, size)
+            size = x.shape[2:]
+            tokens = self.get_submodule(f"block{number}")(to_tokens(x), size)
             x = self.get_submodule(f"norm{number}")(tokens, size)
             maps.append(x)
         return maps

@@ -6,11 +6,11 @@ ResNeXt, timm's for the others.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 from torch import nn
 
-from cotnet.models.layers import Activation, BlurredConv2d, SplitAttention, SqueezeExcite, conv_norm
+from cotnet.models.layers import Activation, BlurredConv2d, SelectiveKernel, SplitAttention, SqueezeExcite, conv_norm
 from cotnet.models.resnet_base import (
     CommonConfig,
     Operator,
@@ -22,10 +22,21 @@ from cotnet.models.resnet_base import (
     stem,
 )
 from cotnet.models.spec import constructor
+from cotnet.settings import Setting
 
 __all__ = ["resnet50", "resnet50_blurpool", "resnet50d", "resnet101", "resnet101d", "resnet152", "resnet_small"]
 __all__ += ["resnest50", "resnest101", "resnext50_32x4d", "resnext101_32x4d"]
-__all__ += ["seresnet50", "seresnet50d", "seresnet101"]
+__all__ += ["seresnet50", "seresnet50d", "seresnet101", "sknet50"]
+
+
+StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
+OperatorStages = Annotated[StageNumbers, Setting("stages, from 1, that use the operator; the others are convolutions")]
+DEPTHS = (3, 4, 6, 3)  # blocks in the stages of ResNet-50
+
+
+def in_stages(operator: Operator, stages: Sequence[int], depths: Sequence[int]) -> list[list[Operator]]:
+    """The operator in all blocks of `stages`, counted from 1, and convolutions in the others."""
+    return [[operator if level in stages else convolution] * depth for level, depth in enumerate(depths, start=1)]
 
 
 def convolution(width: int, stride: int, *, groups: int = 1, act: Activation = nn.ReLU) -> dict[str, nn.Module]:
@@ -53,6 +64,11 @@ def split_attention(width: int, stride: int) -> dict[str, nn.Module]:
 
 
 grouped = partial(convolution, groups=32)  # the operator of ResNeXt
+
+
+def selective_kernel(width: int, stride: int) -> dict[str, nn.Module]:
+    """The operator of SKNet."""
+    return {"conv2": SelectiveKernel(width, stride)}
 
 
 @constructor
@@ -119,6 +135,16 @@ def seresnet101(**common: Unpack[CommonConfig]) -> ResNet:
 def seresnet50d(**common: Unpack[CommonConfig]) -> ResNet:
     """SE-ResNetD-50: the gates of SE-ResNet in a ResNet-50-D; 28.1 M parameters."""
     return _resnet_d((3, 4, 6, 3), gate=SqueezeExcite, **common)
+
+
+@constructor
+def sknet50(
+    *,
+    stages: OperatorStages = (1, 2, 3, 4),
+    **common: Unpack[CommonConfig],
+) -> ResNet:
+    """SKNet-50: Li et al., "Selective Kernel Networks" (2019), table 1; 27.5 M parameters."""
+    return ResNet(stem, in_stages(selective_kernel, stages, DEPTHS), width=128, **common)
 
 
 @constructor

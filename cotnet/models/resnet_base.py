@@ -5,7 +5,7 @@ operator and a 1x1 convolution, added to its shortcut (section 4.1, figure 5). T
 a stage lists one operator per block. Module names, and so state-dict keys, are the published ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from operator import mul
@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, TypedDict
 import torch
 from torch import nn
 
-from cotnet.models.checkpointing import recomputed
+from cotnet.models.checkpointing import Stage
 from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_norm, growing, new_head
 from cotnet.settings import Setting
 
@@ -125,6 +125,7 @@ class ResNet(nn.Module):
     inside and outside the blocks, are the first stage's and double from stage to stage (table 1); the first block of a
     stage takes its stride. `drop_path` is the probability in the last block; it grows linearly with depth (Huang et
     al., "Deep Networks with Stochastic Depth", 2016, equation 4). `dropout` applies to the pooled features.
+    `extra` maps a stage, counted from 1, to a module of its channels, (B, C, H, W) -> the same, before its last block.
     `zero_last_norm` starts every block as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
     5.1).
     """
@@ -140,6 +141,7 @@ class ResNet(nn.Module):
         shortcut: Projection = projection,
         gate: Gate | None = None,
         act: Activation = nn.ReLU,
+        extra: Mapping[int, Callable[[int], nn.Module]] | None = None,
         zero_last_norm: bool = True,
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -152,13 +154,12 @@ class ResNet(nn.Module):
             self.add_module(name, module)
         self.in_order = tuple(first.modules)
         self.stages = tuple(f"layer{number}" for number in range(1, len(blocks) + 1))
-        self.checkpointing: tuple[int, ...] = ()
         self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
         self.stage_strides = tuple(accumulate([first.stride, *strides], mul))[1:]
         before, rates = first.channels, growing(drop_path, sum(map(len, blocks)))
         block = partial(Bottleneck, shortcut=shortcut, gate=gate, act=act)
         for level, (name, after) in enumerate(zip(self.stages, self.stage_channels, strict=True)):
-            stage = nn.Sequential()
+            stage = Stage()
             for operator, rate in zip(blocks[level], rates, strict=False):
                 inside, stride = width * 2**level, 1 if len(stage) else strides[level]
                 stage.append(block(before, after, width=inside, stride=stride, operator=operator, drop_path=rate))
@@ -168,13 +169,15 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(before, num_classes)
         initialize(self, zero_last_norm=zero_last_norm)
+        for level, make in (extra or {}).items():
+            stage = getattr(self, f"layer{level}")
+            stage.insert(len(stage) - 1, make(self.stage_channels[level - 1]))
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         x, maps = chain(self, self.in_order, images), []
-        for number, name in enumerate(self.stages, start=1):
-            for block in getattr(self, name):
-                x = recomputed(block, x) if number in self.checkpointing else block(x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
             maps.append(x)
         return maps
 

@@ -1,8 +1,9 @@
 """The model zoo as a table: parameters and multiply-adds, counted now, beside the published figures."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cotnet import models
 from cotnet.models.contextual import CoTLayer
+from cotnet.models.local_attention import LocalRelation, StandAloneAttention, StandAloneStem
 from cotnet.models.pvt_v2 import AveragePool
 
 
@@ -31,6 +33,8 @@ class Published:
 COTNET = "Li et al. 2021, 350 epochs"
 PVT = "Wang et al. 2021"
 PVT_V2 = "Wang et al. 2022 ³"
+STAND_ALONE = "Ramachandran et al. 2019 ⁴"
+AA_RESNET = "Bello et al. 2019 ⁴"
 BOTNET = "Srinivas et al. 2021 ¹"
 TORCHVISION = "torchvision, V1 weights"
 
@@ -83,8 +87,23 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ("seresnet50", 224): Published(source="Hu et al. 2018, table 2 ¹", top1=76.7, top5=93.4),
     ("seresnet101", 224): Published(source="Hu et al. 2018, table 2 ¹", top1=77.6, top5=93.9),
     ("seresnet50d", 224): None,
+    ("sknet50", 224): Published(source="Li et al. 2019 ⁴", parameters=27.5, multiply_adds=4.5, top1=79.2),
+    ("stand_alone50", 224): Published(source=STAND_ALONE, parameters=18.0, multiply_adds=3.6, top1=77.6),
+    ("lr_net50", 224): Published(source="Hu et al. 2019 ⁴", parameters=23.3, multiply_adds=4.3, top1=77.3, top5=93.6),
+    ("halonet50", 224): None,
+    ("aa_resnet50", 224): Published(source=AA_RESNET, parameters=25.8, multiply_adds=4.2, top1=77.7, top5=93.8),
+    ("lambda_resnet50", 224): Published(source="Bello 2021 ⁴", parameters=15.0, top1=78.4),
+    ("non_local50", 224): None,
     ("resnest50", 224): Published(source="Zhang et al. 2020, release", top1=81.0),
     ("resnest101", 256): Published(source="Zhang et al. 2020, release", top1=82.8),
+}
+
+# Multiply-adds with neighbours for each value of a layer's output, which torch does not count.
+LOCAL: Final[dict[type[nn.Module], Callable[[Any], float]]] = {
+    CoTLayer: lambda layer: layer.kernel_positions if layer.fusion != "static" else 0,
+    LocalRelation: lambda layer: layer.kernel_size**2 * (1 + layer.key.out_channels / layer.transform.out_channels),
+    StandAloneAttention: lambda layer: 2 * len(layer.rows) ** 2,
+    StandAloneStem: lambda layer: 2 * len(layer.rows) ** 2,
 }
 
 GATES = "with gates in all blocks and tables for this size"  # of BoT-S1: why it has more parameters than published
@@ -116,15 +135,15 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_multiply_adds(model: nn.Module, side: int) -> int:
     """For one image of side x side: convolutions, linear layers, attention products, and C * H * W * K * K for each
-    local aggregation. Norms, activations and pooling are not counted. The model is in evaluation mode, on any device;
-    the meta device takes no memory.
+    product with K * K neighbours. Norms, activations and pooling are not counted. The model is in evaluation mode, on
+    any device; the meta device takes no memory.
     """
-    aggregations: list[int] = []
+    local: list[int] = []
 
-    def add(layer: CoTLayer, _: Any, output: torch.Tensor) -> None:
-        aggregations.append(output.numel() * layer.kernel_positions if layer.fusion != "static" else 0)
+    def add(layer: Any, _: Any, output: torch.Tensor) -> None:
+        local.append(int(output.numel() * LOCAL[type(layer)](layer)))
 
-    handles = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, CoTLayer)]
+    handles = [module.register_forward_hook(add) for module in model.modules() if type(module) in LOCAL]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         first = next(model.parameters())
         model(torch.zeros(1, 3, side, side, device=first.device, dtype=first.dtype))
@@ -132,7 +151,7 @@ def count_multiply_adds(model: nn.Module, side: int) -> int:
         handle.remove()
     pools = {f"{type(model).__name__}.{name}" for name, m in model.named_modules() if isinstance(m, AveragePool)}
     pooling = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in pools)
-    return int((counter.get_total_flops() - pooling) // 2 + sum(aggregations))
+    return int((counter.get_total_flops() - pooling) // 2 + sum(local))
 
 
 def row(name: str, side: int) -> tuple[str, ...]:

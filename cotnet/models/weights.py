@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,18 +156,21 @@ def select_state(content: Any, path: Path, *, ema: bool) -> State:
     return {WRAPPERS.sub("", key): value for key, value in tensors.items() if key != "n_averaged"}
 
 
-def trusted_backbone(node: dict[str, Any]) -> dict[str, Any]:
+def trusted_backbone(node: dict[str, Any], *, plugins: Sequence[str] = ()) -> dict[str, Any]:
     """A checkpoint's backbone node, safe to build, without its weight settings.
 
-    Raises InputError unless `_target_` is in `cotnet.models.__all__`, a torchvision or timm model is one that its
-    library lists, and every setting is a plain value.
+    Raises InputError unless `_target_` is in `cotnet.models.__all__` or of a package in `plugins`, a torchvision or
+    timm model is one that its library lists, and every setting is a plain value.
     """
     target = str(node.get("_target_"))
     name = target.removeprefix("cotnet.models.")
-    if target == name or name not in models.__all__:
+    package = target.partition(".")[0]
+    if package not in plugins and (target == name or name not in models.__all__):
         near = difflib.get_close_matches(name, models.__all__, n=1)
         raise InputError(
-            f"backbone._target_ {target!r} is not one of cotnet.models" + (f"; nearest: {near[0]}" if near else "")
+            f"backbone._target_ {target!r} is not one of cotnet.models"
+            + (f"; nearest: {near[0]}" if near else "")
+            + ("" if package == "cotnet" else f"; if you trust the package {package}, add plugins=[{package}]")
         )
     settings = {key: value for key, value in node.items() if key not in WEIGHT_SETTINGS and key != "_target_"}
     for key, value in settings.items():

@@ -37,8 +37,10 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise InputError("jinja2 is not installed; pip install 'cotnet[report]'") from None
     loader = PackageLoader("cotnet.pages", "assets")
     environment = Environment(
         autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,6 +51,7 @@ def _template() -> Any:
 def require_extra() -> None:
     """Raises InputError without the extra `report`."""
     _version()
+    _template()
 
 
 def _version() -> str:

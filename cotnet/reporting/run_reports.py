@@ -58,6 +58,12 @@ class RunReports(Reports):
     def step(self) -> None:
         self.progress.advance()
 
+    def gradients(self, state: State) -> None:
+        """The logger gets them every `logger.watch` steps, if it has such a setting. Changes nothing of the run."""
+        every = getattr(self.logger, "watch", None)
+        if every is not None and (state.step + 1) % every == 0:
+            self.logger.gradients(state.step + 1, state.model)  # type: ignore[attr-defined]
+
     def train(self, record: dict[str, float]) -> None:
         self._write(record)
         self.progress.figures(record)

@@ -1,9 +1,10 @@
-"""A run's checkpoints as W&B artifacts of type `model`."""
+"""What a run logs as W&B artifacts: its checkpoints, of type `model`, and the code, of type `source`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cotnet.engine.checkpoints import duplicate
+from cotnet.reporting.environment import CODE
 from cotnet.reporting.wandb_file import logged_artifacts, run_files
 
 if TYPE_CHECKING:
@@ -33,3 +34,15 @@ def log_checkpoints(run: "wandb.Run", folder: Path) -> None:
             (own / name).unlink()
         else:
             run.log_artifact(artifact, aliases=[alias])
+
+
+def log_code(run: "wandb.Run") -> None:
+    """Logs the application's code and configurations as the artifact `source-PROJECT`; W&B keeps equal files once."""
+    import wandb
+
+    artifact = wandb.Artifact(f"source-{run.project}", "source")
+    folders = (CODE / name for name in ("cotnet", "data", "conf"))
+    inside = (file for folder in folders for ending in ("py", "yaml") for file in folder.rglob(f"*.{ending}"))
+    for file in sorted([CODE / "train.py", CODE / "evaluate.py", *inside]):
+        artifact.add_file(str(file), name=str(file.relative_to(CODE)), skip_cache=True, policy="immutable")
+    run.log_artifact(artifact)

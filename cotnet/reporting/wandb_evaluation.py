@@ -23,8 +23,8 @@ class EvaluationContent:
 
     `predictions`: rows of COLUMNS without `image`. `root`: the folder of their files. `labels`, `predicted`: class
     numbers of every image, for the confusion matrix of `classes`; without classes there is none. `reliability`:
-    `confidence`, `accuracy` and `images` of each bin. `training_run`: W&B's id of the run that made the weights, and
-    its project; empty if unknown.
+    `confidence`, `accuracy` and `images` of each bin. `pictures`: PNG files, each with a sentence about it.
+    `training_run`: W&B's id of the run that made the weights, and its project; empty if unknown.
     """
 
     figures: Mapping[str, Any]
@@ -35,6 +35,7 @@ class EvaluationContent:
     labels: Sequence[int] = ()
     predicted: Sequence[int] = ()
     reliability: Sequence[Mapping[str, float]] = ()
+    pictures: Sequence[tuple[Path, str]] = ()
     training_run: tuple[str, str] | None = None
 
 
@@ -47,11 +48,14 @@ def show(run: "wandb.Run", content: EvaluationContent) -> None:
     if not run.offline and project == run.project and run.url:
         run.config.update({"training_url": f"{run.url.rpartition('/')[0]}/{run_id}"})
     rows = [[file, wandb_image(content.root / file), *rest] for file, *rest in content.predictions]
-    tables = {"predictions": (COLUMNS, rows), **content.tables}
+    tables = {"predictions": (COLUMNS, rows), **content.tables} if rows else content.tables
     logged: dict[str, Any] = {
         name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         for name, (columns, rows) in tables.items()
     }
+    if content.pictures:
+        shown = [[wandb.Image(str(png)), alt] for png, alt in content.pictures]
+        logged["pictures"] = wandb.Table(columns=["picture", "about"], data=shown)
     if content.classes:
         logged["confusion_matrix"] = wandb.plot.confusion_matrix(
             y_true=list(content.labels), preds=list(content.predicted), class_names=list(content.classes)

@@ -21,6 +21,7 @@ from typing import Any
 
 from cotnet import records
 from cotnet.reporting.terminal import say
+from cotnet.reporting.wandb_watch import is_watched
 
 Row = dict[str, Any]
 
@@ -91,7 +92,8 @@ def read_start(path: Path) -> Start:
     for record in wandb_records(path):
         match record.WhichOneof("record_type"):
             case "history":
-                start.rows.append((record.history.step.num, values_of(record.history.item)))
+                if not is_watched(row := values_of(record.history.item)):
+                    start.rows.append((record.history.step.num, row))
             case "run":
                 start.run = record.run
             case "exit":

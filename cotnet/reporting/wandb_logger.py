@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from torch import nn
+
 from cotnet import records
 from cotnet.errors import InputError
-from cotnet.reporting import wandb_artifacts, wandb_evaluation, wandb_session
+from cotnet.reporting import wandb_artifacts, wandb_evaluation, wandb_session, wandb_watch
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_evaluation import EvaluationContent
 from cotnet.reporting.wandb_file import LocalRecord, as_logged, difference, latest_id, run_files
@@ -76,9 +78,18 @@ class WandbLogger:
         artifacts: Annotated[
             bool, Setting("of training: when the run ends, log `best.pt` and `last.pt` as an artifact of type `model`")
         ],
+        save_code: Annotated[
+            bool, Setting("of training: log this application's code and configurations as an artifact of type `source`")
+        ],
+        system_metrics: Annotated[bool, Setting("log the use of processor, memory, disk, network and GPUs")],
+        watch: Annotated[
+            int | None,
+            Setting("of training: optimizer steps between two histograms of every gradient; null: none", least=1),
+        ],
         mode: Annotated[Literal["auto", "online", "offline"], Setting("`auto`: online when logged in, else offline")],
     ) -> None:
-        self._mode, self._artifacts = mode, artifacts
+        self._mode, self._artifacts, self._save_code, self._system_metrics = mode, artifacts, save_code, system_metrics
+        self.watch, self._watched = watch, threading.Event()
         names = {"project": project, "entity": entity, "group": group, "tags": tags}
         self._names: dict[str, Any] = names | {"notes": notes, "job_type": job_type}
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()  # what it is, and the thing
@@ -120,6 +131,13 @@ class WandbLogger:
         """Shows an evaluation: its figures, tables, images and plots; returns at once."""
         self._put("evaluation", content)
 
+    def gradients(self, step: int, model: nn.Module) -> None:
+        """Queues histograms of a model's gradients; returns once they are copied. Leaves out a step while the last
+        ones wait: they are as large as the model."""
+        if not self._watched.is_set():
+            self._watched.set()
+            self._put("gradients", {"step": step} | wandb_watch.copied(model))
+
     def _put(self, kind: str, what: Record | EvaluationContent) -> None:
         if self._thread.is_alive():
             self._queue.put((kind, dict(what) if isinstance(what, dict) else what))
@@ -150,12 +168,17 @@ class WandbLogger:
             run = wandb_session.open_run(str(self._mode), self._begin)
             self._ready.set()
             self._log_missing(run)
+            if self._save_code and self._mirrors:
+                wandb_artifacts.log_code(run)
             while (item := self._queue.get())[0] != "end":
                 match item:
                     case "row", row:
                         self._log_row(run, row)
                     case "summary", values:
                         run.summary.update(values)
+                    case "gradients", copies:
+                        run.log(wandb_watch.histograms(copies))
+                        self._watched.clear()
                     case "evaluation", content:
                         self._mirrors = False
                         wandb_evaluation.show(run, content)
@@ -214,7 +237,7 @@ class WandbLogger:
 
         names = wandb_session.identity(self._names, settings, self._defaults)
         # `silent` only for the run: wandb's process prints nothing, its warnings still show.
-        own = wandb.Settings(silent=True)
+        own = wandb.Settings(silent=True, x_disable_stats=not self._system_metrics)
         if self._artifacts:
             own.finish_timeout = UPLOAD_SECONDS - 10
         run = wandb.init(**self._chosen | names | {"mode": mode, "id": self._id}, settings=own)

@@ -8,19 +8,21 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cotnet.config.build import typed
-from cotnet.config.compose import CONF, Config, resolve
+from cotnet.config.build import shown, typed
+from cotnet.config.compose import CONF, Config, own_config, resolve
 from cotnet.config.continuing import run_name
 from cotnet.engine.rank_environment import first_process, started_outside
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
@@ -28,6 +30,7 @@ from cotnet.sweeps.results import print_evaluations
 from cotnet.sweeps.space import Parameter, SweepPlan, SweepSettings, grid, name_trials, quoted, read, read_space
 
 ABOUT_SWEEP = r"[+~]*(output_dir=|sweep[=./])"  # overrides that describe the sweep, not its trials
+SWEEPER = "hydra_plugins.cotnet.TrialsSweeper"
 NOT_FOR_TRIALS = r"hydra(\.mode=|[./]launcher|[./]sweeper|\.sweep\.)"  # Hydra's overrides that trials do not get
 
 
@@ -37,7 +40,16 @@ def register_sweeper(at_end: Callable[[Path], object]) -> None:
     plugins = Plugins.instance()
     TrialsSweeper.at_end = staticmethod(at_end)
     plugins.register(TrialsSweeper)
-    plugins.class_name_to_class["hydra_plugins.cotnet.TrialsSweeper"] = TrialsSweeper
+    plugins.class_name_to_class[SWEEPER] = TrialsSweeper
+
+
+def require_own_sweeper() -> None:
+    """Raises InputError in a job of another sweeper: Hydra's own ends with exit code 0 after failed jobs."""
+    sweeper = HydraConfig.get().sweeper._target_
+    if HydraConfig.get().mode == RunMode.MULTIRUN and sweeper != SWEEPER:
+        raise InputError(
+            f"hydra/sweeper: {sweeper} keeps no ledger and loses exit codes; leave it out (sweep=grid, random or tpe)"
+        )
 
 
 def make_plan(
@@ -76,6 +88,7 @@ def compose_plan(arguments: Sequence[str]) -> SweepPlan:
 def _folder(config: DictConfig, outputs: Path, shared: Sequence[str], parameters: Sequence[Parameter]) -> Path:
     """`output_dir`, or a folder in `outputs` named by what the trials share and by what varies."""
     keys = "+".join(sorted(parameter.key for parameter in parameters))
+    shared = [*own_config(OmegaConf.select(config, "hydra.job.config_name")), *shared]
     name = run_name([*shared, f"over={keys}"] if keys else shared)
     return outputs / name if config.output_dir is None else Path(str(config.output_dir))
 
@@ -84,6 +97,10 @@ class TrialsSweeper(Sweeper):
     """What `--multirun` runs: a grid or a search, several trials at a time, with a ledger."""
 
     at_end: Callable[[Path], object]
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        """`params`: `hydra.sweeper.params`, what varies or is set, by key; the command line goes before it."""
+        self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra knows when it starts."""
@@ -98,6 +115,7 @@ class TrialsSweeper(Sweeper):
                 "--multirun starts its runs itself, each with ranks of its own; start it once, without torchrun and "
                 "with srun --ntasks=1, or let it submit its jobs with hydra/launcher=submitit_slurm"
             )
+        arguments = [*_overrides(self.params), *arguments]
         raise SystemExit(self._train(arguments) if "sweep" in self.given else self._evaluate(arguments))
 
     def _train(self, arguments: Sequence[str]) -> int:
@@ -144,12 +162,25 @@ class TrialsSweeper(Sweeper):
         def launch(jobs: list[list[str]]) -> list[int]:
             try:
                 returns = launcher.launch(jobs, initial_job_idx=0)
+            except ImportError as error:
+                needed = f"hydra/launcher needs {error.name}, which is not installed"
+                raise InputError(f"{needed}; pip install 'cotnet[slurm]', or leave the launcher out") from None
             except RuntimeError as error:  # no such cluster here, or a job that was lost
                 name, reason = type(launcher).__name__, " ".join(str(error).split())[:200]
                 raise RunError(f"{name} gave up ({reason}); the same command continues") from None
             return [_code(job) for job in returns]
 
         return launch
+
+
+def _overrides(params: object) -> list[str]:
+    """`hydra.sweeper.params` as overrides. Raises InputError if it is no group, or holds what is about the sweep."""
+    if not isinstance(params, Mapping | None):
+        raise InputError(f"hydra.sweeper.params={shown(params)} must be a group, such as {{seed: '1,2'}}")
+    overrides = [f"{key}={value}" for key, value in (params or {}).items()]
+    if about := [override for override in overrides if re.match(ABOUT_SWEEP, override)]:
+        raise InputError(f"hydra.sweeper.params: {about[0]} is about the sweep itself; set it outside of params")
+    return overrides
 
 
 def _code(job: JobReturn) -> int:

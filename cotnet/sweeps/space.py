@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
@@ -18,8 +19,9 @@ from cotnet.config.continuing import folder_name
 from cotnet.errors import InputError
 from cotnet.settings import Section, setting
 
-GRAMMAR = "write " + " or ".join(
-    ("1,2", "choice(a,b)", "range(1,9,2)", "interval(0.1,1)", "int(interval(1,8))", "tag(log,interval(0.01,1))")
+GRAMMAR = (
+    "write 1,2 or choice(a,b) or glob(a*) or range(1,9,2) or interval(0.1,1) or int(interval(1,8)) or "
+    "tag(log,interval(0.01,1))"
 )
 
 
@@ -29,8 +31,8 @@ class SweepSettings(Section):
 
     sampler: Literal["grid", "random", "tpe"] = setting("`grid`: every combination; `random`; `tpe`: Bayesian search")
     space: Mapping[str, Any] = setting(
-        "what varies, by key: `1, 2`, `choice(a, b)`, `range(1, 9, 2)`, `interval(0.1, 1)`, `int(interval(1, 8))` or "
-        "`tag(log, interval(0.01, 1))`; the command line adds to it"
+        "what varies, by key: `1, 2`, `choice(a, b)`, `glob(a*)`, `range(1, 9, 2)`, `interval(0.1, 1)`, "
+        "`int(interval(1, 8))` or `tag(log, interval(0.01, 1))`; the command line adds to it"
     )
     target: str = setting("the figure of `metrics.jsonl` whose best value counts")
     direction: Literal["maximize", "minimize"] = setting("`maximize` or `minimize` the target")
@@ -121,10 +123,13 @@ class SweepPlan:
 
 def read(overrides: Iterable[str]) -> tuple[list[str], list[Parameter]]:
     """Split overrides into those with one value and those that vary. The last one for a key counts. Raises InputError
-    for an empty range, OverrideParseException for what Hydra cannot read."""
+    for an empty range, OverrideParseException for what Hydra cannot read. `glob` wants Hydra to be initialized: it
+    knows the members of groups."""
     single: dict[str, str] = {}
     varied: dict[str, Parameter] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    hydra = GlobalHydra.instance()
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
+    for override in parser.parse_overrides(list(overrides)):
         key = override.get_key_element()
         single.pop(key, None)
         varied.pop(key, None)
@@ -158,11 +163,13 @@ def _parameter(key: str, override: Override) -> Parameter:
             raise InputError(f"{key}: a logarithmic range begins above 0, not at {low:g}")
         integer = isinstance(low, int) and isinstance(high, int)
         return Parameter(key=key, text=text, low=low, high=high, log=log, integer=integer)
-    if isinstance(value, Glob) or log:
+    if log or (isinstance(value, Glob) and override.config_loader is None):
         raise InputError(f"{override.input_line} cannot be swept; {GRAMMAR}")
     values = tuple(dict.fromkeys(override.sweep_string_iterator()))
     if not values:
-        raise InputError(f"{override.input_line}: the range is empty; {GRAMMAR}")
+        missing = f"{override.key_or_group} has no member of such a name"
+        what = missing if isinstance(value, Glob) else "the range is empty"
+        raise InputError(f"{override.input_line}: {what}; {GRAMMAR}")
     if not isinstance(value, RangeSweep):
         return Parameter(key=key, text=text, values=values)
     numbers, step = [float(number) for number in values], cast(float, value.step)

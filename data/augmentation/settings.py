@@ -1,11 +1,15 @@
 """The settings of the augmentation, with their ranges. The defaults are in conf/augmentation/none.yaml."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cotnet.errors import DataError
 from cotnet.settings import Interpolation, Section, number, setting
 from data.augmentation.policies import parse
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,12 @@ class Augmentation(Section):
     erasing_fill: Literal["const", "rand", "pixel"] = setting(
         "`const` (the mean), `rand` (one normal colour) or `pixel` (normal noise)"
     )
+
+    def own_operation(self, images: "torch.Tensor", samples: "np.ndarray", *, seed: int, epoch: int) -> "torch.Tensor":  # noqa: ARG002
+        """What a plug-in's derived class does to a batch, after the policy: images (n, 3, H, W) uint8 on the device to
+        the same shape. `samples` are the batch's plan indices (n,); draws depend on (seed, epoch, sample) alone, as
+        those of data.loading.random.uniforms."""
+        return images
 
     def __post_init__(self) -> None:
         """Raises DataError for values that do not go together."""

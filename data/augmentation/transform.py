@@ -104,6 +104,7 @@ class Transform:
             drawn, parameters = draw(self._policy, samples, seed=self._seed, epoch=epoch, height=height, width=width)
             names = self._policy.operations
             images = apply_drawn(images, names, drawn=drawn, parameters=parameters, canvas=self._canvas)
+        images = given.own_operation(images, samples, seed=self._seed, epoch=epoch)
         normal = normalize(images, self._mean, self._std, self._dtype)
         if given.erasing:
             normal = self._erase(normal, samples, epoch=epoch)

@@ -29,7 +29,7 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
     config = flatten(compose("train", ["data.root=x"]))
     sections = ("train.", "data.", "launch.", "checkpoint.", "evaluation.")
     keys = {key for key in config if "." not in key or key.startswith(sections)}
-    assert declared().keys() == keys
+    assert declared().keys() == keys | {"plugins"}  # which is left out while it is empty
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_help_shows_values_and_meanings():
     assert "Settings, changed by key=value:" in lines
     assert "train.epochs=7 passes over the training set; at least 1" in lines
     assert "train.clip_value=null largest absolute entry of the gradient; positive or null" in lines
-    assert any(line.startswith("backbone: botnet101, botnet152") for line in lines)
+    assert any(line.startswith("backbone: aa_resnet50, botnet101, botnet152") for line in lines)
     assert "backbone._target_=cotnet.models.pvt_tiny import path of what the other keys go to" in lines
     assert "backbone.image_size=224 nominal height and width of the position tables, in pixels; at least 1" in lines
     assert any(line.startswith("optimizer.lr=0.1 peak learning rate; default: ") for line in lines)

@@ -208,10 +208,14 @@ def test_a_copy_and_a_state_dict_give_the_same_detections():
         assert all(torch.equal(one[key], other[key]) for other in others for key in one)
 
 
+# A cascade's later stages train on what the earlier ones find: their losses rise before they fall.
+STEPS = {head: 240 if head.startswith("cascade") else 64 for head in HEADS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [HEADS[0], *[pytest.param(head, marks=pytest.mark.long) for head in HEADS[1:]]])
 def test_the_loss_falls(head):
-    before, after = train(tiny(head, norm="bn", channels=64), 64, 3e-3, per_step=4)
+    before, after = train(tiny(head, norm="bn", channels=64), STEPS[head], 3e-3, per_step=4)
     assert after < before / 3
 
 
@@ -223,5 +227,5 @@ def test_the_loss_falls_with_a_torchvision_backbone(head):
     sizes = (12, 16, 24, 32, 48)
     backbone = torchvision_model(model_name="resnet18")
     model = slim(detector(backbone, head, norm="bn", channels=64, anchor_sizes=sizes))
-    before, after = train(model, 64, 3e-3, per_step=4)
+    before, after = train(model, STEPS[head], 3e-3, per_step=4)
     assert after < before / 3

@@ -103,7 +103,7 @@ def test_wandbs_own_switches_are_obeyed(tmp_path):
 NAMES = """
 own = {"project": "p", "group": "g", "tags": ("t",), "notes": "n", "job_type": "j"}
 for place, keys in (("unset", {}), ("set", own))[: int(sys.argv[3])]:
-    given = dict.fromkeys(("project", "entity", "group", "notes", "job_type")) | {"tags": (), "artifacts": False} | keys
+    given = unset | dict.fromkeys(("project", "entity", "group", "notes", "job_type")) | {"tags": ()} | keys
     logger = WandbLogger(mode="offline", **given)
     logger.start(folder / place, {}, None, "folder")
     logger.finish(0)
