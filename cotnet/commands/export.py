@@ -68,6 +68,10 @@ def run(config: Config) -> int:
     files = checked(config)
     kind, folder = config["format"], Path(config["output_dir"])
     read = eval_model.read({**config, **FIXED}, files)
+    if not hasattr(read.model, "spec"):
+        raise InputError(
+            "backbone: a plug-in's model does not know its name; decorate it with cotnet.models.spec.constructor"
+        )
     data = eval_model.data_settings(read.config)
     card = _card(config, read, data, files[0]) if config["evaluation"] else None
     found = export_images.check_images(read, config["images"], count=config["check_images"])
