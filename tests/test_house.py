@@ -15,7 +15,7 @@ LAYERS = (
     ("cotnet.records", "cotnet.requirements", "cotnet.settings", "cotnet.figures"),
     ("cotnet.ops", "cotnet.evaluate_settings"),
     ("cotnet.models", "cotnet.engine", "data"),
-    ("cotnet.dense",),
+    ("cotnet.dense", "cotnet.export"),
     ("cotnet.reporting", "cotnet.evaluation"),
     ("cotnet.config",),
     ("cotnet.sweeps",),
@@ -23,7 +23,13 @@ LAYERS = (
     ("cotnet.parts",),
     ("cotnet.dense_parts",),
     ("cotnet.commands",),
-    ("train", "evaluate", "cotnet", "cotnet.benchmarks"),  # programs: cotnet/doctor.py and others
+    (
+        "train",
+        "evaluate",
+        "cotnet",
+        "cotnet.benchmarks",
+        "cotnet.export.__main__",
+    ),  # programs: cotnet/doctor.py and others
     ("cotnet.gpu_check",),  # runs the programs and benchmarks
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

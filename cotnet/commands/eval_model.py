@@ -164,17 +164,19 @@ def own_checkpoint(config: Config) -> checkpoints.Checkpoint:
         raise InputError(f"{error}{hint}") from None
 
 
-def completed(config: Config, checkpoint: checkpoints.Checkpoint) -> Config:
+def completed(config: Config, checkpoint: checkpoints.Checkpoint, *, trained: Config | None = None) -> Config:
     """The configuration with nulls replaced by the checkpoint's values. For published weights: by those of
-    conf/train.yaml, at the size and crop ratio of the backbone's published accuracy.
+    conf/train.yaml, at the size and crop ratio of the backbone's published accuracy. For an exported file: by those of
+    `trained`.
 
     `sizes`: the evaluation's sizes, of which `data.eval_size` is the first.
     """
     config = separated(config)
-    trained = stored_config(checkpoint) if checkpoint else _for_published(config)
+    own = {} if trained else _preprocessing(config, checkpoint)
+    trained = trained or (stored_config(checkpoint) if checkpoint else _for_published(config))
     if parts.is_dense(trained):
         raise InputError(f"{config['checkpoint']} is a detector's or segmenter's; here only classifiers are read")
-    data = {**trained["data"], **_preprocessing(config, checkpoint)}
+    data = {**trained["data"], **own}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     given = convert(data["eval_size"], int | tuple[int, ...], "data.eval_size")
     sizes = [given] if isinstance(given, int) else list(given)

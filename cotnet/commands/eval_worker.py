@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from cotnet import image_parts, parts
+from cotnet.commands.eval_exported import costs
 from cotnet.commands.eval_model import data_settings
 from cotnet.commands.eval_sets import read_sets
 from cotnet.config.compose import Config
@@ -26,6 +27,7 @@ from cotnet.evaluation.certificate import paths_to_pixels
 from cotnet.evaluation.predictions import Predictions
 from cotnet.evaluation.run import Tolerant, predict
 from cotnet.evaluation.suites import EvaluationSet, sample
+from cotnet.export.runtime import ExportedModel, load_exported
 from cotnet.models.contextual import operator_line
 from cotnet.models.fusing import fuse
 from cotnet.models.weights import from_bytes
@@ -82,13 +84,11 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
     precision = Precision(name=config["precision"], device=ranks.device, channels_last=last)
     precision.set_up_process()
     set_algorithms(ranks.device, deterministic=True)
-    model = parts.build_backbone({key: value for key, value in config["backbone"].items() if key != "weights"})
-    from_bytes(model, job.weights)
-    model = precision.to_device(model)
+    model = precision.to_device(_built(job))
     if job.average:
         estimate_batch_norm(model, config, data, precision, images=job.average)
     model = (fuse(model) if config["fuse"] else model).eval()
-    cost = {size: speed.cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
+    cost = {size: _cost(model, size) for size in {leaf.size for leaf in job.leaves} if ranks.first}
     latency: dict[int, dict[str, float]] = {}
     sets = {one.name: one for one in read_sets(config, job.classes)}
     batches = {name: min(data.eval_batch_size, len(one.images.files)) for name, one in sets.items()}
@@ -114,6 +114,20 @@ def measure(job: Job, ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Leaf, F
                 found[size].figures |= cost[size] | latency[size] | {"device": device_name(ranks.device)}
                 found[size].figures["peak_memory_mib"] = speed.peak_memory_mib(ranks.device)
             yield leaf, None if found is None else found[size]
+
+
+def _built(job: Job) -> nn.Module:
+    """The model with its weights, or the exported file as one."""
+    if job.config.get("exported"):
+        return load_exported(job.config["checkpoint"])
+    backbone = {key: value for key, value in job.config["backbone"].items() if key != "weights"}
+    model = parts.build_backbone(backbone)
+    from_bytes(model, job.weights)
+    return model
+
+
+def _cost(model: nn.Module, size: int) -> dict[str, Any]:
+    return costs(model) if isinstance(model, ExportedModel) else speed.cost(model, size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from cotnet import image_parts, parts
-from cotnet.commands import eval_logger, eval_look, eval_model, eval_report
+from cotnet.commands import eval_exported, eval_logger, eval_look, eval_model, eval_report
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined, plain_errors
@@ -71,6 +71,8 @@ def is_dense(config: Config, path: Path) -> bool:
     one."""
     if config["recipe"] is not None:
         return True
+    if eval_exported.is_exported(path):
+        return False
     try:
         return parts.is_dense(stored_config(checkpoints.load(path)))
     except InputError:
@@ -128,7 +130,10 @@ def prepared(config: Config, group: list[Path], average: int | None) -> Prepared
     Raises:
         InputError: the checkpoint, the images or a setting are wrong.
     """
-    read = eval_model.read(config, group)
+    exported = [path for path in group if eval_exported.is_exported(path)]
+    if exported and len(group) > 1:
+        raise InputError(f"average: {exported[0]} is an exported graph, whose weights cannot be averaged; leave it out")
+    read = eval_exported.read(config, group[0]) if exported else eval_model.read(config, group)
     ranks = count_ranks(typed(LaunchSettings, read.config["launch"], "launch").ranks)
     if average:
         image_parts.read_data(eval_model.data_settings(read.config))
@@ -194,7 +199,7 @@ def _leaves(one: Prepared, folder: Path) -> list[Leaf]:
     return found
 
 
-INTERNAL = ("evaluation_data", "sizes", "own_checkpoint")
+INTERNAL = ("evaluation_data", "sizes", "own_checkpoint", "exported")
 
 
 def worker(job: Job, store: dist.Store | None) -> int:

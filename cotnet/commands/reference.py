@@ -69,7 +69,7 @@ def meanings(config_name: str, config: Config) -> dict[str, str]:
     for group in TARGETS:
         if node := config.get(group):  # without a member, as evaluate.py has it: the standard one
             found |= of_member(group, node if "_target_" in node else {**unresolved("train", [])[group], **node})
-    found |= {"evaluate": of_evaluate, "look": of_look}.get(config_name, dict)()
+    found |= {"evaluate": of_evaluate, "look": of_look, "export": of_export}.get(config_name, dict)()
     return {key: found.get(_declared_key(key), "") for key in flatten(config)}
 
 
@@ -88,6 +88,13 @@ def of_look() -> dict[str, str]:
 
     shared = declared(evaluate_settings.EvaluationData, "data.")
     return declared(LookSettings) | {"data.preprocessing": shared["data.preprocessing"]}
+
+
+def of_export() -> dict[str, str]:
+    """The meaning of each key that cotnet/export alone has."""
+    from cotnet.commands.export import ExportSettings  # imports torch, which takes seconds
+
+    return declared(ExportSettings) | declared(evaluate_settings.EvaluationData, "data.")
 
 
 def _declared_key(key: str) -> str:
@@ -128,6 +135,7 @@ def tables() -> str:
         ("train", "train.py task=detection, task=segmentation", dense, ["task=detection"]),
         ("evaluate", "evaluate.py", of_evaluate(), ["suite=imagenet"]),
         ("look", "python -m cotnet.look", of_look(), []),
+        ("export", "python -m cotnet.export", of_export(), []),
     )
     for program, command, keys, given in programs:
         defaults = flatten(unresolved(program, given))

@@ -56,7 +56,8 @@ class BoTAttention(nn.Module):
         height, width = x.shape[2:]
         query, key, value, bias = self.project(x)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        return attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        # contiguous: the ONNX exporter views the channels as one dimension
+        return attended.transpose(2, 3).contiguous().flatten(1, 2).unflatten(2, (height, width))
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Scaled queries, keys and values (B, heads, N, d) of a map, N = H * W, and the position logits, if any."""

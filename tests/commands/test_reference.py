@@ -37,7 +37,12 @@ def test_every_key_of_the_sections_is_declared_and_no_other():
 def test_every_setting_of_every_member_has_a_meaning(overrides):
     of_train = tuple(group for group in CHOSEN if group != "suite")
     of_look = ("backbone", "data", "loader")
-    for program, groups in (("train", of_train), ("evaluate", (*of_look, "suite")), ("look", of_look)):
+    for program, groups in (
+        ("train", of_train),
+        ("evaluate", (*of_look, "suite")),
+        ("look", of_look),
+        ("export", of_look),
+    ):
         given = [override for override in overrides if override.partition("=")[0] in groups]
         if program != "train" and "loader=dense" in given:  # a detector's checkpoint brings its loader
             given.remove("loader=dense")
