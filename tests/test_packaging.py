@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USE = """
 import json, sys
 import cotnet, data
-from cotnet import models, ops
+from cotnet import export, models, ops
 from cotnet.models.weights import load_weights
 import torch
 heavy = sorted({"torchvision", "hydra", "wandb", "matplotlib", "scipy"} & sys.modules.keys())
@@ -89,7 +89,7 @@ def test_the_wheel_holds_the_model_library_alone(wheel):
     assert {name.split("/")[0] for name in names} == {"cotnet", f"cotnet-{__version__}.dist-info"}
     assert "cotnet/py.typed" in names
     inside = {name.split("/")[1].removesuffix(".py") for name in names if name.startswith("cotnet/")}
-    assert inside == {"__init__", "errors", "files", "integrity", "models", "ops", "py.typed", "settings"}
+    assert inside == {"__init__", "errors", "export", "files", "integrity", "models", "ops", "py.typed", "settings"}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""What timm expects of a model: `Backbone` has its methods, `register_timm` puts the constructors into its list."""
+"""What timm expects of a model: `Backbone` has its methods, `register` puts constructors into its list."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -132,19 +132,13 @@ def classifier(features: int, num_classes: int) -> nn.Module:
     return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
-def register_timm() -> list[str]:
-    """Lets `timm.create_model(name)` build the networks of `cotnet.models`; returns the new names.
-
-    A name that timm has itself (resnet50, pvt_v2_b0) stays timm's. Settings may have timm's names: drop_rate,
-    drop_path_rate, in_chans, img_size.
-    """
+def register(constructors: Mapping[str, Callable[..., Backbone]]) -> list[str]:
+    """Lets `timm.create_model(name)` call the constructors; returns the names that timm has not itself."""
     import timm
 
-    from cotnet import models
-
-    new = [name for name in models.__all__ if not name.endswith("_model") and not timm.is_model(name)]
+    new = [name for name in constructors if not timm.is_model(name)]
     for name in new:
-        timm.models.register_model(_entrypoint(name, getattr(models, name)))
+        timm.models.register_model(_entrypoint(name, constructors[name]))
     return new
 
 
