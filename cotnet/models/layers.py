@@ -46,8 +46,12 @@ class DropPath(nn.Module):
         if not self.training or self.probability == 0:
             return residual.add_(shortcut) if reuse else shortcut + residual
         keep = 1 - self.probability
-        kept = residual.new_empty([len(residual), *[1] * (residual.ndim - 1)]).bernoulli_(keep)
-        return torch.addcmul(shortcut, residual, kept.div_(keep or 1.0))
+        return torch.addcmul(shortcut, residual, kept_samples(residual, keep))
+
+
+def kept_samples(like: torch.Tensor, keep: float) -> torch.Tensor:
+    """For each sample 1 / keep with probability `keep`, else 0: (B, ...) -> (B, 1, ...)."""
+    return like.new_empty([len(like), *[1] * (like.ndim - 1)]).bernoulli_(keep).div_(keep or 1.0)
 
 
 def growing(drop_path: float, blocks: int) -> Iterator[float]:
@@ -75,7 +79,9 @@ def group_norm(
         return F.group_norm(maps, groups, weight.to(maps.dtype), bias.to(maps.dtype), eps)
 
 
-torch.fx.wrap("group_norm")  # torch.fx records the call whole
+# torch.fx records these calls whole.
+torch.fx.wrap("group_norm")
+torch.fx.wrap("kept_samples")
 
 
 class SqueezeExcite(nn.Module):

@@ -1,6 +1,8 @@
 """Our backbones in torch's tools and in timm, with timm's own code."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -196,3 +198,18 @@ def test_the_classifier_of_timms_models():
         early = timm.create_model("mobilenetv3_small_050")
     assert classifier_keys(distilled) == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
     assert classifier_keys(early) == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_example_of_the_docs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (example,) = re.findall(r"```python\n(import timm.*?)```", page, re.DOTALL)
+    names = {"images": torch.randn(2, 3, 64, 64)}
+    exec(example, names)
+    assert [one.shape[1] for one in names["pyramid"]] == [512, 1024, 2048]
+    assert names["pooled"].shape == (2, 2048)
+    assert [one.shape[1] for one in names["maps"]] == [2048]
+    assert capsys.readouterr().out.startswith(
+        "ModelSpec(name='cotnet50', settings={'num_classes': 10, 'drop_path': 0.1"
+    )
