@@ -182,6 +182,18 @@ def test_each_lint_is_one_line(overrides, begins, remedy):
     assert "\n" not in line
 
 
+def test_another_mean_than_that_of_the_weights_is_said():
+    external = ["backbone=timm", "backbone.model_name=tf_efficientnet_lite0", "train.epochs=100"]
+    assert remarks(*external) == []  # fresh weights
+    (line,) = remarks(*external, "backbone.weights=lite0.pth")
+    assert line == (
+        "data.mean is [0.485,0.456,0.406] and data.std is [0.229,0.224,0.225]; the weights of tf_efficientnet_lite0 "
+        "were trained with other values: set data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+    )
+    values = ["data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+    assert remarks(*external, "backbone.weights=lite0.pth", *values) == []
+
+
 def test_another_evaluation_than_the_published_one_is_said():
     given = ["data.eval_flip=false", "train.batch_size=1024", "data.eval_size=224", "data.root=x"]
     config = compose("train", ["experiment=resnet50_ffcv_88", *given])

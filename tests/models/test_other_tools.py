@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from captum.attr import LayerGradCam
 from timm.models import FeatureHookNet, load_checkpoint
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -198,6 +199,16 @@ def test_the_classifier_of_timms_models():
         early = timm.create_model("mobilenetv3_small_050")
     assert classifier_keys(distilled) == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
     assert classifier_keys(early) == ["classifier.weight", "classifier.bias"]
+
+
+def test_captum_sees_a_stage():
+    """Grad-CAM of a stage is the mean gradient of each channel times its activation, summed over the channels."""
+    model, images = made("cotnet_small", width=8), torch.randn(1, 3, 32, 32)
+    found = LayerGradCam(model, model.layer3).attribute(images, target=2)
+    maps = model.forward_stages(images)[2].detach().requires_grad_()
+    model.forward_head(model.layer4(maps))[0, 2].backward()
+    expected = (maps.grad.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)
+    assert_close(found, expected.detach(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
