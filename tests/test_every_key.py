@@ -33,11 +33,12 @@ RIGHT = {
         *("logger.group", "train.clip_norm", "train.clip_value", "train.bce_threshold", "train.max_steps"),
         *("train.max_minutes", "launch.ranks", "checkpoint.every_steps", "checkpoint.every_minutes"),
         *("checkpoint.keep_every", "checkpoint.keep_top", "evaluation.extra", "evaluation.root"),
+        "logger.watch",
     ),
     "bool": (
         *("backbone.ema", "data.eval_flip", "optimizer.nesterov", "train.channels_last", "train.compile"),
         "train.deterministic",
-        *("backbone.positions", "logger.artifacts"),
+        *("backbone.positions", "logger.artifacts", "logger.save_code", "logger.system_metrics"),
     ),
     "text": ("logger.project", "logger.entity", "logger.group", "logger.notes", "logger.job_type"),
     "list": ("logger.tags",),

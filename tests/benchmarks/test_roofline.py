@@ -65,6 +65,7 @@ def test_operators_in_place_read_and_write():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_net_without_its_memory():
     one, two = (trace_training("cotnet_small", batch, 32) for batch in (4, 8))
     names = [operator.name for operator in one]

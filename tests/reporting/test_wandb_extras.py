@@ -27,6 +27,7 @@ def test_a_histogram_holds_every_finite_gradient():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_watched_run_is_the_same_run(digits, tmp_path):
     given = [*(word for word in SMALL if word != "logger=none"), f"data.root={digits}", "train.max_steps=4"]
     often = {"WANDB_X_STATS_SAMPLING_INTERVAL": "0.1"}
