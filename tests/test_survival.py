@@ -107,6 +107,7 @@ def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_what_changed_is_said(uncut, digits, tmp_path):
     """Another rank count and more epochs are allowed, and named; the rest is refused, with what would be allowed."""
     shutil.copytree(uncut(2), tmp_path / "run")

@@ -213,7 +213,8 @@ STEPS = {head: 240 if head.startswith("cascade") else 64 for head in HEADS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [HEADS[0], *[pytest.param(head, marks=pytest.mark.long) for head in HEADS[1:]]])
+@pytest.mark.long
+@pytest.mark.parametrize("head", HEADS)
 def test_the_loss_falls(head):
     before, after = train(tiny(head, norm="bn", channels=64), STEPS[head], 3e-3, per_step=4)
     assert after < before / 3

@@ -21,6 +21,7 @@ from cotnet.models.weights import to_bytes
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_two_checkpoints_are_compared(uncut, digits, tmp_path, capsys):
     """A list, a folder of runs; comparison.json, and the same from the tables alone."""
     for name in ("one", "two"):
