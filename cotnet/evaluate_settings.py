@@ -47,7 +47,7 @@ class EvaluateSettings(Section):
     training."""
 
     checkpoint: Path | tuple[Path, ...] = setting(
-        "a checkpoint, a file of published weights, an exported `.onnx` or `.pt2` file, a run's folder for its "
+        "a checkpoint, a file of published weights, an exported `.onnx` file, a run's folder for its "
         "`best.pt`, a folder of runs, or a list"
     )
     weights: Literal["ema", "raw"] = setting("the averaged weights, or those of the last step")

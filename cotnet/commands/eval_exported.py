@@ -1,4 +1,4 @@
-"""Exported files in evaluate.py: model.onnx or a .pt2 file in place of a checkpoint, with its own settings."""
+"""Exported files in evaluate.py: model.onnx in place of a checkpoint, with its own settings."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def read(config: Config, path: Path) -> eval_model.EvaluatedModel:
     """Reads an exported file; the configuration is completed from what it says of itself.
 
     Raises:
-        InputError: the file cannot be read, or a setting does not go with it.
+        InputError: the file cannot be read or could run code, or a setting does not go with it.
     """
     for key, given, instead in (
         ("fuse", config["fuse"], "fuse=false"),
@@ -32,6 +32,10 @@ def read(config: Config, path: Path) -> eval_model.EvaluatedModel:
     ):
         if given:
             raise InputError(f"{key}: {path} is an exported graph, which runs as it is; set {instead}")
+    if path.suffix != ".onnx":
+        raise InputError(
+            f"{path} can hold code that runs when it is read; evaluate the checkpoint, or its export of format=onnx"
+        )
     model = load_exported(path)
     about = model.about
     if about["inside"]:
@@ -47,6 +51,7 @@ def read(config: Config, path: Path) -> eval_model.EvaluatedModel:
         classes=None if about["classes"] is None else tuple(about["classes"]),
         better=None,
         trained=[],
+        lines=[],
     )
 
 

@@ -1,7 +1,7 @@
 """Pictures of where a network looks: of any images, for cotnet/look.py, and of an evaluation's mistakes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,13 +14,13 @@ from cotnet import parts, records
 from cotnet.commands import eval_model
 from cotnet.commands.eval_sets import unlabelled, words_of
 from cotnet.commands.eval_worker import Found, Leaf
-from cotnet.config.build import convert, require_group, settings_of_target
+from cotnet.commands.tool_keys import FIXED, check_tool_keys, single_checkpoint
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.engine.signals import StopRequest
-from cotnet.errors import InputError, RunError
+from cotnet.errors import RunError
 from cotnet.evaluation.look import Look, NoFeatureMapError, cell, highest, look
 from cotnet.evaluation.look_figure import draw
 from cotnet.evaluation.predictions import Predictions
@@ -31,8 +31,6 @@ from cotnet.settings import DataSettings, Section, setting
 from data.sets.image_set import ImageSet, image_size
 
 FOLDER: Final = "look"
-# Of evaluate.py, whose configuration is completed here: how the network runs.
-FIXED: Final = {"precision": "fp32", "channels_last": False, "compile": False, "fuse": False, "suite": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +49,15 @@ class LookSettings(Section):
     )
 
 
-def check_own_keys(config: Config, settings: Callable[..., Section], *, but: Sequence[str] = ()) -> None:
-    """Raises InputError for a value of the wrong kind or out of range among a program's own keys."""
-    for name, hint in settings_of_target(settings)[0].items():
-        if name not in but:
-            convert(config[name], hint, name)
-
-
 def run(config: Config) -> int:
     """Writes a picture of each image into `output_dir`; 0.
 
     Raises:
         InputError: the checkpoint, an image or a setting is wrong, or the network has no feature map.
     """
-    parts.check_keys(
-        config, {*(field.name for field in dataclasses.fields(LookSettings)), "backbone", "data", "loader", "plugins"}
-    )
-    for key in ("data", "loader"):
-        require_group(config[key], key)
-    check_own_keys(config, LookSettings)
-    for field in dataclasses.fields(DataSettings):
-        if (value := config["data"].get(field.name)) is not None:
-            convert(value, field.type, f"data.{field.name}")
+    check_tool_keys(config, LookSettings)
     position = None if config["position"] is None else tuple(map(float, config["position"]))
-    files = eval_model.checkpoint_files(config["checkpoint"])
-    if len(files) > 1:
-        raise InputError(f"checkpoint={config['checkpoint']} holds {len(files)} runs; give one of them")
-    read = eval_model.read({**config, **FIXED}, files)
+    read = eval_model.read({**config, **FIXED}, [single_checkpoint(config)])
     words = words_of(read.config, read.classes)[1]
     images = unlabelled(config["images"], len(words))
     for row in range(len(images.files)):

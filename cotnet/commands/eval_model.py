@@ -25,6 +25,7 @@ from cotnet.settings import DataSettings
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
 EXTERNAL = ("cotnet.models.torchvision_model", "cotnet.models.timm_model")
 AVERAGE_IMAGES = 10_000
+PREPROCESSING = ("eval_size", "crop_ratio", "eval_interpolation", "eval_flip", "mean", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class EvaluatedModel:
     classes: tuple[str, ...] | None  # of the training set; None for published weights and older checkpoints
     better: str | None  # `raw` or `ema` if those were better in training and the others are evaluated
     trained: list[TrainingRun]  # of each file that knows one
+    lines: list[str]  # for people, about the preprocessing
 
 
 def checkpoint_files(given: object) -> list[Path]:
@@ -115,6 +117,7 @@ def read(config: Config, group: Sequence[Path]) -> EvaluatedModel:
                 classes=None if names is None else tuple(names),
                 better=better_weights(completed_config, checkpoint) if len(group) == 1 else None,
                 trained=[],
+                lines=preprocessing_lines(completed_config, checkpoint),
             )
         if run_id := checkpoint.get("progress", {}).get("run_id"):
             first.trained.append(TrainingRun(run_id=run_id, folder=path.absolute().parent.parent))
@@ -230,6 +233,24 @@ def _preprocessing(config: Config, checkpoint: checkpoints.Checkpoint) -> dict[s
     if wanted == "checkpoint" or not external or (wanted is None and checkpoint):
         return {}
     return own_preprocessing(library, str(backbone["model_name"]), Path(config["checkpoint"]))
+
+
+def preprocessing_lines(config: Config, checkpoint: checkpoints.Checkpoint) -> list[str]:
+    """For people: the preprocessing of a published external model, and what differs from a checkpoint's own."""
+    data, sizes = config["data"], config["sizes"]
+    lines = []
+    if not checkpoint and config["backbone"].get("_target_") in EXTERNAL:
+        found = ", ".join(f"{key}={shown(data[key])}" for key in PREPROCESSING)
+        lines.append(f"preprocessing of {config['backbone']['model_name']}: {found}")
+    trained = stored_config(checkpoint)["data"] if checkpoint else data
+    for key in PREPROCESSING:
+        given = trained[key] if key == "eval_size" and trained[key] in sizes else data[key]
+        if given != trained[key]:
+            lines.append(
+                f"data.{key}={shown(given)} differs from the checkpoint's {shown(trained[key])}; leave it out, unless "
+                "this is meant"
+            )
+    return lines
 
 
 def load_model(config: Config, checkpoint: checkpoints.Checkpoint) -> nn.Module:

@@ -12,6 +12,7 @@ from cotnet.commands import eval_exported, eval_logger, eval_look, eval_model, e
 from cotnet.commands.eval_sets import read_sets, unlabelled, words_of
 from cotnet.commands.eval_worker import Job, Leaf, measure
 from cotnet.commands.joining import joined, plain_errors
+from cotnet.commands.tool_keys import check_own_keys
 from cotnet.config import recipes, run_folder
 from cotnet.config.build import convert, nearest, require_group, typed
 from cotnet.config.claims import claimed
@@ -89,7 +90,7 @@ def checked(config: Config) -> tuple[Config, list[Path]]:
     check_keys(config, KEYS)
     for key in ("data", "loader", "launch"):
         require_group(config[key], key)
-    eval_look.check_own_keys(config, EvaluateSettings, but=("precision", "checkpoint"))  # checked with the checkpoint
+    check_own_keys(config, EvaluateSettings, but=("precision", "checkpoint"))  # checked with the checkpoint
     for field in fields(DataSettings):
         if (value := config["data"].get(field.name)) is not None:
             several = int | tuple[int, ...] if field.name == "eval_size" else field.type
@@ -145,6 +146,8 @@ def _evaluate(one: Prepared, folder: Path, average: int | None) -> int:
     config, read = one.config, one.read
     leaves = _leaves(one, folder)
     if first_process():
+        for line in read.lines:
+            say(line)
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_config(folder / "evaluation.yaml", {k: v for k, v in config.items() if k not in INTERNAL})
     left = [leaf for leaf in leaves if not (len(leaves) > 1 and eval_report.done(leaf))]

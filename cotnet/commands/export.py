@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cotnet import parts
 from cotnet.commands import eval_model, export_files, export_images
-from cotnet.commands.eval_look import FIXED, check_own_keys
-from cotnet.config.build import convert, require_group, shown
+from cotnet.commands.tool_keys import FIXED, check_tool_keys, single_checkpoint
+from cotnet.config.build import shown
 from cotnet.config.claims import claimed
 from cotnet.config.compose import Config, flatten
 from cotnet.config.moves import stored_config
@@ -65,15 +64,15 @@ def run(config: Config) -> int:
         InputError: the checkpoint, the images or a setting is wrong, or the model cannot be exported.
         RunError: the results differ by more than the format's bound.
     """
-    files = checked(config)
+    file = checked(config)
     kind, folder = config["format"], Path(config["output_dir"])
-    read = eval_model.read({**config, **FIXED}, files)
+    read = eval_model.read({**config, **FIXED}, [file])
     if not hasattr(read.model, "spec"):
         raise InputError(
             "backbone: a plug-in's model does not know its name; decorate it with cotnet.models.spec.constructor"
         )
     data = eval_model.data_settings(read.config)
-    card = _card(config, read, data, files[0]) if config["evaluation"] else None
+    card = _card(config, read, data, file) if config["evaluation"] else None
     found = export_images.check_images(read, config["images"], count=config["check_images"])
     model = read.model.eval()
     made = export_files.Exported(model=model, preprocessing=_preprocessing(data), about=_about(read, data), card=card)
@@ -87,21 +86,13 @@ def run(config: Config) -> int:
     return 0
 
 
-def checked(config: Config) -> list[Path]:
+def checked(config: Config) -> Path:
     """The checkpoint's file, after every check that needs no checkpoint.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
     """
-    parts.check_keys(
-        config, {*(field.name for field in dataclasses.fields(ExportSettings)), "backbone", "data", "loader", "plugins"}
-    )
-    for key in ("data", "loader"):
-        require_group(config[key], key)
-    check_own_keys(config, ExportSettings)
-    for field in dataclasses.fields(DataSettings):
-        if (value := config["data"].get(field.name)) is not None:
-            convert(value, field.type, f"data.{field.name}")
+    check_tool_keys(config, ExportSettings)
     kind = config["format"]
     for key, given, kinds in (
         ("preprocessing", config["preprocessing"], GRAPHS),
@@ -117,10 +108,7 @@ def checked(config: Config) -> list[Path]:
     if config["quantize"] and config["preprocessing"]:
         raise InputError("quantize=int8 is for graphs without preprocessing; set preprocessing=false")
     require(*PACKAGES.get(kind, ()))
-    files = eval_model.checkpoint_files(config["checkpoint"])
-    if len(files) > 1:
-        raise InputError(f"checkpoint={config['checkpoint']} holds {len(files)} runs; give one of them")
-    return files
+    return single_checkpoint(config)
 
 
 def _preprocessing(data: DataSettings) -> Preprocessing:

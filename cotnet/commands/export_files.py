@@ -1,6 +1,5 @@
 """What an export writes, and the lines it prints: the difference from PyTorch, int8's accuracy, latency."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -107,7 +106,7 @@ def _write_int8(path: Path, quantized: Path, config: Config, completed: Config) 
     data = data_settings(completed)
     training = sample(image_parts.read_data(data)[0], config["calibration_images"])
     batches = [normalised(completed, sizes[0]) for sizes in prepared(completed, training)]
-    about = {**json.loads(json.dumps(load_exported(path).about)), "quantized": "int8"}
+    about = {**load_exported(path).about, "quantized": "int8"}
     formats.quantize_int8(path, quantized, batches, about)
     chosen = read_sets({**completed, "images": None}, None)[0]
     val = sample(chosen.images, config["accuracy_images"])

@@ -25,7 +25,7 @@ EXAMPLES = {
 T = TypeVar("T")
 Config = dict[str, Any]
 
-PROGRAMS = ("train", "evaluate", "look")  # configurations that programs choose themselves
+PROGRAMS = ("train", "evaluate", "look", "export")  # configurations that programs choose themselves
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 

@@ -35,7 +35,7 @@ class ExportedModel(nn.Module):
 def load_exported(path: str | Path) -> ExportedModel:
     """Reads a file that `python -m cotnet.export` wrote, of format onnx, pt2 or aoti.
 
-    A file of format aoti holds a library, which runs: load only your own.
+    A file of format pt2 or aoti can hold code that runs: load only your own.
 
     Raises:
         InputError: the file is missing, damaged or not of this application.

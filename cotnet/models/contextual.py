@@ -133,9 +133,10 @@ class CoTLayer(nn.Module):
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a call only convolves with the weight: a Conv2d without hooks or parametrizations."""
+    """Whether a call only convolves with the weight: a Conv2d with its own forward, no hooks, no parametrizations."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(module) is nn.Conv2d and not any(getattr(module, name) for name in hooks)
+    plain = type(module) is nn.Conv2d and "forward" not in vars(module)
+    return plain and not any(getattr(module, name) for name in hooks)
 
 
 def taps_before_groups(x: torch.Tensor, conv: nn.Conv2d, norm: nn.GroupNorm) -> torch.Tensor:

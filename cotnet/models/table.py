@@ -55,6 +55,7 @@ TABLE: dict[tuple[str, int], Published | None] = {
     ),
     ("cotnet_small", 32): None,
     ("resnet_small", 32): None,
+    ("operator_small", 32): None,
     ("botnet50", 224): None,
     ("botnet101", 224): None,
     ("botnet152", 224): None,

@@ -34,13 +34,15 @@ def load_weights(
 
     `ema` prefers the averaged weights where the file has both; False takes the raw ones. head="reset" loads everything
     but the classifier. The models resize position tables of another image size. Raises InputError if the file cannot
-    be read or does not fit; the model is then unchanged.
+    be read or does not fit, or no classifier is found for "reset"; the model is then unchanged.
     """
     path = Path(path)
     state = select_state(read_file(path), path, ema=ema)
     own = model.state_dict()
     classifier = classifier_keys(model)
     if head == "reset":
+        if not classifier:
+            raise InputError("head=reset: this model has no classifier to leave out; set head=keep")
         state = {key: value for key, value in state.items() if key not in classifier}
         state |= {key: own[key] for key in classifier}
     # Files from before 2018 lack the batch counters.
@@ -68,11 +70,13 @@ def from_bytes(model: nn.Module, content: bytes) -> None:
 
 
 def classifier_keys(model: nn.Module) -> list[str]:
-    """State-dict keys of the classifier: what timm's configuration of the model names, else the last linear layer."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    if named is None:
-        named = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-    prefixes = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    """State-dict keys of the classifier: what timm's configuration of the model names, else the last linear layer, else
+    the last convolution (SqueezeNet's)."""
+    known = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or []
+    names = [known] if isinstance(known, str) else known
+    for kind in (nn.Linear, nn.Conv2d):
+        names = names or [name for name, module in model.named_modules() if isinstance(module, kind)][-1:]
+    prefixes = tuple(f"{name}." for name in names)
     return [key for key in model.state_dict() if key.startswith(prefixes)]
 
 

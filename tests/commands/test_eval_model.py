@@ -49,6 +49,27 @@ def test_own_checkpoint_keeps_the_size_it_was_configured_with():
     assert sizes(completed("backbone=se_cotnetd_152", trained=trained)) == (224, 224, 0.95)
 
 
+def preprocessing_lines(*overrides: str, trained: dict[str, Any] | None = None) -> list[str]:
+    checkpoint = {} if trained is None else {"config": json.dumps(trained)}
+    return eval_model.preprocessing_lines(completed(*overrides, trained=trained), checkpoint)
+
+
+def test_other_preprocessing_than_the_checkpoints_is_said():
+    trained = compose("train", ["backbone=cotnet50", "data.root=x"])
+    assert preprocessing_lines(trained=trained) == preprocessing_lines("backbone=cotnet50") == []
+    assert preprocessing_lines("data.eval_size=[192,224]", trained=trained) == []
+    found = preprocessing_lines("data.mean=[0.5,0.5,0.5]", "data.eval_size=256", trained=trained)
+    assert found == [
+        "data.eval_size=256 differs from the checkpoint's 224; leave it out, unless this is meant",
+        "data.mean=[0.5,0.5,0.5] differs from the checkpoint's [0.485,0.456,0.406]; leave it out, unless this is meant",
+    ]
+    timm = ["backbone=timm", "backbone.model_name=vit_base_patch16_224"]
+    assert preprocessing_lines(*timm) == [
+        "preprocessing of vit_base_patch16_224: eval_size=224, crop_ratio=0.9, eval_interpolation=bicubic, "
+        "eval_flip=false, mean=[0.5,0.5,0.5], std=[0.5,0.5,0.5]"
+    ]
+
+
 @pytest.mark.parametrize(("name", "side"), [("pvt_tiny", 224), ("botnet50", 224), ("botnet_s1_77", 320)])
 def test_position_tables_of_published_weights_have_the_size_of_their_figures(name, side):
     config = completed(f"backbone={name}")

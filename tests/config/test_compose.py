@@ -12,7 +12,7 @@ import yaml
 from cotnet import dense_parts, parts
 from cotnet.commands.eval_model import completed
 from cotnet.config.build import bind, build, convert, typed
-from cotnet.config.compose import CONF, compose, flatten, to_yaml
+from cotnet.config.compose import CONF, compose, flatten, own_config, to_yaml
 from cotnet.config.continuing import run_name
 from cotnet.errors import InputError
 
@@ -218,3 +218,11 @@ def test_checkpoints_from_before_a_setting_evaluate_as_they_did():
     checkpoint = {"config": json.dumps(trained)}
     assert completed(compose("evaluate", ["checkpoint=x"]), checkpoint)["data"]["eval_flip"] is False
     assert completed(compose("evaluate", ["checkpoint=x", "data.eval_flip=true"]), checkpoint)["data"]["eval_flip"]
+
+
+def test_a_programs_own_configuration_is_no_part_of_folder_names():
+    programs = {path.stem for path in CONF.glob("*.yaml") if "hydra" in yaml.safe_load(path.read_text())}
+    assert programs == {"train", "evaluate", "look", "export"}
+    for name in programs:
+        assert own_config(name) == own_config(f"{name}.yaml") == []
+    assert own_config("mine") == ["config=mine"]

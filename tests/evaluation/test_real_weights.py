@@ -69,4 +69,4 @@ def test_real_weights_on_real_images_agree_with_timm(tmp_path):
     assert found["top1"] == 100 * right / 20 and right >= 15
     own = run("evaluate.py", *given, "data.preprocessing=checkpoint", "output_dir=own", cwd=tmp_path)
     assert figures(tmp_path / "own")["settings"]["mean"] == [0.485, 0.456, 0.406]
-    assert own.returncode == 0
+    assert own.returncode == 0 and "preprocessing of" in own.stdout + own.stderr

@@ -69,7 +69,7 @@ def test_onnx_runtime_gives_the_same_logits_for_any_batch_and_size(trained, expo
 def test_exported_files_are_evaluated_as_their_checkpoint_is(trained, exported, digits, tmp_path):
     """Same figures, predictions and report; several of them are compared."""
     given = [LOADER, f"data.root={digits}", "data.eval_batch_size=16"]
-    files = [f"{exported}/model.onnx", f"{exported}/model.pt2", f"{exported}/model_int8.onnx"]
+    files = [f"{exported}/model.onnx", f"{exported}/model_int8.onnx"]
     run("evaluate.py", f"checkpoint=[{','.join(files)}]", *given, "output_dir=exported", cwd=tmp_path)
     run("evaluate.py", f"checkpoint={trained}", *given, "precision=fp32", "output_dir=ours", cwd=tmp_path)
     ours = json.loads((tmp_path / "ours" / "metrics.json").read_text())
@@ -88,7 +88,7 @@ def test_exported_files_are_evaluated_as_their_checkpoint_is(trained, exported, 
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
         other = list(csv.DictReader((path.parent / "predictions.csv").open()))
         assert [(row["file"], row["top1"]) for row in other] == [(row["file"], row["top1"]) for row in rows]
-    assert len(json.loads((tmp_path / "exported" / "comparison.json").read_text())["comparisons"]) == 3
+    assert len(json.loads((tmp_path / "exported" / "comparison.json").read_text())["comparisons"]) == 1
 
 
 def test_the_folder_holds_a_card_that_hubs_read_and_a_model(trained, digits, tmp_path):
@@ -145,6 +145,7 @@ def test_mistakes_are_one_line(trained, exported, digits, tmp_path):
     cases = (
         ("evaluate.py", [*graph, "fuse=true"], "is an exported graph, which runs as it is; set fuse=false"),
         ("evaluate.py", [*graph, "precision=bf16"], "set precision=fp32"),
+        ("evaluate.py", [f"checkpoint={exported}/model.pt2", *graph[1:]], "its export of format=onnx"),
         ("evaluate.py", ["checkpoint=cut.onnx", *graph[1:]], "cut.onnx is no whole exported model"),
         (PROGRAM, [*ours, "format=onnx", "images=nowhere"], "images: no file nowhere"),
         (PROGRAM, [*ours, "format=onnx", "data.root=nowhere"], "set images=FOLDER or data.root=DIR"),

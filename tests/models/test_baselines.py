@@ -118,6 +118,7 @@ def test_unknown_settings_are_refused(constructor):
     "build",
     [
         lambda classes: models.torchvision_model(model_name="mobilenet_v3_small", num_classes=classes),
+        lambda classes: models.torchvision_model(model_name="squeezenet1_1", num_classes=classes),
         lambda classes: models.timm_model(model_name="resnet18", num_classes=classes),
     ],
 )
@@ -130,3 +131,34 @@ def test_their_weights_load_with_another_head(build, tmp_path):
     theirs = source.state_dict()
     same = [key for key, value in model.state_dict().items() if torch.equal(value, theirs[key])]
     assert set(theirs) - set(same) == set(classifier_keys(model))
+
+
+def test_a_model_without_a_classifier_has_none_to_reset(tmp_path):
+    body = torch.nn.BatchNorm2d(2)
+    torch.save({"state_dict": body.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="head=reset: this model has no classifier to leave out; set head=keep"):
+        load_weights(body, tmp_path / "weights.pth", head="reset")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_classifier_of_every_family(library):
+    """The classifier's keys are those whose shapes change with the number of classes: of all of torchvision's models,
+    and of the first of each of timm's modules."""
+    build, names = {
+        "torchvision": (models.torchvision_model, torchvision.models.list_models(module=torchvision.models)),
+        "timm": (models.timm_model, [timm.list_models(module=module)[0] for module in timm.list_modules()]),
+    }[library]
+    wrong, seen = {}, 0
+    for name in names:
+        try:
+            with torch.device("meta"):
+                three, five = (build(model_name=name, num_classes=classes) for classes in (3, 5))
+        except NotImplementedError:  # RegNet's constructor does not work on the meta device
+            continue
+        seen, other = seen + 1, five.state_dict()
+        changed = {key for key, value in three.state_dict().items() if value.shape != other[key].shape}
+        if changed and changed != set(classifier_keys(three)):
+            wrong[name] = sorted(changed ^ set(classifier_keys(three)))
+    assert wrong == {}
+    assert seen > 60
