@@ -19,6 +19,13 @@ FAMILIES = {
     "pvt_tiny": {"image_size": 224},
     "pvt_v2_b0": {},
     "cotnet_small": {"width": 8},
+    "sknet50": {},
+    "stand_alone50": {},
+    "lr_net50": {},
+    "halonet50": {},
+    "aa_resnet50": {"image_size": 224},
+    "lambda_resnet50": {},
+    "non_local50": {},
 }
 SIDE = {"cotnet_small": 32}
 

@@ -31,7 +31,7 @@ def test_every_operator_has_the_parameters_of_cot():
 
 
 @pytest.mark.parametrize("operator", [pytest.param(name, marks=pytest.mark.slow) for name in OPERATORS])
-@pytest.mark.parametrize("stages", [(2, 3, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize("stages", [(2, 3, 4), pytest.param((1, 2, 3, 4), marks=pytest.mark.long)])
 def test_trains_at_odd_and_even_sizes(operator, stages):
     model = small(operator, stages=stages)
     assert model.forward_stages(torch.zeros(2, 3, 28, 28))[-1].shape[2:] == (4, 4)
