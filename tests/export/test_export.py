@@ -135,7 +135,7 @@ def test_a_folder_is_uploaded_only_when_asked(trained, tmp_path, monkeypatch):
         (asked,) = held["repositories"]
         private = asked.get("private") or asked.get("visibility") == "private"  # older versions, newer versions
         assert (asked["name"], asked["organization"], private) == ("it", "me", True)
-        assert held["files"] == {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+        assert held["files"] == {path.name: path.read_bytes() for path in (tmp_path / "hub").glob("[!.]*")}
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         done = run(PROGRAM, *given, "push=me/it", "output_dir=refused", cwd=tmp_path, code=2)
     assert "push=me/it: the hub did not take refused" in done.stderr and done.stderr.count("\n") == 1
