@@ -181,10 +181,12 @@ class HaloAttention(nn.Module):
         keys_values = F.pad(self.kv(x), [halo, halo + right, halo, halo + below]).unflatten(1, (self.heads, -1))
         query = self.cut(query.unflatten(1, (self.heads, -1)), self.block)  # (B, heads, rows, columns, b, b, d)
         key, value = self.cut(keys_values, self.window).chunk(2, 6)
+        blocks = query.shape[1:4]
+        # Heads, rows and columns as one dimension: ONNX has four-dimensional attention only.
+        query, key, value = (part.flatten(1, 3) for part in (query, key, value))
         bias = self.position_logits(query)
-        blocks = query.shape[1:4]  # as one dimension, of heads, for ONNX: (B, heads * rows * columns, b * b, d)
-        query, key, value = (part.flatten(4, 5).flatten(1, 3) for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(1, 3)).unflatten(1, blocks)
+        query, key, value = (part.flatten(2, 3) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).unflatten(1, blocks)
         attended = attended.unflatten(4, (self.block, -1)).permute(0, 1, 6, 2, 4, 3, 5)
         return attended.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, :, :height, :width]
 
@@ -193,12 +195,12 @@ class HaloAttention(nn.Module):
         return maps.unfold(3, window, self.block).unfold(4, window, self.block).movedim(2, 6)
 
     def position_logits(self, query: torch.Tensor) -> torch.Tensor:
-        """q^T r: (B, heads, rows, columns, b, b, d) -> (B, heads, rows, columns, b * b, window * window)."""
+        """q^T r: (B, blocks, b, b, d) -> (B, blocks, b * b, window * window)."""
         near, own = (torch.arange(size, device=query.device) for size in (self.window, self.block))
         offsets = near - own.unsqueeze(1) + self.window - 1  # (b, window)
-        rows = torch.einsum("bhrcyxd,yzd->bhrcyxz", query, self.pos_embed["height_rel"][offsets])
-        columns = torch.einsum("bhrcyxd,xwd->bhrcyxw", query, self.pos_embed["width_rel"][offsets])
-        return (rows.unsqueeze(7) + columns.unsqueeze(6)).flatten(6, 7).flatten(4, 5)
+        rows = torch.einsum("bnyxd,yzd->bnyxz", query, self.pos_embed["height_rel"][offsets])
+        columns = torch.einsum("bnyxd,xwd->bnyxw", query, self.pos_embed["width_rel"][offsets])
+        return (rows.unsqueeze(5) + columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
 
 
 def _require_odd(kernel_size: int) -> None:

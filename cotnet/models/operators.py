@@ -1,7 +1,7 @@
 """Every operator of the papers' tables by name, and a small network of any of them.
 
 The operators replace the 3x3 convolution of a bottleneck. In one skeleton, with the same recipe and the number of
-parameters equal, they can be compared: docs/operators.md.
+parameters equal, they can be compared: docs/fashion_mnist.md.
 """
 
 from collections.abc import Callable
