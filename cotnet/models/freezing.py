@@ -11,6 +11,10 @@ class PartlyFrozen(nn.Module):
 
     frozen: Sequence[str] = ()
 
+    def stage_parts(self) -> Sequence[Sequence[str]]:
+        """The names of the modules and parameters of the stem, then of each stage."""
+        return []
+
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Like any module, but what is frozen stays in evaluation mode: no new statistics, no drop path."""
         super().train(mode)
@@ -23,7 +27,7 @@ class PartlyFrozen(nn.Module):
         inside = tuple(f"{name}." for name in names)
         for name, parameter in self.named_parameters():
             if f"{name}.".startswith(inside):
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
         modules = (name for name, _ in self.named_modules() if f"{name}.".startswith(inside))
         self.frozen = tuple(dict.fromkeys([*self.frozen, *modules]))
         self.train(self.training)
@@ -33,13 +37,11 @@ def freeze(model: nn.Module, parts: int = 2) -> None:
     """Freezes the first parts of a backbone of this project: the stem, then its stages; 2: the stem and one stage.
 
     Their parameters get no gradient. Their modules stay in evaluation mode after `model.train()`, too: BatchNorms keep
-    their statistics, no block is dropped. Raises ValueError for a model of another library or without so many parts.
+    their statistics, no block is dropped. Raises ValueError for a model of another library, or without so many parts.
     """
-    if not isinstance(model, PartlyFrozen) or not hasattr(model, "stage_parts"):
+    if not isinstance(model, PartlyFrozen):
         raise ValueError(f"{type(model).__name__} is not one of this project's backbones; freeze it with its own tools")
-    known: list[Sequence[str]] = model.stage_parts()
+    known = model.stage_parts()
     if not 0 <= parts <= len(known):
-        raise ValueError(
-            f"parts={parts} cannot be frozen; give 0 to {len(known)}: the stem and {len(known) - 1} stages"
-        )
+        raise ValueError(f"parts={parts}: give 0 to {len(known)}, which are the stem and {len(known) - 1} stages")
     model.freeze_parts(name for names in known[:parts] for name in names)

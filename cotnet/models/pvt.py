@@ -171,7 +171,7 @@ class PVT(Backbone):
     ) -> list[int]:
         """As of all backbones; `forward` does not work after it."""
         kept = super().prune_intermediate_layers(indices, *args, **settings)
-        self.norm = nn.Identity()
+        self.add_module("norm", nn.Identity())
         if len(self.stage_channels) < len(self.sides):
             self.cls_token, self.sides = None, self.sides[: len(self.stage_channels)]
         return kept

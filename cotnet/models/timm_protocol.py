@@ -47,10 +47,6 @@ class Backbone(PartlyFrozen, abc.ABC):
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
         """Features -> logits, or the pooled features (B, num_features) that the classifier gets."""
 
-    @abc.abstractmethod
-    def stage_parts(self) -> list[tuple[str, ...]]:
-        """The names of the modules and parameters of the stem, then of each stage."""
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(images))
 
@@ -153,7 +149,7 @@ def chosen(indices: int | Sequence[int] | None, count: int) -> list[int]:
     Raises ValueError for maps that are not there.
     """
     last = count if indices is None else indices
-    places = range(count - last, count) if isinstance(last, int) else last
+    places = range(-last, 0) if isinstance(last, int) else last
     if not places or not all(-count <= place < count for place in places):
         raise ValueError(
             f"indices={last if isinstance(last, int) else list(last)}: the model has {count} maps; "
