@@ -140,7 +140,7 @@ def dilated(make: Callable[..., Any], dilation: int) -> Callable[..., Any]:
         return make
     own = inspect.signature(make).parameters.get("dilation")
     if own is None:
-        name = getattr(make, "__name__", None) or getattr(getattr(make, "func", make), "__name__", "this operator")
+        name = getattr(getattr(make, "func", make), "__name__", "an operator")
         raise ValueError(f"{name} takes no dilation, which output_stride below 32 needs; leave output_stride at 32")
     return partial(make, dilation=own.default * dilation)
 
@@ -256,19 +256,19 @@ class ResNet(Backbone):
 
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        return self._maps(images)[1:]
+        return self._after_stem(chain(self, self.in_order, images))
 
     def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
-        kept += self._maps(images)
+        end = self.in_order.index(self.stem_info["module"]) + 1
+        kept.append(chain(self, self.in_order[:end], images))
+        kept += self._after_stem(chain(self, self.in_order[end:], kept[-1]))
         return kept[-1]
 
-    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The maps that `feature_info` lists."""
-        x, maps = images, []
-        for name in (*self.in_order, *self.stages):
+    def _after_stem(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for name in self.stages:
             x = getattr(self, name)(x)
-            if name in (self.stem_info["module"], *self.stages):
-                maps.append(x)
+            maps.append(x)
         return maps
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
