@@ -17,7 +17,7 @@ from cotnet.errors import RunError
 from cotnet.evaluation.suites import sample
 from cotnet.export import formats
 from cotnet.export.graph import Preprocessing, WithPreprocessing
-from cotnet.export.hub import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+from cotnet.export.hub import CONFIG, WEIGHTS, from_pretrained, save_pretrained, upload
 from cotnet.export.latency import table
 from cotnet.export.runtime import ExportDifference, compared, load_exported
 from cotnet.models.weights import load_weights
@@ -140,9 +140,7 @@ def write_folder(made: Exported, config: Config, completed: Config, *, images: I
     card = "README.md, " if made.card else ""
     say(f"{folder}: {card}{CONFIG} and {WEIGHTS}; the same results as the checkpoint on {difference.images} images")
     if config["push"]:
-        save_pretrained(
-            made.model, folder, preprocessing=made.preprocessing, classes=classes, card=made.card, push=config["push"]
-        )
+        upload(folder, config["push"])
         say(f"uploaded to {config['push']}")
 
 

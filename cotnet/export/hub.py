@@ -36,7 +36,7 @@ def save_pretrained(
     private, if it does not exist.
 
     Raises:
-        InputError: the model is not of `cotnet.models`, or huggingface_hub is missing.
+        InputError: the model is not of `cotnet.models`, huggingface_hub is missing, or the hub does not take the files.
     """
     spec = getattr(model, "spec", None)
     if spec is None:
@@ -55,11 +55,23 @@ def save_pretrained(
     if card is not None:
         write_text(folder / CARD, card)
     if push is not None:
-        require("huggingface_hub")
-        from huggingface_hub import HfApi
+        upload(folder, push)
 
-        HfApi().create_repo(push, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=push, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
+
+def upload(folder: Path, repository: str) -> None:
+    """Uploads what save_pretrained wrote to OWNER/NAME of the hub. Raises InputError if the hub does not take it."""
+    require("huggingface_hub")
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repository, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
+    except Exception as error:  # the errors of its HTTP library, which changes between versions, share no other base
+        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"push={repository}: the hub did not take {folder}, which is complete here ({reason}); log in with "
+            f"`hf auth login`, then `hf upload {repository} {folder}`"
+        ) from None
 
 
 def from_pretrained(folder: str | Path) -> nn.Module:

@@ -127,8 +127,9 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x))
-        query, key, value = (part.flatten(2).transpose(1, 2) for part in (query, key, value))  # (B, N, C / 2)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        # ONNX wants a dimension of heads: (B, 1, N, C / 2)
+        query, key, value = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
         return x + self.bn(self.w(attended.transpose(1, 2).unflatten(2, x.shape[2:])))
 
 

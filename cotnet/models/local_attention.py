@@ -189,10 +189,9 @@ class HaloAttention(nn.Module):
         query = self.cut(query.unflatten(1, (self.heads, -1)), self.block)  # (B, heads, rows, columns, b, b, d)
         key, value = self.cut(keys_values, self.window).chunk(2, 6)
         bias = self.position_logits(query)
-        query, key, value = (part.flatten(4, 5) for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias
-        )  # (B, heads, rows, columns, b * b, d)
+        blocks = query.shape[1:4]  # as one dimension, of heads, for ONNX: (B, heads * rows * columns, b * b, d)
+        query, key, value = (part.flatten(4, 5).flatten(1, 3) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(1, 3)).unflatten(1, blocks)
         attended = attended.unflatten(4, (self.block, -1)).permute(0, 1, 6, 2, 4, 3, 5)
         return attended.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, :, :height, :width]
 

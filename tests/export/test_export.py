@@ -3,10 +3,12 @@
 import csv
 import json
 
+import huggingface_hub
 import onnx
 import onnxruntime
 import pytest
 import torch
+from hub_server import hub
 from huggingface_hub import ModelCard
 from programs import SMALL, checkpoint, once, run
 from timm.models import load_checkpoint
@@ -117,6 +119,30 @@ def test_the_folder_holds_a_card_that_hubs_read_and_a_model(trained, digits, tmp
         done = run(PROGRAM, *wrong, cwd=tmp_path, code=2)
         assert words in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_folder_is_uploaded_only_when_asked(trained, tmp_path, monkeypatch):
+    """huggingface_hub against a server of the loopback: a private repository gets the three files, byte for byte."""
+    run("evaluate.py", f"checkpoint={trained}", LOADER, "output_dir=figures", cwd=tmp_path)
+    given = [f"checkpoint={trained}", LOADER, "format=safetensors", "license=mit", "evaluation=figures"]
+    with hub() as (address, held):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        run(PROGRAM, *given, "output_dir=kept", cwd=tmp_path)
+        assert held == {"repositories": [], "files": {}}
+        done = run(PROGRAM, *given, "push=me/it", "output_dir=hub", cwd=tmp_path)
+        assert done.stdout.splitlines()[-1] == "uploaded to me/it"
+        (asked,) = held["repositories"]
+        private = asked.get("private") or asked.get("visibility") == "private"  # older versions, newer versions
+        assert (asked["name"], asked["organization"], private) == ("it", "me", True)
+        assert held["files"] == {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        done = run(PROGRAM, *given, "push=me/it", "output_dir=refused", cwd=tmp_path, code=2)
+    assert "push=me/it: the hub did not take refused" in done.stderr and done.stderr.count("\n") == 1
+    done = run(PROGRAM, *given, "push=me/it", "output_dir=unreachable", cwd=tmp_path, code=2)
+    assert "then `hf upload me/it unreachable`" in done.stderr and done.stderr.count("\n") == 1
+    for folder in ("refused", "unreachable"):
+        assert from_pretrained(tmp_path / folder).spec.name == "resnet_small"
 
 
 def test_timm_reads_averaged_and_raw_weights(trained, tmp_path):
