@@ -39,9 +39,9 @@ def freeze(model: nn.Module, parts: int = 2) -> None:
     Their parameters get no gradient. Their modules stay in evaluation mode after `model.train()`, too: BatchNorms keep
     their statistics, no block is dropped. Raises ValueError for a model of another library, or without so many parts.
     """
-    known = model.stage_parts() if isinstance(model, PartlyFrozen) else []
-    if not known:
+    if not isinstance(model, PartlyFrozen) or not model.stage_parts():
         raise ValueError(f"{type(model).__name__} is not one of this project's backbones; freeze it with its own tools")
+    known = model.stage_parts()
     if not 0 <= parts <= len(known):
         raise ValueError(f"parts={parts}: give 0 to {len(known)}, which are the stem and {len(known) - 1} stages")
     model.freeze_parts(name for names in known[:parts] for name in names)

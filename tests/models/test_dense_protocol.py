@@ -28,9 +28,7 @@ DILATED = [name for name in models.__all__ if "output_stride" in settings_of_tar
 FAMILIES = ("cotnet_small", "botnet50", "se_cotnetd_50", "resnest50", "pvt_tiny", "pvt_v2_b0")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    return models.register_timm()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def random_norms(model):

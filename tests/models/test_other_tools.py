@@ -26,9 +26,7 @@ MORE = {"cotnext50_2x48d": "layer2", "botnet50": "layer4", "se_cotnetd_50": "lay
 MORE |= {f"{name}50": "layer3" for name in ("stand_alone", "lr_net", "halonet", "aa_resnet", "lambda_resnet", "sknet")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    return models.register_timm()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def made(name, **settings):
