@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from nets import build
+from timm.models import FeatureHookNet
 from timm.models._features import FeatureGetterNet
 from torch import nn
 from torch.nn.functional import interpolate
@@ -209,6 +210,8 @@ def test_maps_leave_no_parameter_without_a_gradient(name, indices):
     given = torch.randn(1, 3, 64, 64)
     expected = twin.forward_intermediates(given, indices=indices, intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(net.eval()(given), expected, strict=True))
+    (hooked,) = FeatureHookNet(twin, out_indices=(0,))(given)
+    assert hooked.dim() == (3 if name.startswith("pvt") else 4)  # tokens or maps
 
 
 @pytest.mark.parametrize(
