@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cotnet import models
+from cotnet.config.build import settings_of_target
+
 # `_target_` in a stored configuration -> its current name.
 MOVED: Final = {
     "data.augment.Augmentation": "data.augmentation.settings.Augmentation",
@@ -24,6 +27,7 @@ ADDED: Final = {
     "logger.save_code": False,
     "logger.system_metrics": False,
     "logger.watch": None,
+    "backbone.output_stride": 32,
 }
 # Settings, by their full key, that no longer exist.
 DROPPED: Final = {"train.recompute_norms"}
@@ -36,9 +40,18 @@ def stored_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         group, _, name = key.partition(".")
         if "task" in config and group in ("data", "loader"):  # of classifiers
             continue
+        if group == "backbone" and not _has_setting(config.get(group, {}), name):
+            continue
         if group != "logger" or "project" in config.get(group, {}):  # of W&B's alone
             config.setdefault(group, {}).setdefault(name, value)
     return config
+
+
+def _has_setting(backbone: Mapping[str, Any], name: str) -> bool:
+    """Whether this backbone is one of this project's that take the setting."""
+    package, _, own = str(backbone.get("_target_")).rpartition(".")
+    constructor = getattr(models, own, None) if package == "cotnet.models" else None
+    return constructor is not None and name in settings_of_target(constructor)[0]
 
 
 def with_current_names(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

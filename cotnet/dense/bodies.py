@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from cotnet.errors import InputError
+from cotnet.models.freezing import PartlyFrozen
 from cotnet.models.pvt import PVT
-from cotnet.models.pvt_v2 import PVTv2
+from cotnet.models.timm_protocol import Backbone
 
 SEQUENCES = {"features", "trunk_output", "layers", "blocks"}  # torchvision's children that hold the steps one by one
 HEADS = {"avgpool", "classifier", "fc", "permute", "encoder"}  # torchvision's first child that is no step any more
@@ -19,7 +20,7 @@ STRIDES = (4, 8, 16, 32)
 UNFIT = (AssertionError, RuntimeError, TypeError, ValueError)  # what libraries raise for images of another size
 
 
-class TorchvisionBody(nn.Module):
+class TorchvisionBody(PartlyFrozen):
     """A torchvision classifier up to its last map, cut where the stride changes; stages of stride 4 to 32.
 
     Raises InputError if there are not two such stages.
@@ -63,6 +64,10 @@ class TorchvisionBody(nn.Module):
     def _maps(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 3, 1, 2) if self.last_is_channels else x
 
+    def stage_parts(self) -> Sequence[Sequence[str]]:
+        ends = [self.steps.index(step) + 1 for step in self.cuts]
+        return [self.steps[: ends[0] - 1], *(self.steps[a:b] for a, b in zip([ends[0] - 1, *ends], ends, strict=False))]
+
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
         x, maps = images, []
@@ -87,7 +92,7 @@ def headless(backbone: nn.Module) -> Any:
     if isinstance(backbone, PVT):
         backbone.drop_class_token()
     elif hasattr(backbone, "forward_stages"):
-        setattr(backbone, "head" if isinstance(backbone, PVTv2) else "fc", nn.Identity())
+        setattr(backbone, backbone.classifier if isinstance(backbone, Backbone) else "fc", nn.Identity())
     elif hasattr(backbone, "forward_intermediates"):
         return _timm_body(backbone)
     else:
@@ -118,17 +123,10 @@ def stage_maps(body: Any, images: torch.Tensor) -> list[torch.Tensor]:
     return body.forward_intermediates(images, indices=body.stage_indices, intermediates_only=True)
 
 
-def stage_names(body: Any) -> list[Sequence[str]]:
+def stage_names(body: Any) -> Sequence[Sequence[str]]:
     """What `task.freeze` freezes one after the other, as names of modules and parameters: the stem, then the stages."""
-    if isinstance(body, PVT | PVTv2):
-        parts = ("patch_embed", "pos_embed", "block", "norm")  # PVTv2 has no tables, PVT's body no norms
-        stages = [tuple(f"{part}{i}" for part in parts) for i in range(1, len(body.stage_channels) + 1)]
-        return [stages[0][:2], stages[0][2:], *stages[1:]]
-    if isinstance(body, TorchvisionBody):
-        ends = [body.steps.index(step) + 1 for step in body.cuts]
-        return [body.steps[: ends[0] - 1], *(body.steps[a:b] for a, b in zip([ends[0] - 1, *ends], ends, strict=False))]
-    if hasattr(body, "in_order"):
-        return [body.in_order, *((stage,) for stage in body.stages)]
+    if isinstance(body, PartlyFrozen):
+        return body.stage_parts()
     from timm.models import group_parameters
 
     groups = group_parameters(body, body.group_matcher(coarse=True))

@@ -5,7 +5,7 @@ Lin et al., "Feature Pyramid Networks for Object Detection" (2017), section 3.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from cotnet.dense.bodies import headless, stage_maps, stage_names
 from cotnet.dense.settings import Norm
+from cotnet.models.freezing import PartlyFrozen
 
 MULTIPLE = 32  # of height and width of a batch, in pixels
 
@@ -44,7 +45,7 @@ class CoarseLevels(LastLevelP6P7):
         return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
 
 
-class Pyramid(nn.Module):
+class Pyramid(PartlyFrozen):
     """Normalised images (B, 3, H, W) -> {name: (B, channels, H / stride, W / stride)}, the finest level first.
 
     Levels are the backbone's stages (`skip_finest`: without the first, if there are four) and by `extra` one more
@@ -74,20 +75,9 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(widths), channels, blocks[extra](), norm_layer(norm))
         more = {"pool": 1, "convs": 2, None: 0}[extra]
         self.strides = (*strides, *(strides[-1] * 2**step for step in range(1, more + 1)))
-        frozen = [name for names in stage_names(self.body)[:freeze] for name in names] if freeze else []
-        inside = tuple(f"{name}." for name in frozen)
-        for name, parameter in self.body.named_parameters():
-            if f"{name}.".startswith(inside):
-                parameter.requires_grad_(requires_grad=False)
-        self.frozen = tuple(name for name, _ in self.body.named_modules() if f"{name}.".startswith(inside))
+        frozen = stage_names(self.body)[:freeze] if freeze else []
+        self.freeze_parts(f"body.{name}" for names in frozen for name in names)
         self.train()
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Like any module, but what is frozen stays in evaluation mode: no new statistics, no drop path."""
-        super().train(mode)
-        for name in self.frozen:
-            self.body.get_submodule(name).training = False
-        return self
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = stage_maps(self.body, images)[self.first :]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cotnet.models.layers import Activation, HalvingPool, SqueezeExcite
 from cotnet.models.resnet import convolution
-from cotnet.models.resnet_base import CommonConfig, ImageSize, Operator, ResNet, stem
+from cotnet.models.resnet_base import ImageSize, Operator, ResNet, ResNetConfig, stage_grids, stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -111,7 +111,14 @@ def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:
     return resample(table, 2 * side - 1)[positions.unsqueeze(0) - positions.unsqueeze(1) + side - 1]
 
 
-def attention(width: int, stride: int, *, act: Activation, **settings: Any) -> dict[str, nn.Module]:
+def attention(
+    width: int,
+    stride: int,
+    *,
+    act: Activation,
+    dilation: int = 1,  # noqa: ARG001 - it attends to the whole map
+    **settings: Any,
+) -> dict[str, nn.Module]:
     """The operator of BoTNet, with BoTAttention's settings; a strided block pools 2x2 after it (table 1)."""
     pool = {"avd": HalvingPool()} if stride > 1 else {}
     layer = BoTAttention(width, **settings)
@@ -128,7 +135,7 @@ def botnet50(
     heads: Annotated[int, Setting("attention heads; a divisor of the stages' width", least=1)] = 4,
     positions: Annotated[bool, Setting("attention to relative positions, beside that to content")] = True,
     added: Annotated[int, Setting("attending blocks that follow the last stage's three", least=0)] = 0,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """BoT-50: 20.9 M parameters, 4.0 G multiply-adds at 224 px (table 1)."""
     c5, depths = (*c5, *range(3, 3 + added)), (3, 4, 6, 3 + added)
@@ -136,49 +143,49 @@ def botnet50(
 
 
 @constructor
-def botnet101(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet101(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-101."""
     return _botnet((3, 4, 23, 3), image_size, **common)
 
 
 @constructor
-def botnet152(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet152(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-152."""
     return _botnet((3, 8, 36, 3), image_size, **common)
 
 
 @constructor
-def botnet200(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet200(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-200."""
     return _botnet((3, 24, 36, 3), image_size, **common)
 
 
 @constructor
-def botnet_s1_50(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_50(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-S1-50: stride 1 in c5, no gates, ReLU; 20.9 M parameters."""
     return _botnet((3, 4, 6, 3), image_size, stride=1, **common)
 
 
 @constructor
-def botnet_s1_59(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_59(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-S1-59: stride 1 in c5, gates and SiLU everywhere; 33.7 M parameters at 224 px."""
     return _botnet((3, 4, 6, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
 @constructor
-def botnet_s1_77(*, image_size: ImageSize = 320, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_77(*, image_size: ImageSize = 320, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-S1-77: stride 1 in c5, gates and SiLU everywhere; 54.2 M parameters at 320 px."""
     return _botnet((3, 4, 6, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
 @constructor
-def botnet_s1_110(*, image_size: ImageSize = 224, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_110(*, image_size: ImageSize = 224, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-S1-110: stride 1 in c5, gates and SiLU everywhere; 54.9 M parameters at 224 px."""
     return _botnet((3, 4, 23, 6), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
 
 @constructor
-def botnet_s1_128(*, image_size: ImageSize = 256, **common: Unpack[CommonConfig]) -> ResNet:
+def botnet_s1_128(*, image_size: ImageSize = 256, **common: Unpack[ResNetConfig]) -> ResNet:
     """BoT-S1-128: stride 1 in c5, gates and SiLU everywhere; 75.4 M parameters at 256 px."""
     return _botnet((3, 4, 23, 12), image_size, stride=1, gate=SqueezeExcite, act=nn.SiLU, **common)
 
@@ -193,13 +200,16 @@ def _botnet(
     heads: int = 4,
     positions: bool = True,
     act: Activation = nn.ReLU,
+    output_stride: int = 32,
     **settings: Any,
 ) -> ResNet:
     """`c4` and `c5` are the blocks of the last two stages that attend; `stride` is that of c5."""
     blocks: list[list[Operator]] = [[partial(convolution, act=act)] * depth for depth in depths]
-    for stage, attending, input_stride, own in ((2, c4, 8, 2), (3, c5, 16, stride)):
-        before = max(image_size // input_stride, 1)
+    strides = (1, 2, 2, stride)
+    grids = list(stage_grids(4, strides, output_stride))
+    for stage, attending in ((2, c4), (3, c5)):
+        before = max(image_size // grids[stage - 1].reduction, 1)
         for index in set(attending) & set(range(depths[stage])):
-            side = max(before // own, 1) if index else before  # blocks after the first see the strided map
+            side = max(before // grids[stage].stride, 1) if index else before  # later blocks see the strided map
             blocks[stage][index] = partial(attention, heads=heads, side=side, positions=positions, act=act)
-    return ResNet(partial(stem, act=act), blocks, strides=(1, 2, 2, stride), act=act, **settings)
+    return ResNet(partial(stem, act=act), blocks, strides=strides, act=act, output_stride=output_stride, **settings)

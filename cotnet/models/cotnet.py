@@ -13,7 +13,7 @@ from torch import nn
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
 from cotnet.models.resnet import StageNumbers, in_stages, small_resnet
-from cotnet.models.resnet_base import CommonConfig, Operator, ResNet, SmallWidth, deep_stem, pooled_projection, stem
+from cotnet.models.resnet_base import Operator, ResNet, ResNetConfig, SmallWidth, deep_stem, pooled_projection, stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -24,7 +24,7 @@ Stages = Annotated[StageNumbers, Setting("stages, from 1, whose blocks are CoT; 
 CoTFusion = Annotated[Fusion, Setting("`static` or `dynamic` context; `linear`: their sum; `attention`: weighted sum")]
 
 
-class CoTNetConfig(CommonConfig, total=False):
+class CoTNetConfig(ResNetConfig, total=False):
     """The settings of CoTNet-50 and CoTNet-101."""
 
     stages: Stages
@@ -33,23 +33,23 @@ class CoTNetConfig(CommonConfig, total=False):
     dilation: Annotated[int, Setting("distance between the positions of a CoT kernel, in pixels", least=1)]
 
 
-def cot(width: int, stride: int, **settings: Any) -> dict[str, nn.Module]:
+def cot(width: int, stride: int, *, dilation: int = 1, **settings: Any) -> dict[str, nn.Module]:
     """The operator of CoTNet, with CoTLayer's settings; a strided block pools before it."""
     pool = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
-    return {**pool, "conv2": CoTLayer(width, **settings)}
+    return {**pool, "conv2": CoTLayer(width, dilation=dilation, **settings)}
 
 
 coxt = partial(cot, groups=2, key_groups=8)  # the operator of CoTNeXt
 
 
-def split(width: int, stride: int) -> dict[str, nn.Module]:
+def split(width: int, stride: int, *, dilation: int = 1) -> dict[str, nn.Module]:
     """The other operator of SE-CoTNetD: a gated 3x3 convolution (split attention of radix 1)."""
-    return {"conv2": SplitAttention(width, stride, radix=1, act=nn.SiLU)}
+    return {"conv2": SplitAttention(width, stride, radix=1, act=nn.SiLU, dilation=dilation)}
 
 
-def blurred(width: int, stride: int, *, operator: Operator) -> dict[str, nn.Module]:
+def blurred(width: int, stride: int, *, operator: Operator, dilation: int = 1) -> dict[str, nn.Module]:
     """The operator at full resolution, then a blur pool with the stride."""
-    return {**operator(width, 1), **({"avd": BlurPool(width, stride)} if stride > 1 else {})}
+    return {**operator(width, 1, dilation=dilation), **({"avd": BlurPool(width, stride)} if stride > 1 else {})}
 
 
 @constructor
@@ -65,13 +65,13 @@ def cotnet101(**settings: Unpack[CoTNetConfig]) -> ResNet:
 
 
 @constructor
-def cotnext50_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
+def cotnext50_2x48d(**common: Unpack[ResNetConfig]) -> ResNet:
     """CoTNeXt-50 (2x48d): 30.0 M parameters, 4.3 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 6, 3), coxt, width=96, **common)
 
 
 @constructor
-def cotnext101_2x48d(**common: Unpack[CommonConfig]) -> ResNet:
+def cotnext101_2x48d(**common: Unpack[ResNetConfig]) -> ResNet:
     """CoTNeXt-101 (2x48d): 53.3 M parameters, 8.1 G multiply-adds at 224 px."""
     return _cotnet((3, 4, 23, 3), coxt, width=96, **common)
 
@@ -81,27 +81,27 @@ def se_cotnetd_50(
     *,
     stages: Stages = (3, 4),
     alternate: Annotated[StageNumbers, Setting("stages of them in which only every other block is CoT")] = (3,),
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """SE-CoTNetD-50: 23.1 M parameters, 4.0 G multiply-adds at 224 px."""
     return _se_cotnetd((3, 4, 6, 3), stem_width=32, stages=stages, alternate=alternate, **common)
 
 
 @constructor
-def se_cotnetd_101(**common: Unpack[CommonConfig]) -> ResNet:
+def se_cotnetd_101(**common: Unpack[ResNetConfig]) -> ResNet:
     """SE-CoTNetD-101: 40.9 M parameters, 8.4 G multiply-adds at 224 px."""
     return _se_cotnetd((3, 4, 23, 3), **common)
 
 
 @constructor
-def se_cotnetd_152(**common: Unpack[CommonConfig]) -> ResNet:
+def se_cotnetd_152(**common: Unpack[ResNetConfig]) -> ResNet:
     """SE-CoTNetD-152: 55.8 M parameters, 16.8 G multiply-adds at 256 px; made for 256 and 320 px."""
     operators = [partial(blurred, operator=operator) for operator in (cot, split)]
     return _se_cotnetd((3, 8, 36, 3), operators=operators, **common)
 
 
 @constructor
-def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[CommonConfig]) -> ResNet:
+def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[ResNetConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
     return small_resnet(partial(cot, fusion=fusion), width, **common)
 
@@ -128,7 +128,7 @@ def _se_cotnetd(
     operators: Sequence[Operator] = (cot, split),
     stages: Sequence[int] = (3, 4),
     alternate: Sequence[int] = (3,),
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     blocks = []
     for level, depth in enumerate(depths, start=1):

@@ -15,7 +15,7 @@ from cotnet.models.botnet import BoTAttention, relative_logits
 from cotnet.models.layers import conv_norm
 from cotnet.models.local_attention import Heads, require_divisor
 from cotnet.models.resnet import DEPTHS, OperatorStages, convolution, in_stages
-from cotnet.models.resnet_base import CommonConfig, ImageSize, ResNet, stem
+from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, stage_grids, stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -35,14 +35,14 @@ class AugmentedConvolution(nn.Module):
     side of the strided map. Raises ValueError if `heads` does not divide `width`.
     """
 
-    def __init__(self, width: int, stride: int = 1, *, side: int, heads: int = 8) -> None:
+    def __init__(self, width: int, stride: int = 1, *, side: int, heads: int = 8, dilation: int = 1) -> None:
         super().__init__()
         require_divisor("AugmentedConvolution", width, heads, "heads")
         self.heads = heads
         self.values = heads * max(round(0.1 * width / heads), 1)
         head_keys = max(round(0.2 * width / heads), 20)
         self.keys = heads * head_keys
-        self.conv = nn.Conv2d(width, width - self.values, 3, stride, padding=1, bias=False)
+        self.conv = nn.Conv2d(width, width - self.values, 3, stride, dilation, dilation, bias=False)
         self.qkv = nn.Conv2d(width, 2 * self.keys + self.values, 1, stride, bias=False)
         self.mix = nn.Conv2d(self.values, self.values, 1, bias=False)
         shape = (2 * side - 1, head_keys)
@@ -133,14 +133,24 @@ class NonLocalBlock(nn.Module):
         return x + self.bn(self.w(attended.transpose(1, 2).unflatten(2, x.shape[2:])))
 
 
-def augmented(width: int, stride: int, *, side: int, heads: int = 8) -> dict[str, nn.Module]:
+def augmented(width: int, stride: int, *, side: int, heads: int = 8, dilation: int = 1) -> dict[str, nn.Module]:
     """The operator of AA-ResNet; `side` is the nominal side of the map after the stride."""
-    layer = AugmentedConvolution(width, stride, side=side, heads=heads)
+    layer = AugmentedConvolution(width, stride, side=side, heads=heads, dilation=dilation)
     return {"conv2": layer, "bn2": nn.BatchNorm2d(width), "act2": nn.ReLU(inplace=True)}
 
 
-def lambdas(width: int, stride: int, *, window: int = 23, heads: int = 4, keys: int = 16) -> dict[str, nn.Module]:
-    """The operator of LambdaResNet; a strided block pools 3x3 after it (section 4)."""
+def lambdas(
+    width: int,
+    stride: int,
+    *,
+    window: int = 23,
+    heads: int = 4,
+    keys: int = 16,
+    dilation: int = 1,  # noqa: ARG001
+) -> dict[str, nn.Module]:
+    """The operator of LambdaResNet; a strided block pools 3x3 after it (section 4). The window keeps its size in
+    positions, as in timm.
+    """
     pool = {"avd": nn.AvgPool2d(3, stride, padding=1)} if stride > 1 else {}
     layer = LambdaLayer(width, heads=heads, keys=keys, window=window)
     return {"conv2": layer, **pool, "bn2": nn.BatchNorm2d(width), "act2": nn.ReLU(inplace=True)}
@@ -152,14 +162,15 @@ def aa_resnet50(
     image_size: ImageSize = 224,
     stages: OperatorStages = (2, 3, 4),
     heads: Heads = 8,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """AA-ResNet-50: 25.8 M parameters."""
+    strides = [grid.reduction for grid in stage_grids(4, (1, 2, 2, 2), common.get("output_stride"))]
     blocks = [
-        [partial(augmented, side=max(image_size // 2 ** (level + 1), 1), heads=heads)] * depth
+        [partial(augmented, side=max(image_size // stride, 1), heads=heads)] * depth
         if level in stages
         else [convolution] * depth
-        for level, depth in enumerate(DEPTHS, start=1)
+        for level, (depth, stride) in enumerate(zip(DEPTHS, strides, strict=True), start=1)
     ]
     return ResNet(stem, blocks, **common)
 
@@ -171,7 +182,7 @@ def lambda_resnet50(
     heads: Heads = 4,
     keys: Annotated[int, Setting("channels of a key", least=1)] = 16,
     window: Annotated[int, Setting("height and width of the neighbourhood of positions; odd", least=1)] = 23,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """LambdaResNet-50: 15.0 M parameters."""
     operator = partial(lambdas, heads=heads, keys=keys, window=window)
@@ -179,6 +190,6 @@ def lambda_resnet50(
 
 
 @constructor
-def non_local50(*, stages: OperatorStages = (3,), **common: Unpack[CommonConfig]) -> ResNet:
+def non_local50(*, stages: OperatorStages = (3,), **common: Unpack[ResNetConfig]) -> ResNet:
     """ResNet-50 with a non-local block before the last block of each of `stages`: c4, or c4 and c5 as [3, 4]."""
     return ResNet(stem, in_stages(convolution, (), DEPTHS), extra=dict.fromkeys(stages, NonLocalBlock), **common)

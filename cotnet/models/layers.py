@@ -106,11 +106,11 @@ class SplitAttention(nn.Module):
 
     in_order = ("conv", "bn0", "act0", "fc1", "bn1", "act1", "fc2")
 
-    def __init__(self, width: int, stride: int, *, radix: int, act: Activation) -> None:
+    def __init__(self, width: int, stride: int, *, radix: int, act: Activation, dilation: int = 1) -> None:
         super().__init__()
         self.radix = radix
         hidden = max(width * radix // 4, 32)
-        self.conv, self.bn0 = conv_norm(width, width * radix, 3, stride, groups=radix)
+        self.conv, self.bn0 = conv_norm(width, width * radix, 3, stride, dilation=dilation, groups=radix)
         self.act0 = act(inplace=True)
         self.fc1 = nn.Conv2d(width, hidden, 1)
         self.bn1 = nn.BatchNorm2d(hidden)
@@ -126,18 +126,19 @@ class SplitAttention(nn.Module):
 
 
 class SelectiveKernel(nn.Module):
-    """3x3 convolutions of dilation 1 and 2, summed with weights that attention over both gives each channel.
+    """3x3 convolutions of `dilation` and its double, summed with weights that attention over both gives each channel.
 
     (B, width, H, W) -> (B, width, H / stride, W / stride). Li et al., "Selective Kernel Networks" (2019), section 3.1;
     the 5x5 kernel is a dilated 3x3 one, as there. Names are those of timm's layer. Raises ValueError if `groups` does
     not divide `width`.
     """
 
-    def __init__(self, width: int, stride: int = 1, *, groups: int = 32) -> None:
+    def __init__(self, width: int, stride: int = 1, *, groups: int = 32, dilation: int = 1) -> None:
         super().__init__()
         if width % groups:
             raise ValueError(f"SelectiveKernel cannot divide {width} channels into {groups} groups; give a divisor")
-        paths = [conv_norm(width, width, 3, stride, dilation=dilation, groups=groups) for dilation in (1, 2)]
+        dilations = (dilation, 2 * dilation)
+        paths = [conv_norm(width, width, 3, stride, dilation=each, groups=groups) for each in dilations]
         self.paths = nn.ModuleList(
             nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.ReLU(inplace=True))) for conv, norm in paths
         )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cotnet.models.layers import HalvingPool
 from cotnet.models.resnet import DEPTHS, OperatorStages, in_stages
-from cotnet.models.resnet_base import CommonConfig, ResNet, Stem, stem
+from cotnet.models.resnet_base import ResNet, ResNetConfig, Stem, stem
 from cotnet.models.spec import constructor
 from cotnet.ops import local_aggregation
 from cotnet.settings import Setting
@@ -38,13 +38,14 @@ def require_divisor(layer: str, width: int, divisor: int, what: str) -> None:
         raise ValueError(f"{layer} cannot divide {width} channels among {divisor} {what}; give a divisor of {width}")
 
 
-def shifted(maps: torch.Tensor, kernel_size: int) -> Iterator[torch.Tensor]:
+def shifted(maps: torch.Tensor, kernel_size: int, *, dilation: int = 1) -> Iterator[torch.Tensor]:
     """For each kernel position in turn, the neighbour there of every position: views of (..., H, W), zero-padded."""
     height, width = maps.shape[-2:]
-    before = (kernel_size - 1) // 2
-    padded = F.pad(maps, [before, kernel_size - 1 - before] * 2)
-    for row in range(kernel_size):
-        for column in range(kernel_size):
+    before = dilation * ((kernel_size - 1) // 2)
+    end = dilation * kernel_size
+    padded = F.pad(maps, [before, end - dilation - before] * 2)
+    for row in range(0, end, dilation):
+        for column in range(0, end, dilation):
             yield padded[..., row : row + height, column : column + width]
 
 
@@ -56,27 +57,30 @@ class StandAloneAttention(nn.Module):
     an even number of channels, or for an even kernel size.
     """
 
-    def __init__(self, width: int, *, kernel_size: int = 7, heads: int = 8) -> None:
+    def __init__(self, width: int, *, kernel_size: int = 7, heads: int = 8, dilation: int = 1) -> None:
         super().__init__()
         require_divisor("StandAloneAttention", width, 2 * heads, "halves of heads")
         _require_odd(kernel_size)
-        self.heads, self.kernel_size = heads, kernel_size
+        self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
         self.query, self.key, self.value = (nn.Conv2d(width, width, 1, bias=False) for _ in range(3))
         self.rows, self.columns = (nn.Parameter(torch.randn(kernel_size, width // heads // 2)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key = (projection(x).unflatten(1, (-1, self.heads)) for projection in (self.query, self.key))
-        return local_aggregation(self.value(x), local_attention(query, key, self.rows, self.columns))
+        attention = local_attention(query, key, self.rows, self.columns, dilation=self.dilation)
+        return local_aggregation(self.value(x), attention, dilation=self.dilation)
 
 
-def local_attention(query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def local_attention(
+    query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, *, dilation: int = 1
+) -> torch.Tensor:
     """The softmax over the neighbours: (B, d, heads, H, W) twice and tables (K, d / 2) -> (B, heads, K * K, H, W).
 
     The logits are divided by the root of d. Equation 3 has no such scale, with which fresh weights do not saturate.
     """
     size = len(rows)
     query = query * query.shape[1] ** -0.5
-    content = torch.stack([(query * near).sum(1) for near in shifted(key, size)], 2)
+    content = torch.stack([(query * near).sum(1) for near in shifted(key, size, dilation=dilation)], 2)
     embedding = torch.cat([rows.repeat_interleave(size, 0), columns.repeat(size, 1)], 1)  # (K * K, d)
     return (content + torch.einsum("bdghw,kd->bgkhw", query, embedding)).softmax(2)
 
@@ -131,11 +135,11 @@ class LocalRelation(nn.Module):
 
     offsets: torch.Tensor
 
-    def __init__(self, width: int, *, kernel_size: int = 7, share: int = 8) -> None:
+    def __init__(self, width: int, *, kernel_size: int = 7, share: int = 8, dilation: int = 1) -> None:
         super().__init__()
         require_divisor("LocalRelation", width, share, "channels that share their weights")
         _require_odd(kernel_size)
-        self.kernel_size, groups = kernel_size, width // share
+        self.kernel_size, self.dilation, groups = kernel_size, dilation, width // share
         self.query, self.key = (nn.Conv2d(width, groups, 1) for _ in range(2))
         self.geometry = nn.Sequential(nn.Linear(2, groups), nn.ReLU(inplace=True), nn.Linear(groups, groups))
         self.transform = nn.Conv2d(width, width, 1, bias=False)
@@ -144,13 +148,16 @@ class LocalRelation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key = self.query(x), self.key(x)  # (B, G, H, W)
-        weights = local_relation_weights(query, key, self.geometry(self.offsets))
-        return self.transform(local_aggregation(x, weights))
+        weights = local_relation_weights(query, key, self.geometry(self.offsets), dilation=self.dilation)
+        return self.transform(local_aggregation(x, weights, dilation=self.dilation))
 
 
-def local_relation_weights(query: torch.Tensor, key: torch.Tensor, geometry: torch.Tensor) -> torch.Tensor:
+def local_relation_weights(
+    query: torch.Tensor, key: torch.Tensor, geometry: torch.Tensor, *, dilation: int = 1
+) -> torch.Tensor:
     """The softmax over the neighbours: (B, G, H, W) twice and geometry (K * K, G) -> (B, G, K * K, H, W)."""
-    relation = torch.stack([query * near for near in shifted(key, math.isqrt(len(geometry)))], 2)
+    neighbours = shifted(key, math.isqrt(len(geometry)), dilation=dilation)
+    relation = torch.stack([query * near for near in neighbours], 2)
     return (relation + geometry.t()[..., None, None]).softmax(2)
 
 
@@ -214,15 +221,20 @@ def attending(width: int, stride: int, *, layer: Callable[..., nn.Module], **set
     return {"conv2": layer(width, **settings), **pool, "bn2": nn.BatchNorm2d(width), "act2": nn.ReLU(inplace=True)}
 
 
-stand_alone = partial(attending, layer=StandAloneAttention)
+def stand_alone(width: int, stride: int, *, dilation: int = 1, **settings: Any) -> dict[str, nn.Module]:
+    """The operator of Stand-Alone, with StandAloneAttention's settings."""
+    return attending(width, stride, layer=StandAloneAttention, dilation=dilation, **settings)
 
 
-def local_relation(width: int, stride: int, *, kernel_size: int = 7) -> dict[str, nn.Module]:
+def local_relation(width: int, stride: int, *, kernel_size: int = 7, dilation: int = 1) -> dict[str, nn.Module]:
     """The operator of LR-Net: 8 channels share their weights, 4 where 8 does not divide the width."""
-    return attending(width, stride, layer=LocalRelation, kernel_size=kernel_size, share=4 if width % 8 else 8)
+    settings = {"kernel_size": kernel_size, "dilation": dilation, "share": 4 if width % 8 else 8}
+    return attending(width, stride, layer=LocalRelation, **settings)
 
 
-halo = partial(attending, layer=HaloAttention)
+def halo(width: int, stride: int, *, dilation: int = 1, **settings: Any) -> dict[str, nn.Module]:  # noqa: ARG001
+    """The operator of HaloNet, with HaloAttention's settings. Blocks and halos keep their sizes, as in timm."""
+    return attending(width, stride, layer=HaloAttention, **settings)
 
 
 def attention_stem(in_channels: int) -> Stem:
@@ -238,7 +250,7 @@ def stand_alone50(
     attention_in_stem: Annotated[bool, Setting("whether the stem attends too")] = True,
     heads: Heads = 8,
     kernel_size: KernelSize = 7,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """ResNet-50 with stand-alone self-attention: 18.0 M parameters."""
     operator = partial(stand_alone, heads=heads, kernel_size=kernel_size)
@@ -248,7 +260,7 @@ def stand_alone50(
 
 @constructor
 def lr_net50(
-    *, stages: OperatorStages = (1, 2, 3, 4), kernel_size: KernelSize = 7, **common: Unpack[CommonConfig]
+    *, stages: OperatorStages = (1, 2, 3, 4), kernel_size: KernelSize = 7, **common: Unpack[ResNetConfig]
 ) -> ResNet:
     """LR-Net-50: local relation layers, 100 channels in the first stage (table 1); 23.3 M parameters."""
     operator = partial(local_relation, kernel_size=kernel_size)
@@ -262,7 +274,7 @@ def halonet50(
     heads: Heads = 8,
     block: Annotated[int, Setting("height and width of a block of queries, in positions", least=1)] = 8,
     halo_size: Annotated[int, Setting("width of the halo around a block, in positions", least=0)] = 3,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """ResNet-50 with halo attention in its last two stages."""
     operator = partial(halo, heads=heads, block=block, halo=halo_size)

@@ -16,7 +16,7 @@ from cotnet.models.global_attention import NonLocalBlock, augmented, lambdas
 from cotnet.models.layers import SelectiveKernel, SqueezeExcite
 from cotnet.models.local_attention import HaloAttention, attending, local_relation, stand_alone
 from cotnet.models.resnet import OperatorStages, convolution, split_attention
-from cotnet.models.resnet_base import CommonConfig, ImageSize, ResNet, SmallWidth, small_stem
+from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, SmallWidth, small_stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -63,7 +63,7 @@ def operator_small(
     width: SmallWidth = 16,
     channels: Annotated[int, Setting("channels between the blocks of the first stage", least=1)] = 64,
     image_size: ImageSize = 32,
-    **common: Unpack[CommonConfig],
+    **common: Unpack[ResNetConfig],
 ) -> ResNet:
     """Six bottlenecks for images of 28 to 64 pixels, as cotnet_small and resnet_small, with any operator.
 

@@ -7,7 +7,7 @@ section 3 and table 1. State-dict keys are those of the authors' release.
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -163,6 +163,19 @@ class PVT(Backbone):
         kept += maps
         return self.norm(tokens)
 
+    def stage_parts(self) -> list[tuple[str, ...]]:
+        return pyramid_parts(self.stage_channels, ("patch_embed", "pos_embed", "block"))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, *args: Any, **settings: Any
+    ) -> list[int]:
+        """As of all backbones; `forward` does not work after it."""
+        kept = super().prune_intermediate_layers(indices, *args, **settings)
+        self.add_module("norm", nn.Identity())
+        if len(self.stage_channels) < len(self.sides):
+            self.cls_token, self.sides = None, self.sides[: len(self.stage_channels)]
+        return kept
+
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
         token = self.dropout(features[:, 0])
         return token if pre_logits else self.head(token)
@@ -222,6 +235,13 @@ def resize_table(table: torch.Tensor, side: int, size: Sequence[int]) -> torch.T
     if not torch.compiler.is_exporting() and tuple(size) == (side, side):  # an exported graph serves every size
         return table
     return to_tokens(F.interpolate(to_maps(table, (side, side)), size=tuple(size), mode="bilinear"))
+
+
+def pyramid_parts(stages: Sequence[int], parts: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names of the stem's parts, which are the first stage's before its blocks, then of each stage's."""
+    first, *others = (tuple(f"{part}{number}" for part in parts) for number in range(1, len(stages) + 1))
+    before = [name for name in first if name.startswith(("patch_embed", "pos_embed"))]
+    return [tuple(before), first[len(before) :], *others]
 
 
 def initialize(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cotnet.models.checkpointing import Stage
 from cotnet.models.layers import DropPath, growing
-from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, to_maps, to_tokens
+from cotnet.models.pvt import PatchEmbedding, SpatialReductionAttention, initialize, pyramid_parts, to_maps, to_tokens
 from cotnet.models.resnet_base import CommonConfig
 from cotnet.models.spec import constructor
 from cotnet.models.timm_protocol import Backbone, classifier
@@ -183,6 +183,9 @@ class PVTv2(Backbone):
             x = self.get_submodule(f"norm{number}")(tokens, size)
             maps.append(x)
         return maps
+
+    def stage_parts(self) -> list[tuple[str, ...]]:
+        return pyramid_parts(self.stage_channels, ("patch_embed", "block", "norm"))
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
         features = self.dropout(features.mean((2, 3)))

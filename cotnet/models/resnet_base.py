@@ -5,11 +5,10 @@ operator and a 1x1 convolution, added to its shortcut (section 4.1, figure 5). T
 a stage lists one operator per block. Module names, and so state-dict keys, are the published ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
-from operator import mul
-from typing import Annotated, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -19,10 +18,11 @@ from cotnet.models.layers import Activation, DropPath, HalvingPool, chain, conv_
 from cotnet.models.timm_protocol import Backbone, classifier
 from cotnet.settings import Setting
 
-# (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride.
-Operator = Callable[[int, int], dict[str, nn.Module]]
-# (in_channels, channels, stride) -> the shortcut of a block that changes the shape.
-Projection = Callable[[int, int, int], nn.Module]
+# (width, stride) -> the named modules between bn1 and conv3; they downsample by the stride. The keyword `dilation` is
+# the distance of neighbours in positions; networks with a smaller output_stride need it.
+Operator = Callable[..., dict[str, nn.Module]]
+# (in_channels, channels, stride) -> the shortcut of a block that changes the shape; `dilation` as for operators.
+Projection = Callable[..., nn.Module]
 # channels -> a module after bn3.
 Gate = Callable[[int], nn.Module]
 
@@ -30,6 +30,7 @@ Gate = Callable[[int], nn.Module]
 # Settings that several constructors share.
 NumClasses = Annotated[int, Setting("classes that the backbone tells apart", least=1)]
 ImageSize = Annotated[int, Setting("nominal height and width of the position tables, in pixels", least=1)]
+OutputStride = Literal[8, 16, 32]
 SmallWidth = Annotated[int, Setting("channels of the first stage; `cotnet_small`: a multiple of 8", least=1)]
 
 
@@ -42,12 +43,26 @@ class CommonConfig(TypedDict, total=False):
     dropout: Annotated[float, Setting("probability of zeroing a feature before the classifier", least=0, most=1)]
 
 
+class ResNetConfig(CommonConfig, total=False):
+    """The settings that every constructor of a ResNet takes."""
+
+    output_stride: Annotated[
+        OutputStride, Setting("largest stride of a stage; stages beyond it keep their resolution and dilate")
+    ]
+
+
 class Stem(NamedTuple):
-    """The named modules before the stages, their output channels and their total stride."""
+    """The named modules before the stages, a pool as `maxpool`; their output channels and their total stride."""
 
     modules: dict[str, nn.Module]
     channels: int
     stride: int
+
+    def info(self) -> dict[str, Any]:
+        """Channels, stride and module of the map before the pool."""
+        *_, last = (name for name in self.modules if name != "maxpool")
+        pool = getattr(self.modules.get("maxpool"), "stride", 1)
+        return {"num_chs": self.channels, "reduction": self.stride // pool, "module": last}
 
 
 def stem(in_channels: int, *, act: Activation = nn.ReLU) -> Stem:
@@ -74,14 +89,60 @@ def small_stem(in_channels: int, channels: int) -> Stem:
     return Stem({"conv1": conv, "bn1": norm, "act1": nn.ReLU(inplace=True)}, channels, 1)
 
 
-def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
+def projection(in_channels: int, channels: int, stride: int, *, dilation: int = 1) -> nn.Module:  # noqa: ARG001
     """Shortcut: a strided 1x1 convolution (option B of the paper)."""
     return nn.Sequential(*conv_norm(in_channels, channels, 1, stride))
 
 
-def pooled_projection(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """Shortcut: an average pool, then a 1x1 convolution, so that every position counts ("Bag of Tricks", ResNet-D)."""
-    return nn.Sequential(HalvingPool() if stride == 2 else nn.Identity(), *conv_norm(in_channels, channels))
+def pooled_projection(in_channels: int, channels: int, stride: int, *, dilation: int = 1) -> nn.Module:
+    """Shortcut: an average pool, then a 1x1 convolution, so that every position counts ("Bag of Tricks", ResNet-D).
+
+    In a dilated stage the 2x2 pool has stride 1 and a row and a column of zeros at the end, as in timm.
+    """
+    pool: nn.Module = HalvingPool() if stride == 2 else nn.Identity()
+    if stride == 1 and dilation > 1:
+        pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
+    return nn.Sequential(pool, *conv_norm(in_channels, channels))
+
+
+class StageGrid(NamedTuple):
+    """The stride and dilations of a stage: `first_dilation` in its first block, `dilation` in the others.
+
+    `reduction` is the total stride after it.
+    """
+
+    stride: int
+    first_dilation: int
+    dilation: int
+    reduction: int
+
+
+def stage_grids(stem_stride: int, strides: Sequence[int], output_stride: int | None) -> Iterator[StageGrid]:
+    """The grids of the stages; those that start at `output_stride` dilate instead of taking their stride.
+
+    A stage's first block sees the map of the stage before, so it has that stage's dilation: Chen et al., "Rethinking
+    Atrous Convolution" (2017), section 3.1, as in torchvision and timm. None: no limit. Raises ValueError for an
+    `output_stride` other than 8, 16 or 32.
+    """
+    if output_stride not in (None, *get_args(OutputStride)):
+        raise ValueError(f"output_stride={output_stride} is unknown; give 8, 16 or 32")
+    reduction, dilation = stem_stride, 1
+    for stride in strides:
+        before, dilates = dilation, output_stride is not None and reduction >= output_stride
+        dilation *= stride if dilates else 1
+        reduction *= 1 if dilates else stride
+        yield StageGrid(1 if dilates else stride, before, dilation, reduction)
+
+
+def dilated(make: Callable[..., Any], dilation: int) -> Callable[..., Any]:
+    """An operator or a shortcut whose neighbours are `dilation` times as far apart. Raises ValueError if it cannot."""
+    if dilation == 1:
+        return make
+    own = inspect.signature(make).parameters.get("dilation")
+    if own is None:
+        name = getattr(getattr(make, "func", make), "__name__", "an operator")
+        raise ValueError(f"{name} takes no dilation, which output_stride below 32 needs; leave output_stride at 32")
+    return partial(make, dilation=own.default * dilation)
 
 
 class Bottleneck(nn.Module):
@@ -124,8 +185,9 @@ class ResNet(Backbone):
 
     `stem` is called with `in_channels`. `blocks` lists one operator per block for each stage. `width` and `channels`,
     inside and outside the blocks, are the first stage's and double from stage to stage (table 1); the first block of a
-    stage takes its stride. `drop_path` is the probability in the last block; it grows linearly with depth (Huang et
-    al., "Deep Networks with Stochastic Depth", 2016, equation 4). `dropout` applies to the pooled features.
+    stage takes its stride, unless the stage starts at `output_stride`: see `stage_grids`. `drop_path` is the
+    probability in the last block; it grows linearly with depth (Huang et al., "Deep Networks with Stochastic Depth",
+    2016, equation 4). `dropout` applies to the pooled features.
     `extra` maps a stage, counted from 1, to a module of its channels, (B, C, H, W) -> the same, before its last block.
     `zero_last_norm` starts every block as its shortcut (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
     5.1).
@@ -146,6 +208,7 @@ class ResNet(Backbone):
         act: Activation = nn.ReLU,
         extra: Mapping[int, Callable[[int], nn.Module]] | None = None,
         zero_last_norm: bool = True,
+        output_stride: int | None = None,
         num_classes: int = 1000,
         in_channels: int = 3,
         drop_path: float = 0.0,
@@ -156,17 +219,18 @@ class ResNet(Backbone):
         for name, module in first.modules.items():
             self.add_module(name, module)
         self.in_order = tuple(first.modules)
-        self.stages = tuple(f"layer{number}" for number in range(1, len(blocks) + 1))
+        grids = list(stage_grids(first.stride, strides[: len(blocks)], output_stride))
         self.stage_channels = tuple(channels * 2**level for level in range(len(blocks)))
-        self.stage_strides = tuple(accumulate([first.stride, *strides], mul))[1:]
+        self.stage_strides = tuple(grid.reduction for grid in grids)
+        self.stem_info = first.info()
         before, rates = first.channels, growing(drop_path, sum(map(len, blocks)))
-        block = partial(Bottleneck, shortcut=shortcut, gate=gate, act=act)
-        for level, (name, after) in enumerate(zip(self.stages, self.stage_channels, strict=True)):
-            stage = Stage()
+        for level, (name, after, grid) in enumerate(zip(self.stages, self.stage_channels, grids, strict=True)):
+            stage, stride, dilation = Stage(), grid.stride, grid.first_dilation
+            block = partial(Bottleneck, width=width * 2**level, shortcut=dilated(shortcut, grid.dilation), gate=gate)
             for operator, rate in zip(blocks[level], rates, strict=False):
-                inside, stride = width * 2**level, 1 if len(stage) else strides[level]
-                stage.append(block(before, after, width=inside, stride=stride, operator=operator, drop_path=rate))
-                before = after
+                made = dilated(operator, dilation)
+                stage.append(block(before, after, stride=stride, operator=made, act=act, drop_path=rate))
+                before, stride, dilation = after, 1, grid.dilation
             self.add_module(name, stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
@@ -177,9 +241,31 @@ class ResNet(Backbone):
             stage = getattr(self, f"layer{level}")
             stage.insert(len(stage) - 1, make(self.stage_channels[level - 1]))
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages."""
+        return tuple(f"layer{number}" for number in range(1, len(self.stage_channels) + 1))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and module of the stem's map, which is before its pool, and of each stage."""
+        return [dict(self.stem_info), *super().feature_info]
+
+    def stage_parts(self) -> list[tuple[str, ...]]:
+        return [self.in_order, *((name,) for name in self.stages)]
+
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        x, maps = chain(self, self.in_order, images), []
+        return self._after_stem(chain(self, self.in_order, images))
+
+    def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        end = self.in_order.index(self.stem_info["module"]) + 1
+        kept.append(chain(self, self.in_order[:end], images))
+        kept += self._after_stem(chain(self, self.in_order[end:], kept[-1]))
+        return kept[-1]
+
+    def _after_stem(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
         for name in self.stages:
             x = getattr(self, name)(x)
             maps.append(x)

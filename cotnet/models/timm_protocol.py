@@ -1,13 +1,15 @@
 """What timm expects of a model: `Backbone` has its methods, `register` puts constructors into its list."""
 
+import abc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import torch
 from torch import nn
 
 from cotnet.models.checkpointing import Stage, checkpoint_stages
+from cotnet.models.freezing import PartlyFrozen
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # timm's names of settings -> ours
@@ -21,7 +23,7 @@ SETTINGS = {
 ASIDE: Final = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "out_indices", "feature_cfg")
 
 
-class Backbone(nn.Module):
+class Backbone(PartlyFrozen, abc.ABC):
     """A classifier with stages, with the methods of a timm model.
 
     `classifier` names the last linear layer, an nn.Identity without classes. `first_conv` names the first convolution.
@@ -33,17 +35,17 @@ class Backbone(nn.Module):
     first_conv = "patch_embed1.proj"
     side = 224  # nominal height and width of the images, in pixels
 
+    @abc.abstractmethod
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The feature maps of all stages, (B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])."""
-        raise NotImplementedError
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """What `forward_head` takes."""
         return self.forward_stages(images)[-1]
 
+    @abc.abstractmethod
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
         """Features -> logits, or the pooled features (B, num_features) that the classifier gets."""
-        raise NotImplementedError
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(images))
@@ -108,23 +110,52 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,  # noqa: FBT001, FBT002
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The maps of the stages in `indices` (a number: the last so many; None: all), and the features, unless
-        `intermediates_only`. `norm` and `stop_early` change nothing. Raises ValueError for another format."""
+        """The maps in `indices` of `feature_info` (a number: the last so many; None: all), and the features, unless
+        `intermediates_only`. `norm` and `stop_early` change nothing. Raises ValueError for other indices or another
+        format."""
         del norm, stop_early
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt} is unknown here; the maps are NCHW")
         kept: list[torch.Tensor] = []
         features = self.forward_features_keeping(images, kept)
-        count = len(kept)
-        if indices is None or isinstance(indices, int):
-            indices = range(count)[-(indices or count) :]
-        maps = [kept[index] for index in indices]
+        maps = [kept[index] for index in chosen(indices, len(kept))]
         return maps if intermediates_only else (features, maps)
 
     def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
-        """`forward_features`; appends the maps of all stages to `kept`."""
+        """`forward_features`; appends the maps that `feature_info` lists to `kept`."""
         kept += self.forward_stages(images)
         return kept[-1]
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] | None = 1,
+        prune_norm: bool = False,  # noqa: FBT001, FBT002
+        prune_head: bool = True,  # noqa: FBT001, FBT002
+    ) -> list[int]:
+        """Removes the stages after the last map in `indices`, and the classifier. Returns the indices from 0 up."""
+        del prune_norm, prune_head
+        kept = chosen(indices, len(self.feature_info))
+        self.set_submodule(self.classifier, nn.Identity())
+        stages = max(kept) + 1 - len(self.feature_info) + len(self.stage_channels)
+        for name in (name for names in self.stage_parts()[1 + stages :] for name in names):
+            delattr(self, name)
+        self.stage_channels, self.stage_strides = self.stage_channels[:stages], self.stage_strides[:stages]
+        return kept
+
+
+def chosen(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Indices from 0 up of `count` maps: the last so many for a number, all for None, negative ones from the end.
+
+    Raises ValueError for maps that are not there.
+    """
+    last = count if indices is None else indices
+    places = range(-last, 0) if isinstance(last, int) else last
+    if not places or not all(-count <= place < count for place in places):
+        raise ValueError(
+            f"indices={last if isinstance(last, int) else list(last)}: the model has {count} maps; "
+            f"list some of 0 to {count - 1}, or give how many of the last"
+        )
+    return [place % count for place in places]
 
 
 def classifier(features: int, num_classes: int) -> nn.Module:
@@ -148,13 +179,25 @@ def _entrypoint(name: str, construct: Callable[..., Backbone]) -> Callable[..., 
             raise ValueError(f"{name} has no weights to download; give a file with checkpoint_path=PATH")
         features_only, indices = given.get("features_only", False), given.get("out_indices")
         settings = {SETTINGS.get(key, key): value for key, value in given.items() if key not in ASIDE}
+        known = setting_names(construct)
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
         if features_only:
             from timm.models._features import FeatureGetterNet
 
             model = construct(**settings | {"num_classes": 0})
-            return FeatureGetterNet(model, out_indices=indices or range(len(model.stage_channels)))
+            return FeatureGetterNet(model, out_indices=chosen(indices, len(model.feature_info)))
         return construct(**settings)
 
     entrypoint.__name__ = name
     entrypoint.__doc__ = inspect.getdoc(construct)
     return entrypoint
+
+
+def setting_names(construct: Callable[..., Backbone]) -> list[str]:
+    """The names of a constructor's settings, with those of its typed dictionary."""
+    names: list[str] = []
+    for parameter in inspect.signature(construct).parameters.values():
+        shared = get_args(parameter.annotation) if parameter.kind is parameter.VAR_KEYWORD else ()
+        names += get_type_hints(shared[0]) if shared else [parameter.name]
+    return names

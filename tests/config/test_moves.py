@@ -41,6 +41,14 @@ def test_a_run_on_wandb_from_before_its_newer_keys_continues():
     assert changes == ['logger.project was "cotnet", now null']
 
 
+def test_only_backbones_that_dilate_get_an_output_stride():
+    found = {}
+    for name in ("cotnet.models.cotnet50", "cotnet.models.pvt_tiny", "cotnet.models.timm_model", "mine.resnet50"):
+        config = {**json.loads(STORED["config"]), "backbone": {"_target_": name}}
+        found[name.rpartition(".")[2]] = stored_config({"config": json.dumps(config)})["backbone"].get("output_stride")
+    assert found == {"cotnet50": 32, "pvt_tiny": None, "timm_model": None, "resnet50": None}
+
+
 def test_moved_names_exist_and_dropped_ones_do_not():
     for old, new in MOVED.items():
         assert pkgutil.resolve_name(new).__name__ == new.rpartition(".")[2] == old.rpartition(".")[2]

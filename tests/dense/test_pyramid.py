@@ -45,6 +45,11 @@ def test_levels_of_our_backbones(name):
     check(pyramid(OURS[name]()), (2, 4, 8, 8, 16) if name == "cotnet_small" else (4, 8, 16, 32, 64))
 
 
+@pytest.mark.long
+def test_levels_of_a_dilated_backbone():
+    check(pyramid(models.cotnet50(output_stride=8), freeze=2), (4, 8, 8, 8, 16))
+
+
 @pytest.mark.parametrize(
     "name", [*TORCHVISION[:2], *[pytest.param(n, marks=pytest.mark.long) for n in TORCHVISION[2:]]]
 )

@@ -11,11 +11,13 @@ from captum.attr import LayerGradCam
 from timm.models import FeatureHookNet, load_checkpoint
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cotnet import models
+from cotnet.models.botnet import BoTAttention
 from cotnet.models.weights import classifier_keys
 from cotnet.ops import local_aggregation
 
@@ -24,9 +26,7 @@ MORE = {"cotnext50_2x48d": "layer2", "botnet50": "layer4", "se_cotnetd_50": "lay
 MORE |= {f"{name}50": "layer3" for name in ("stand_alone", "lr_net", "halonet", "aa_resnet", "lambda_resnet", "sknet")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    return models.register_timm()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def made(name, **settings):
@@ -136,6 +136,17 @@ def test_jvp_of_the_operator():
     assert_close(found, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
+def test_jvp_of_attention():
+    """On a CPU torch's other kernels of attention have none."""
+    torch.manual_seed(0)
+    layer = BoTAttention(16, heads=2, side=4).double()
+    x, direction = (torch.randn(2, 16, 4, 5, dtype=torch.float64) for _ in range(2))
+    with sdpa_kernel(SDPBackend.MATH):
+        _, found = jvp(layer, (x,), (direction,))
+    ahead, behind = (layer(x + step * direction) for step in (1e-6, -1e-6))
+    assert_close(found, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
 def test_timm_builds_and_reads_our_models(registered, tmp_path):
     assert {"cotnet50", "botnet50", "pvt_tiny", "halonet50"} <= set(registered)
     assert not {"resnet50", "pvt_v2_b0"} & set(registered)  # timm's own
@@ -162,11 +173,11 @@ def test_timms_protocol(name):
     assert torch.equal(model.get_classifier()(pooled), logits)
     assert pooled.shape == (2, model.num_features) == (2, model.head_hidden_size)
     assert (model.num_classes, model.pretrained_cfg["num_classes"]) == (5, 5)
-    last, maps = model.forward_intermediates(images, indices=[1, 3])
+    last, maps = model.forward_intermediates(images, indices=[-3, -1])
     assert torch.equal(last, features)
     assert all(torch.equal(one, other) for one, other in zip(maps, model.forward_stages(images)[1::2], strict=True))
     rows = model.feature_info
-    assert [row["num_chs"] for row in rows] == [*model.stage_channels]
+    assert [row["num_chs"] for row in rows[-4:]] == [*model.stage_channels]
     assert classifier_keys(model) == [f"{model.pretrained_cfg['classifier']}.{key}" for key in ("weight", "bias")]
     assert model.get_submodule(model.pretrained_cfg["first_conv"]).in_channels == 3
     model.reset_classifier(0)
@@ -179,10 +190,10 @@ def test_timms_protocol(name):
 def test_timms_feature_extractors():
     model, images = made("cotnet_small", width=8), torch.randn(2, 3, 32, 32)
     maps = model.forward_stages(images)
-    hooked = FeatureHookNet(copy.deepcopy(model), out_indices=(0, 3))
+    hooked = FeatureHookNet(copy.deepcopy(model), out_indices=(1, 4))
     assert all(torch.equal(one, other) for one, other in zip(hooked(images), (maps[0], maps[3]), strict=True))
     torch.manual_seed(0)
-    getter = timm.create_model("cotnet_small", width=8, features_only=True, out_indices=(1, 2))
+    getter = timm.create_model("cotnet_small", width=8, features_only=True, out_indices=(2, 3))
     assert (getter.feature_info.channels(), getter.feature_info.reduction()) == ([64, 128], [4, 8])
     getter.model.load_state_dict(model.state_dict(), strict=False)
     assert all(torch.equal(one, other) for one, other in zip(getter.eval()(images), maps[1:3], strict=True))
@@ -224,6 +235,9 @@ def test_the_example_of_the_docs(capsys):
     assert [one.shape[1] for one in names["pyramid"]] == [512, 1024, 2048]
     assert names["pooled"].shape == (2, 2048)
     assert [one.shape[1] for one in names["maps"]] == [2048]
+    assert names["dense"].feature_info.reduction() == [2, 4, 8, 16, 16]
+    assert [tuple(one.shape[1:]) for one in names["both"]] == [(64, 32, 32), (2048, 2, 2)]
+    assert names["model"].train().layer1[0].bn3.training is False
     assert capsys.readouterr().out.startswith(
         "ModelSpec(name='cotnet50', settings={'num_classes': 10, 'drop_path': 0.1"
     )
