@@ -1,4 +1,4 @@
-"""A small network of any operator: it runs and learns, and its parameters are those that docs/fashion_mnist.md compares."""
+"""A small network of any operator: it runs and learns, and its parameters are those of docs/fashion_mnist.md."""
 
 import re
 
