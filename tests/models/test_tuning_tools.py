@@ -1,4 +1,4 @@
-"""LoRA by peft, and heat maps by grad-cam, on our networks: with the packages' own code."""
+"""LoRA by peft, heat maps by grad-cam and QAT by torch, on our networks: with the packages' own code."""
 
 import copy
 
@@ -62,3 +62,27 @@ def test_grad_cams_map_is_the_one_of_the_paper():
         found = cam(input_tensor=images, targets=[ClassifierOutputTarget(2)] * 2)
     assert expected.std() > 0.05
     assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
+
+
+def test_quantization_aware_training_sees_the_embedding_of_cot():
+    """torch's QAT replaces the convolutions: with its rounding off the logits are the network's own; with it on, the
+    embedding of CoT alone changes them, too."""
+    quantization = pytest.importorskip("torch.ao.quantization", reason="newer versions of torch have no eager-mode QAT")
+    model, images = made()
+    model, images = model.float().train(), images.float()
+    expected = copy.deepcopy(model)(images)
+    prepared = copy.deepcopy(model)
+    for block in (block for stage in prepared.stages for block in prepared.get_submodule(stage)):
+        block.conv2.embed[0].qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    quantization.prepare_qat(prepared, inplace=True)
+    first = prepared.layer1[0].conv2.embed[0]
+    assert type(first) is torch.ao.nn.qat.Conv2d
+    rounded = copy.deepcopy(prepared)(images)
+    prepared.apply(quantization.disable_fake_quant)
+    assert_close(prepared(images), expected, rtol=1e-4, atol=1e-5)
+    assert (rounded - expected).abs().max() > 1e-3
+    rounded.sum().backward()
+    prepared.apply(quantization.enable_fake_quant)
+    prepared(images).sum().backward()
+    assert first.weight.grad.abs().max() > 0
+    assert first.activation_post_process.activation_post_process.max_val > 0  # its observer has seen the output
