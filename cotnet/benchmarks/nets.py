@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,14 +60,14 @@ class NetCase:
 
 
 class BenchedNet:
-    """A net in memory with a batch and an optimizer."""
+    """A net in memory with a batch and an optimizer; `model` instead of the one that `case.name` names."""
 
-    def __init__(self, case: NetCase, device: torch.device) -> None:
+    def __init__(self, case: NetCase, device: torch.device, *, model: nn.Module | None = None) -> None:
         torch.manual_seed(0)
         self.training = case.mode == "train"
         precision = Precision(name=case.dtype, device=device, channels_last=case.memory_format == "channels_last")
         precision.set_up_process()
-        model = build_net(case.name, case.size)
+        model = model or build_net(case.name, case.size)
         if case.checkpointing:
             checkpoint_stages(model, tuple(case.checkpointing))
         self.model = precision.to_device(fuse(model) if case.fused else model).train(self.training)
@@ -100,9 +100,15 @@ def build_net(name: str, size: int) -> nn.Module:
     return cast(nn.Module, constructor(**({"image_size": size} if sized else {})))
 
 
-def measure_speed(cases: Sequence[NetCase], rounds: int, device: torch.device) -> list[Record]:
-    """Milliseconds and images per second of each."""
-    steps = {f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device).step for case in cases}
+def measure_speed(
+    cases: Sequence[NetCase], rounds: int, device: torch.device, *, given: Mapping[str, nn.Module] | None = None
+) -> list[Record]:
+    """Milliseconds and images per second of each. `given`: models by the names of their cases, instead of nets."""
+    nets = {
+        f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device, model=(given or {}).get(case.name))
+        for case in cases
+    }
+    steps = {name: net.step for name, net in nets.items()}
     times = common.in_turns({name: partial(common.seconds, step, device) for name, step in steps.items()}, rounds)
     return [
         {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
