@@ -39,7 +39,14 @@ EXTERNAL: Final = {"torchvision": models.torchvision_model, "timm": models.timm_
 LAYOUTS: Final = ("contiguous", "channels_last")
 MEASURES: Final = {"speed": ("images_per_second", "images/s"), "memory": ("peak_mib", "MiB")}
 MEASURED: Final = {"milliseconds", "images_per_second", "peak_bytes", "peak_mib", "peer", "ratio"}
-FAMILIES: Final = {"cot": "CoTNet", "bot": "BoTNet", "pvt": "PVT", "resne": "ResNet and descendants"}
+FAMILIES: Final = {
+    "cot": "CoTNet",
+    "bot": "BoTNet",
+    "pvt_v2": "PVTv2",
+    "pvt": "PVT",
+    **dict.fromkeys(("stand_alone", "lr_net", "halo", "aa_", "lambda", "non_local"), "other attention"),
+    **dict.fromkeys(("resne", "sknet"), "ResNet and descendants"),
+}  # the first part of a name that fits
 Record = dict[str, Any]
 
 

@@ -38,8 +38,8 @@ START: Final = ("weights", "ema", "head")  # of a backbone: what it starts from,
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A row: the paper's label and figures, and `run`, the overrides of train.py beside the table's recipe, or `cannot`,
-    why nothing here runs it.
+    """A row: the paper's label and figures, and `run`, the overrides of train.py that follow the table's recipe, or
+    `cannot`, why nothing here runs it.
 
     `read`: figures found in `source`, a key of the file's `sources` (by default the table's). `recalled`: from memory.
     `ours`: an accuracy that was measured here, and where.
@@ -56,13 +56,15 @@ class PaperRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """A table. `recipe`: the first overrides of each row. `speed`: whether its models are timed, in one run."""
+    """A table. `recipe`: the first overrides of each row. `speed`: whether its models are timed, in one run. `side` of
+    the images that are counted and timed, in pixels, by default that of the row's evaluation."""
 
     title: str
     about: str
     recipe: str = ""
     source: str | None = None
     speed: bool = True
+    side: int | None = None
     rows: tuple[PaperRow, ...]
 
     def overrides(self, row: PaperRow) -> str:
@@ -101,7 +103,8 @@ def read_tables(path: Path = DATA) -> tuple[dict[str, str], list[PaperTable]]:
 
 def _table(node: dict[str, Any], where: str) -> PaperTable:
     where = f"{where} ({node.get('title')})"
-    rows = [typed(PaperRow, row, f"{where}, row {number}") for number, row in enumerate(node.get("rows") or [], start=1)]
+    given = node.get("rows") or []
+    rows = [typed(PaperRow, row, f"{where}, row {number}") for number, row in enumerate(given, start=1)]
     return typed(PaperTable, {**node, "rows": rows}, where)
 
 
@@ -136,21 +139,22 @@ def configuration(table: PaperTable, row: PaperRow) -> Config:
         raise
 
 
-def build_row(config: Config, device: str = "meta") -> RowModel:
-    """The model of a configuration with fresh weights; on the meta device shapes without memory."""
+def build_row(config: Config, device: str = "meta", *, side: int | None = None) -> RowModel:
+    """The model of a configuration with fresh weights; on the meta device shapes without memory. `side`: instead of the
+    evaluation's."""
     with torch.device(device):
         backbone = parts.build_backbone({**config["backbone"], "weights": None, "head": "keep"})
         if not parts.is_dense(config):
             model = backbone.eval()
-            return RowModel(model, model, config["data"]["eval_size"])
+            return RowModel(model, model, side or config["data"]["eval_size"])
         settings = dense_parts.settings_of(config)
         model = dense_parts.without_weights(backbone, settings).eval()
-        return RowModel(model, model.get_submodule("backbone"), config["data"]["eval_short_side"])
+        return RowModel(model, model.get_submodule("backbone"), side or config["data"]["eval_short_side"])
 
 
-def counts(config: Config) -> dict[str, int]:
+def counts(config: Config, side: int | None = None) -> dict[str, int]:
     """Parameters of the whole model, multiply-adds of the timed part for one square image, and its side."""
-    model = build_row(config)
+    model = build_row(config, side=side)
     adds = count_multiply_adds(model.timed, model.side)
     return {"parameters": count_parameters(model.whole), "multiply_adds": adds, "size": model.side}
 

@@ -33,22 +33,29 @@ from cotnet.parts import is_dense
 from cotnet.reporting.environment import CODE, device_name, machine
 
 Record = dict[str, Any]
-BATCH: Final = {False: 4, True: 1}  # of a classifier; of a detector or segmenter
+BATCH: Final = {False: 2, True: 1}  # of a classifier; of a detector or segmenter
 PRECISION: Final = "fp32"
 
 HEAD: Final = """\
 # The papers' tables
 
-Each row of the tables of CoTNet (Li et al. 2021), BoTNet (Srinivas et al. 2021) and PVT (Wang et al. 2021): the published figures, the command that
-trains it here, and what was counted and timed here. **No ImageNet, COCO or ADE20K training was run here**: the last column is empty but for what was trained on
-[Fashion-MNIST](fashion_mnist.md). Published figures are from other code, other hardware and, in rows of other networks, often other recipes than the command's.
+Each row of the tables of CoTNet (Li et al. 2021), BoTNet (Srinivas et al. 2021) and PVT (Wang et al. 2021): the
+published figures, the command that trains it here, and what was counted and timed here. **No ImageNet, COCO or ADE20K
+training was run here**: the last column is empty but for what was trained on [Fashion-MNIST](fashion_mnist.md).
+Published figures are from other code, other hardware and, in rows of other networks, often from other recipes than the
+command's.
 
-- Published: parameters in millions, multiply-adds in billions, accuracies and AP in percent. The column "from" names the [source](#sources). Figures in *italics* are recalled
-  from memory, not checked. An empty cell: no figure is at hand. Rows of other networks in the tables of CoTNet and BoTNet are listed from memory, so one may be missing.
-- The command is `python train.py` with these overrides and `data.root=DIR`. `python evaluate.py checkpoint=FILE` evaluates a file of weights ([Evaluating](evaluating.md)).
-- Ours: parameters of the whole model. Multiply-adds and images/s are of one square image of so many pixels: of a classifier the whole network, of a detector or segmenter
-  the backbone and the feature pyramid (heads depend on what is found). Counted are convolutions, linear layers, attention products and local aggregations.
-- images/s: inference, {precision}, eager, contiguous, batches of {batch} (classifiers) or {dense} (others), random weights, median of turns. Behind it its ratio to the table's first timed row.
+- Published: parameters in millions, multiply-adds in billions, accuracies and AP in percent. The column "from" names
+  the [source](#sources). Figures in *italics* are recalled from memory, not checked. An empty cell: no figure is at
+  hand. The other networks in the tables of CoTNet and BoTNet are listed from memory, so one may be missing.
+- The command is `python train.py` with these overrides and `data.root=DIR`. `python evaluate.py checkpoint=FILE`
+  evaluates a file of weights ([Evaluating](evaluating.md)).
+- Ours: parameters of the whole model. Multiply-adds and images/s are of one square image of so many pixels a side: of a
+  classifier the whole network, of a detector or segmenter the backbone and the feature pyramid, since the work of a
+  head depends on what it finds. Counted are convolutions, linear layers, attention products and local aggregations.
+- images/s: inference, {precision}, eager, contiguous, random weights, {batch} images a batch (detectors and segmenters:
+  {dense}); the models of a table are in memory together and take turns; the median of the turns, and its ratio to the
+  table's first timed row. A dash: the models are those of another table, or there is nothing to compare with.
 """
 
 
@@ -61,9 +68,9 @@ def measure(table: PaperTable, rounds: int) -> list[Record]:
     figures: dict[str, Record] = {}
     for label in first.values():
         common.progress(f"{table.title}: counts {label}")
-        figures[label] = dict(counts(configs[label]))
+        figures[label] = dict(counts(configs[label], table.side))
     if table.speed:
-        for record in _timed({label: configs[label] for label in first.values()}, rounds):
+        for record in _timed({label: configs[label] for label in first.values()}, table.side, rounds):
             figures[record.pop("name")] |= record
     commands = {row.label: table.overrides(row) for row in table.rows}
     return [
@@ -72,10 +79,10 @@ def measure(table: PaperTable, rounds: int) -> list[Record]:
     ]
 
 
-def _timed(configs: dict[str, Config], rounds: int) -> list[Record]:
+def _timed(configs: dict[str, Config], side: int | None, rounds: int) -> list[Record]:
     """Speed of the rows' models, by their labels, in one run."""
     device = common.first_device()
-    models = {label: build_row(config, "cpu") for label, config in configs.items()}
+    models = {label: build_row(config, "cpu", side=side) for label, config in configs.items()}
     shared = {"device": device_name(device), "mode": "inference", "dtype": PRECISION, "memory_format": "contiguous"}
     cases = [
         NetCase(
@@ -102,8 +109,8 @@ def page(sources: dict[str, str], tables: Sequence[PaperTable], measured: Record
     device = ", ".join(here["gpus"]) or f"{here['cores']} cores of {here['processor']}, {here['memory_gib']:.0f} GiB"
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("torch", "torchvision", "timm"))
     intro += f"- Machine: {device}; {versions}. {measured['note']}\n"
-    intro += "\nThe data are in `cotnet/benchmarks/tables.yaml` and `docs/tables.json`; this page is written by\n"
-    intro += "`python -m cotnet.benchmarks.tables --json docs/tables.json --write docs/tables.md`, with `--measure` after measuring anew.\n"
+    intro += "\nThe data are in `cotnet/benchmarks/tables.yaml` and `docs/tables.json`. This page is written by\n"
+    intro += "`python -m cotnet.benchmarks.tables --write docs/tables.md`, with `--measure` after measuring anew.\n"
     records = {(record["table"], record["row"]): record for record in measured["records"]}
     sections = [_section(table, records) for table in tables]
     legend = "".join(f"- **{name}**: {text}\n" for name, text in sources.items())
@@ -121,7 +128,8 @@ def _section(table: PaperTable, records: dict[tuple[str, str], Record]) -> str:
         rate = rate or record.get("images_per_second")
         lines.append((row.label, *published(table, row, figures), *_ours(table, row, record, rate)))
     cells = ["| " + " | ".join(line) + " |\n" for line in lines]
-    return f"## {table.title}\n\n{table.about.strip()}\n\n{''.join(cells).replace('|  |', '| |').replace('|  |', '| |')}"
+    body = "".join(cells).replace("|  |", "| |").replace("|  |", "| |")
+    return f"## {table.title}\n\n{table.about.strip()}\n\n{body}"
 
 
 def _record(table: PaperTable, row: PaperRow, records: dict[tuple[str, str], Record]) -> Record:
@@ -158,7 +166,8 @@ def _ours(table: PaperTable, row: PaperRow, record: Record, first_rate: float | 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write; exits with 2 and one line for a wrong row or option."""
-    parser = common.options("tables", "The papers' tables: published figures, commands, our counts and speed.", plot=False)
+    about = "The papers' tables: published figures, commands, our counts and speed."
+    parser = common.options("tables", about, plot=False)
     parser.set_defaults(json=CODE / "docs" / "tables.json")
     parser.add_argument("--measure", action="store_true", help="count and time; else the figures are the JSON file's")
     parser.add_argument("--only", default="", metavar="TEXT", help="measure tables whose title holds TEXT, keep others")
