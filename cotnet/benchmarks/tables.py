@@ -29,11 +29,9 @@ from cotnet.config.compose import Config
 from cotnet.errors import InputError
 from cotnet.files import write_text
 from cotnet.pages.read import read_json
-from cotnet.parts import is_dense
 from cotnet.reporting.environment import CODE, device_name, machine
 
 Record = dict[str, Any]
-BATCH: Final = {False: 2, True: 1}  # of a classifier; of a detector or segmenter
 PRECISION: Final = "fp32"
 
 HEAD: Final = """\
@@ -53,9 +51,9 @@ command's.
 - Ours: parameters of the whole model. Multiply-adds and images/s are of one square image of so many pixels a side: of a
   classifier the whole network, of a detector or segmenter the backbone and the feature pyramid, since the work of a
   head depends on what it finds. Counted are convolutions, linear layers, attention products and local aggregations.
-- images/s: inference, {precision}, eager, contiguous, random weights, {batch} images a batch (detectors and segmenters:
-  {dense}); the models of a table are in memory together and take turns; the median of the turns, and its ratio to the
-  table's first timed row. A dash: the models are those of another table, or there is nothing to compare with.
+- images/s: inference of one image at a time, {precision}, eager, contiguous, random weights; the models of a table are in
+  memory together and take turns; the median of the turns, and its ratio to the table's first timed row. A dash: not
+  timed.
 """
 
 
@@ -69,7 +67,7 @@ def measure(table: PaperTable, rounds: int) -> list[Record]:
     for label in first.values():
         common.progress(f"{table.title}: counts {label}")
         figures[label] = dict(counts(configs[label], table.side))
-    if table.speed:
+    if table.speed and rounds:
         for record in _timed({label: configs[label] for label in first.values()}, table.side, rounds):
             figures[record.pop("name")] |= record
     commands = {row.label: table.overrides(row) for row in table.rows}
@@ -87,7 +85,7 @@ def _timed(configs: dict[str, Config], side: int | None, rounds: int) -> list[Re
     cases = [
         NetCase(
             name=label,
-            batch=BATCH[is_dense(configs[label])],
+            batch=1,
             size=model.side,
             compiled=False,
             fused=False,
@@ -104,7 +102,7 @@ def page(sources: dict[str, str], tables: Sequence[PaperTable], measured: Record
 
     Raises InputError for a row whose figures are missing in `measured`, or are of another command.
     """
-    intro = HEAD.format(precision=PRECISION, batch=BATCH[False], dense=BATCH[True])
+    intro = HEAD.format(precision=PRECISION)
     here = measured["machine"]
     device = ", ".join(here["gpus"]) or f"{here['cores']} cores of {here['processor']}, {here['memory_gib']:.0f} GiB"
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("torch", "torchvision", "timm"))
@@ -171,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(json=CODE / "docs" / "tables.json")
     parser.add_argument("--measure", action="store_true", help="count and time; else the figures are the JSON file's")
     parser.add_argument("--only", default="", metavar="TEXT", help="measure tables whose title holds TEXT, keep others")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each model (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each model (%(default)s); 0: only count")
     parser.add_argument("--note", default="", help="what else ran on the machine; a sentence of the page")
     parser.add_argument("--write", type=common.output_file, help="file for the page")
     parser.add_argument("--data", type=Path, default=DATA, help="rows and published figures (%(default)s)")
@@ -189,8 +187,8 @@ def _measure_all(tables: Sequence[PaperTable], given: argparse.Namespace) -> Non
     chosen = [table for table in tables if given.only in table.title]
     if not chosen:
         raise InputError(f"--only {given.only}: no table has it in its title; give one of {[t.title for t in tables]}")
-    if given.rounds < 1:
-        raise InputError("--rounds must be at least 1")
+    if given.rounds < 0:
+        raise InputError("--rounds must be at least 0")
     before = read_json(given.json)["records"] if given.only and given.json.exists() else []
     rows: dict[str, list[Record]] = {}
     for record in before:
