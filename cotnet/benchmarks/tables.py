@@ -51,8 +51,8 @@ command's.
 - Ours: parameters of the whole model. Multiply-adds and images/s are of one square image of so many pixels a side: of a
   classifier the whole network, of a detector or segmenter the backbone and the feature pyramid, since the work of a
   head depends on what it finds. Counted are convolutions, linear layers, attention products and local aggregations.
-- images/s: inference of one image at a time, {precision}, eager, contiguous, random weights; the models of a table are in
-  memory together and take turns; the median of the turns, and its ratio to the table's first timed row. A dash: not
+- images/s: inference of one image at a time, {precision}, eager, contiguous, random weights; the models of a table are
+  in memory together and take turns; the median of the turns, and its ratio to the table's first timed row. A dash: not
   timed.
 """
 
