@@ -222,19 +222,19 @@ def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, .
     return lines
 
 
-def draw_accuracy(png: Path, rows: list[Record]) -> None:
-    """Milliseconds per image against published top-1, a colour per family."""
+def draw_accuracy(png: Path, rows: list[Record], peer: str) -> None:
+    """Time of an image, as a multiple of the peer's in the same run, against published top-1, a colour per family."""
     families: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["milliseconds"]):
+    for row in sorted((row for row in rows if "ratio" in row), key=lambda row: -row["ratio"]):
         known = table.TABLE.get((row["name"], row["size"]))
         if known and known.top1:
             family = next((words for part, words in FAMILIES.items() if part in row["name"]), row["name"])
             label = row["name"] if row["size"] == 224 else f"{row['name']}@{row['size']}"
-            families[family].append((row["milliseconds"] / row["batch"], known.top1, label))
+            families[family].append((1 / row["ratio"], known.top1, label))
     with figure(png, (8, 5.8), dpi=160) as (page, (axes,)):
         for family, points in families.items():
             axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
-        axes.set(xlabel="milliseconds an image", ylabel="published top-1, %", xscale="log")
+        axes.set(xlabel=f"time of an image, {peer} = 1", ylabel="published top-1, %", xscale="log")
         axes.margins(x=0.15)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = earlier(given.json, rows)
     common.finish(rows, given.json, kept=before)
     if given.plot and given.zoo:
-        draw_accuracy(given.plot, before + rows)
+        draw_accuracy(given.plot, before + rows, given.peer[0])
     elif given.plot:
         draw_growth(given.plot, before + rows, value, unit)
 
