@@ -55,6 +55,17 @@ def seconds(task: Callable[[], object], device: torch.device) -> float:
     return now(device) - started
 
 
+def one_thread_seconds(task: Callable[[], object]) -> float:
+    """CPU time of a call that uses one thread: hardly depends on what else the machine does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.process_time()
+    task()
+    took = time.process_time() - started
+    torch.set_num_threads(threads)
+    return took
+
+
 def cpu_seconds() -> float:
     """CPU time so far of this process, all its threads and its living children."""
     ticks = 0

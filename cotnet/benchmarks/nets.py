@@ -64,6 +64,7 @@ class NetCase:
     compiled: bool
     fused: bool
     checkpointing: list[int]
+    cpu_time: bool = False
 
 
 class BenchedNet:
@@ -110,13 +111,14 @@ def build_net(name: str, size: int) -> nn.Module:
 def measure_speed(
     cases: Sequence[NetCase], rounds: int, device: torch.device, *, given: Mapping[str, nn.Module] | None = None
 ) -> list[Record]:
-    """Milliseconds and images per second of each. `given`: models by the names of their cases, instead of nets."""
+    """Milliseconds and images per second of each, of CPU time in one thread if the cases say so. `given`: models by the
+    names of their cases, instead of nets."""
     nets = {
         f"{case.name}@{case.size} {case.memory_format}": BenchedNet(case, device, model=(given or {}).get(case.name))
         for case in cases
     }
-    steps = {name: net.step for name, net in nets.items()}
-    times = common.in_turns({name: partial(common.seconds, step, device) for name, step in steps.items()}, rounds)
+    clock = common.one_thread_seconds if cases[0].cpu_time else partial(common.seconds, device=device)
+    times = common.in_turns({name: partial(clock, net.step) for name, net in nets.items()}, rounds)
     return [
         {**asdict(case), "milliseconds": 1000 * seconds, "images_per_second": case.batch / seconds}
         for case, seconds in zip(cases, map(median, times.values()), strict=True)
@@ -150,10 +152,13 @@ def groups(given: argparse.Namespace, device: torch.device) -> Iterator[list[Net
         raise InputError("--checkpointing is for --mode train")
     if min(*given.size, *given.batch, given.rounds) < 1:
         raise InputError("--size, --batch and --rounds must be at least 1")
+    if given.cpu_time and device.type != "cpu":
+        raise InputError("--cpu-time is for a CPU; leave it out")
     if given.compile:
         require_compiler(device, "--compile")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     shared = {"device": where, "mode": given.mode, "dtype": given.dtype, "compiled": given.compile}
+    shared |= {"cpu_time": given.cpu_time}
     layouts = LAYOUTS if given.format == "both" else (given.format,)
     nets = [(given.models, size) for size in given.size]
     if given.zoo:
@@ -225,7 +230,8 @@ def growth_lines(rows: list[Record], axis: str, value: str) -> dict[tuple[str, .
 def draw_accuracy(png: Path, rows: list[Record], peer: str) -> None:
     """Time of an image, as a multiple of the peer's in the same run, against published top-1, a colour per family."""
     families: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for row in sorted((row for row in rows if "ratio" in row), key=lambda row: -row["ratio"]):
+    alike = (row for row in rows if "ratio" in row and row.get("cpu_time") == rows[-1].get("cpu_time"))
+    for row in sorted(alike, key=lambda row: -row["ratio"]):
         known = table.TABLE.get((row["name"], row["size"]))
         if known and known.top1:
             family = next((words for part, words in FAMILIES.items() if part in row["name"]), row["name"])
@@ -262,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fuse", action="store_true", help="inference: fold BatchNorm (ours only)")
     stages = "training: recompute the activations of these stages (ours only)"
     parser.add_argument("--checkpointing", nargs="+", type=int, default=[], choices=(1, 2, 3, 4), help=stages)
+    parser.add_argument("--cpu-time", action="store_true", help="speed: CPU time of one thread, on a busy machine")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each net (%(default)s)")
     given = parser.parse_args(arguments)
     device, (value, unit) = common.first_device(), MEASURES[given.measure]

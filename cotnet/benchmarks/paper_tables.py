@@ -33,7 +33,8 @@ FIGURES: Final = {
     "miou": "mIoU",
     "milliseconds": "ms",
 }
-START: Final = ("weights", "ema", "head")  # of a backbone: what it starts from, not what it is
+# Of a backbone: what it starts from and how it trains, not what it computes.
+TRAINING: Final = ("weights", "ema", "head", "drop_path", "drop_path_rate", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,6 @@ def counts(config: Config, side: int | None = None) -> dict[str, int]:
 
 def identity(config: Config) -> str:
     """The same text for rows of the same model and image size, whatever their training is."""
-    backbone = {key: value for key, value in config["backbone"].items() if key not in START}
+    backbone = {key: value for key, value in config["backbone"].items() if key not in TRAINING}
     data = {key: config["data"].get(key) for key in ("eval_size", "eval_short_side", "num_classes")}
     return json.dumps([backbone, config.get("task"), data], sort_keys=True, default=str)

@@ -51,9 +51,9 @@ command's.
 - Ours: parameters of the whole model. Multiply-adds and images/s are of one square image of so many pixels a side: of a
   classifier the whole network, of a detector or segmenter the backbone and the feature pyramid, since the work of a
   head depends on what it finds. Counted are convolutions, linear layers, attention products and local aggregations.
-- images/s: inference of one image at a time, {precision}, eager, contiguous, random weights; the models of a table are
-  in memory together and take turns; the median of the turns, and its ratio to the table's first timed row. A dash: not
-  timed.
+- images/s: inference of one image at a time, {precision}, eager, contiguous, random weights (on a CPU: of CPU time in
+  one thread); the models of a table are in memory together and take turns; the median of the turns, and its ratio to
+  the table's first timed row. A dash: not timed.
 """
 
 
@@ -81,7 +81,8 @@ def _timed(configs: dict[str, Config], side: int | None, rounds: int) -> list[Re
     """Speed of the rows' models, by their labels, in one run."""
     device = common.first_device()
     models = {label: build_row(config, "cpu", side=side) for label, config in configs.items()}
-    shared = {"device": device_name(device), "mode": "inference", "dtype": PRECISION, "memory_format": "contiguous"}
+    shared: Record = {"device": device_name(device), "mode": "inference", "dtype": PRECISION}
+    shared |= {"memory_format": "contiguous", "cpu_time": device.type == "cpu"}
     cases = [
         NetCase(
             name=label,

@@ -40,7 +40,7 @@ def _latency(given: dict[str, Any], ours: dict[str, Any]) -> list[Block]:
     rows: list[dict[str, Any]] = []
     for one in measured["records"]:
         published = TABLE.get((one["name"], one["size"]))
-        if published and published.top1:
+        if published and published.top1 and not one.get("cpu_time"):
             title = f"{one['name']}, {one['size']} px"
             rows.append({"x": one["milliseconds"], "y": published.top1, "name": title, "kind": "published"})
     where = f"{len(rows)} published models on {device}"

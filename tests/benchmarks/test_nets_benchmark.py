@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cotnet.benchmarks import nets
-from cotnet.benchmarks.common import in_turns, peak_bytes
+from cotnet.benchmarks.common import in_turns, one_thread_seconds, peak_bytes
 
 PEER = "torchvision:squeezenet1_1"
 SMALL = ["--models", "resnet_small", "--peer", PEER, "--size", "32", "--rounds", "1"]
@@ -43,6 +43,18 @@ def test_speed_of_several_runs_in_one_file(tmp_path, capsys):
             assert row["ratio"] == pytest.approx(expected) or not last
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "resnet_small" in capsys.readouterr().out
+
+
+def test_cpu_time_of_one_thread_is_another_record(tmp_path):
+    file, threads = tmp_path / "t.json", torch.get_num_threads()
+    given = [*SMALL, "--mode", "inference", "--batch", "1", "--json", str(file)]
+    nets.main(given)
+    nets.main([*given, "--cpu-time"])
+    assert [row["cpu_time"] for row in records(file)] == [False, False, True, True]
+    assert torch.get_num_threads() == threads
+    seen = []
+    assert one_thread_seconds(lambda: seen.append(torch.get_num_threads())) >= 0
+    assert seen == [1]
 
 
 def test_memory_grows_with_the_batch(tmp_path):
