@@ -52,7 +52,8 @@ def figure(
 
 
 def write_labels(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
-    """The text of each (x, y, text) beside its point, where it covers no other text and no point."""
+    """The text of each (x, y, text) beside its point, where it covers no other text and no point; a thin line leads to
+    a text that is not right beside its point."""
     places = [(dx, dy) for reach in range(0, 40, 4) for dx, dy in ((5, reach), (5, -reach), (-5, reach), (-5, -reach))]
     taken = [axes.transData.transform((x, y)) for x, y, _ in points]
     boxes: list[Any] = []
@@ -66,7 +67,10 @@ def write_labels(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> No
             }
             label = axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", **look)
             box = label.get_window_extent()
-            if not box.count_overlaps(boxes) and not any(box.padded(6).contains(*point) for point in taken):
+            if not box.padded(3).count_overlaps(boxes) and not any(box.padded(6).contains(*point) for point in taken):
                 break
             label.remove()
         boxes.append(box)
+        if abs(dy) > 8:
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
+            axes.annotate("", (x, y), (dx, dy), textcoords="offset points", arrowprops=line)

@@ -237,7 +237,7 @@ def draw_accuracy(png: Path, rows: list[Record], peer: str) -> None:
             family = next((words for part, words in FAMILIES.items() if part in row["name"]), row["name"])
             label = row["name"] if row["size"] == 224 else f"{row['name']}@{row['size']}"
             families[family].append((1 / row["ratio"], known.top1, label))
-    with figure(png, (8, 5.8), dpi=160) as (page, (axes,)):
+    with figure(png, (11, 6.5), dpi=130) as (page, (axes,)):
         for family, points in families.items():
             axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=18, label=family)
         axes.set(xlabel=f"time of an image, {peer} = 1", ylabel="published top-1, %", xscale="log")
