@@ -183,6 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_text(given.write, page(sources, tables, read_json(given.json)))
 
 
+def _earlier(path: Path) -> dict[str, list[Record]] | None:
+    """The records of a file by their tables; None if they are of another machine."""
+    rows: dict[str, list[Record]] = {}
+    if path.exists():
+        content, here = read_json(path), machine()
+        if any(content["machine"][key] != here[key] for key in ("processor", "gpus")):
+            return None
+        for record in content["records"]:
+            rows.setdefault(record["table"], []).append(record)
+    return rows
+
+
 def _measure_all(tables: Sequence[PaperTable], given: argparse.Namespace) -> None:
     """Measures the chosen tables, and writes the JSON file after each."""
     chosen = [table for table in tables if given.only in table.title]
@@ -190,10 +202,10 @@ def _measure_all(tables: Sequence[PaperTable], given: argparse.Namespace) -> Non
         raise InputError(f"--only {given.only}: no table has it in its title; give one of {[t.title for t in tables]}")
     if given.rounds < 0:
         raise InputError("--rounds must be at least 0")
-    before = read_json(given.json)["records"] if given.only and given.json.exists() else []
-    rows: dict[str, list[Record]] = {}
-    for record in before:
-        rows.setdefault(record["table"], []).append(record)
+    rows = _earlier(given.json)
+    if rows is None and len(chosen) < len(tables):
+        raise InputError(f"{given.json} is of another machine; give another --json, or measure all tables")
+    rows = rows or {}
     for table in chosen:
         rows[table.title] = measure(table, given.rounds)
         common.finish(rows[table.title], None)

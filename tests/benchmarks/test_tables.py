@@ -145,6 +145,18 @@ def test_other_tables_are_kept(measured, tmp_path, capsys):
     assert "shapes" in capsys.readouterr().out
 
 
+def test_figures_of_two_machines_are_not_mixed(measured, tmp_path, capsys):
+    file = tmp_path / "t.json"
+    content = read_json(measured[1])
+    content["machine"]["processor"] = "another one"
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as end:
+        tables.main(["--data", str(measured[0]), "--json", str(file), "--measure", "--only", "First"])
+    assert end.value.code == 2
+    assert "is of another machine; give another --json" in capsys.readouterr().err
+    assert read_json(file) == content
+
+
 ROW = "{label: CoT again, run: train.epochs=3}"
 
 
