@@ -1,6 +1,8 @@
 """A small network of any operator: it runs and learns, and its parameters are those of docs/fashion_mnist.md."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,18 @@ def test_every_operator_has_the_parameters_of_cot():
         counts = {name: sum(p.numel() for p in small(name).parameters()) for name in OPERATORS}
     assert counts["cot"] == 533_202
     assert max(abs(count / counts["cot"] - 1) for count in counts.values()) < 0.01
+
+
+def test_the_page_holds_what_the_runs_logged():
+    docs = Path(__file__).parents[2] / "docs"
+    row = re.compile(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \| .* \| ([\d.]+) ±", re.MULTILINE)
+    found = row.findall((docs / "fashion_mnist.md").read_text())
+    assert {name: int(channels) for name, channels, _, _ in found} == CHANNELS
+    for name, _, parameters, top1 in found:
+        logged = (docs / "fashion_mnist" / "operators" / f"{name}.jsonl").read_text().splitlines()
+        assert f"{json.loads(logged[-1])['val/top1_ema']:.2f}" == top1
+        with torch.device("meta"):
+            assert sum(p.numel() for p in small(name).parameters()) == int(parameters.replace(",", ""))
 
 
 @pytest.mark.parametrize("operator", [pytest.param(name, marks=pytest.mark.slow) for name in OPERATORS])
