@@ -10,7 +10,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	@echo "make setup: a virtual environment in .venv with torch, torchvision, DALI ($(CUDA)), Hydra, W&B and what the tests use;"
-	@echo "3 GB of downloads, 7 GB on disk, 2 to 10 minutes, once. Any target repeats it when pyproject.toml has changed."
+	@echo "3 GB of downloads, 8 GB on disk, 2 to 10 minutes, once. Any target repeats it when pyproject.toml has changed."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$(CUDA),dev]'
