@@ -15,6 +15,7 @@ def few(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_contact_sheet_of_a_recipe(tmp_path, capsys):
     root, out = make_imagenet(tmp_path / "set", classes=3, train=4, val=1), tmp_path / "sheets" / "advanced.png"
     overrides = ["data=imagenet", f"data.root={root}", "data.num_classes=3", "data.image_size=96", "logger=none"]

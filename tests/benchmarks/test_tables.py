@@ -45,10 +45,10 @@ def ids(pair):
 
 
 def marked():
-    """One row in the quick tests, the first and last of each table in the slow ones, the others in the long ones."""
+    """One row in the quick tests, the last of each table in the slow ones, the others in the long ones."""
     for pairs in RUNNING:
         for pair in pairs:
-            marks = [pytest.mark.slow, pytest.mark.long][: 1 if pair in (pairs[0], pairs[-1]) else 2]
+            marks = [pytest.mark.slow, pytest.mark.long][: 1 if pair == pairs[-1] else 2]
             quick = (pair[0].title, pair[1].label) == QUICK
             yield pytest.param(pair, id=ids(pair), marks=[] if quick else marks)
 

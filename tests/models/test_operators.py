@@ -44,8 +44,9 @@ def test_the_page_holds_what_the_runs_logged():
             assert sum(p.numel() for p in small(name).parameters()) == int(parameters.replace(",", ""))
 
 
-@pytest.mark.parametrize("operator", [pytest.param(name, marks=pytest.mark.slow) for name in OPERATORS])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("stages", [(2, 3, 4), pytest.param((1, 2, 3, 4), marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_trains_at_odd_and_even_sizes(operator, stages):
     model = small(operator, stages=stages)
     assert model.forward_stages(torch.zeros(2, 3, 28, 28))[-1].shape[2:] == (4, 4)
