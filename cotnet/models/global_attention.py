@@ -23,6 +23,7 @@ __all__ = ["aa_resnet50", "lambda_resnet50", "non_local50"]
 
 
 # torch.fx records these calls whole: they look at shapes.
+torch.fx.wrap("halved")
 torch.fx.wrap("relative_logits")
 torch.fx.wrap("with_plain_gradient")
 
@@ -109,7 +110,7 @@ def with_plain_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 class NonLocalBlock(nn.Module):
-    """An embedded-Gaussian non-local block of half the channels: (B, C, H, W) -> the same, H and W at least 2.
+    """An embedded-Gaussian non-local block of half the channels: (B, C, H, W) -> the same, any H and W.
 
     Keys and values are pooled 2x2 (section 3.3 and equation 6). The last norm starts at zero, so a new block changes
     nothing.
@@ -119,18 +120,22 @@ class NonLocalBlock(nn.Module):
         super().__init__()
         inner = channels // 2
         self.theta, self.phi, self.g = (nn.Conv2d(channels, inner, 1) for _ in range(3))
-        self.pool = nn.MaxPool2d(2)
         self.w, self.bn = conv_norm(inner, channels)
         for projection in (self.theta, self.phi, self.g, self.w):
             nn.init.normal_(projection.get_parameter("weight"), std=0.01)
         nn.init.zeros_(self.bn.get_parameter("weight"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query, key, value = self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x))
+        query, key, value = self.theta(x), halved(self.phi(x)), halved(self.g(x))
         # ONNX wants a dimension of heads: (B, 1, N, C / 2)
         query, key, value = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
         return x + self.bn(self.w(attended.transpose(1, 2).unflatten(2, x.shape[2:])))
+
+
+def halved(maps: torch.Tensor) -> torch.Tensor:
+    """The largest of each 2 x 2 positions; a side of a single position stays."""
+    return F.max_pool2d(maps, [min(2, side) for side in maps.shape[2:]])
 
 
 def augmented(width: int, stride: int, *, side: int, heads: int = 8, dilation: int = 1) -> dict[str, nn.Module]:

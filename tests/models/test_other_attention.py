@@ -163,7 +163,7 @@ def resampled(table, side):
 def test_non_local_block_is_equation_6():
     layer, x = made(LAYERS["non_local"]), torch.randn(1, 8, 4, 6, dtype=torch.float64)
     query = layer.theta(x)[0].flatten(1)
-    key, value = (layer.pool(part(x))[0].flatten(1) for part in (layer.phi, layer.g))
+    key, value = (torch.nn.functional.max_pool2d(part(x), 2)[0].flatten(1) for part in (layer.phi, layer.g))
     mixed = value @ (query.t() @ key).softmax(1).t()
     expected = x + layer.bn(layer.w(mixed.view(1, 4, 4, 6)))
     assert_close(layer(x), expected, rtol=0, atol=1e-12)
@@ -215,6 +215,15 @@ def test_sizes(name, millions):
     with torch.device("meta"):
         model = getattr(models, name)()
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == millions
+
+
+@torch.no_grad()
+def test_non_local_blocks_take_maps_of_one_position():
+    for size in ((1, 1), (1, 5), (4, 1)):
+        layer = made(LAYERS["non_local"])
+        assert layer(torch.randn(2, 8, *size, dtype=torch.float64)).isfinite().all()
+    model = models.non_local50(stages=(3, 4), num_classes=3).eval()
+    assert model(torch.randn(1, 3, 24, 24)).shape == (1, 3)
 
 
 def test_an_extra_block():
