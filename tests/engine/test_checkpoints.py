@@ -101,6 +101,7 @@ def test_not_finished_before_its_evaluation():
     assert finished(settings, {"step": 4, "epoch": 3, "seconds": 0.0, "evaluated": 4})
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_whole_files(tmp_path):
     """Processes that do nothing but save are killed: what is there is whole, and last.pt never newer than its copy."""
     chance = random.Random(0)

@@ -20,14 +20,15 @@ FAMILIES = {
     "pvt_v2_b0": {},
     "cotnet_small": {"width": 8},
     "sknet50": {},
-    "stand_alone50": {},
-    "lr_net50": {},
     "halonet50": {},
     "aa_resnet50": {"image_size": 224},
     "lambda_resnet50": {},
     "non_local50": {},
 }
-SIDE = {"cotnet_small": 32}
+SIDE = {"cotnet_small": 32, "stand_alone": 32, "local_relation": 32}
+
+
+OPERATORS = ("stand_alone", "local_relation")  # whose networks of 50 layers take very long
 
 
 def images(count, height, width):
@@ -37,9 +38,10 @@ def images(count, height, width):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *OPERATORS])
 def test_a_family_exports(name, tmp_path):
-    model, side = build(name, **FAMILIES[name]).eval(), SIDE.get(name, 224)
+    settings = {"operator": name} if name in OPERATORS else FAMILIES[name]
+    model, side = build("operator_small" if name in OPERATORS else name, **settings).eval(), SIDE.get(name, 224)
     program = formats.trace(model, torch.zeros(2, 3, side, side))
     operators = {str(node.target) for node in program.graph.nodes if "::" in getattr(node.target, "_name", "")}
     assert all(operator.startswith("aten.") for operator in operators)  # no custom operator

@@ -90,6 +90,7 @@ def test_content_only():
     assert_close(shuffled.flatten(2), layer(x).flatten(2)[..., permutation])  # blind to where things are
 
 
+@pytest.mark.slow
 def test_weights_of_content_only_load(tmp_path):
     source, model = (models.botnet50(num_classes=3, c5=(2,), positions=False) for _ in range(2))
     torch.save(source.state_dict(), tmp_path / "content.pt")

@@ -108,6 +108,7 @@ def test_taps_before_groups_are_the_same_kernels(groups):
     assert_close(*gradients, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_operator_copies_nothing_for_two_parts():
     """The operator's own code, forward and backward, with the kernels in Triton's interpreter."""
     value = torch.randn(2, 32, 3, 4).to(memory_format=torch.channels_last)

@@ -170,6 +170,7 @@ def test_what_cannot_dilate_is_one_line():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_stems_map_comes_first():
     reductions = {"cotnet50": [2, 4, 8, 16, 32], "se_cotnetd_50": [2, 4, 8, 16, 32], "stand_alone50": [1, 4, 8, 16, 32]}
     reductions |= {"cotnet_small": [1, 2, 4, 8, 8], "pvt_tiny": [4, 8, 16, 32]}

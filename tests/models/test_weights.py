@@ -203,6 +203,7 @@ def test_refusal_names_the_nearest():
         trusted_backbone({"_target_": "cotnet.models.cotnet5"})
 
 
+@pytest.mark.slow
 def test_torchvision_weights_load(tmp_path):
     import torchvision
 

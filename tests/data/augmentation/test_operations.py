@@ -151,6 +151,7 @@ def test_cutout_is_the_releases_at_any_place():
 
 
 @pytest.mark.parametrize(("name", "share"), [("rand-cot-m15-n2", 0.2535), ("rand-cot-m15-n2-mstd0.5", 0.2454)])
+@pytest.mark.slow
 def test_share_of_224_pixels_that_cutout_erases(name, share):
     """The means over 4 million places by the release's formula; the square has 121 pixels at the full magnitude."""
     policy = parse(name)
