@@ -44,14 +44,16 @@ def read(config: Config, path: Path) -> eval_model.EvaluatedModel:
             "evaluate one that was exported with preprocessing=false"
         )
     own = {**config, "checkpoint": str(path), "compile": False, "channels_last": False, "precision": "fp32", "look": 0}
+    trained = _trained(about)
+    config = eval_model.completed(own, {}, trained=trained)
     return eval_model.EvaluatedModel(
         model=model,
-        config={**eval_model.completed(own, {}, trained=_trained(about)), "exported": True},
+        config={**config, "exported": True},
         checksum=checksum({"file": torch.from_numpy(np.fromfile(path, dtype=np.uint8))}),
         classes=None if about["classes"] is None else tuple(about["classes"]),
         better=None,
         trained=[],
-        lines=[],
+        lines=eval_model.preprocessing_lines(config, trained),
     )
 
 

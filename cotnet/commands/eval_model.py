@@ -117,7 +117,7 @@ def read(config: Config, group: Sequence[Path]) -> EvaluatedModel:
                 classes=None if names is None else tuple(names),
                 better=better_weights(completed_config, checkpoint) if len(group) == 1 else None,
                 trained=[],
-                lines=preprocessing_lines(completed_config, checkpoint),
+                lines=preprocessing_lines(completed_config, stored_config(checkpoint) if checkpoint else None),
             )
         if run_id := checkpoint.get("progress", {}).get("run_id"):
             first.trained.append(TrainingRun(run_id=run_id, folder=path.absolute().parent.parent))
@@ -235,20 +235,21 @@ def _preprocessing(config: Config, checkpoint: checkpoints.Checkpoint) -> dict[s
     return own_preprocessing(library, str(backbone["model_name"]), Path(config["checkpoint"]))
 
 
-def preprocessing_lines(config: Config, checkpoint: checkpoints.Checkpoint) -> list[str]:
-    """For people: the preprocessing of a published external model, and what differs from a checkpoint's own."""
+def preprocessing_lines(config: Config, trained: Config | None) -> list[str]:
+    """For people: the preprocessing of a published external model, and what differs from that of `trained`, the
+    configuration of a checkpoint or an exported file."""
     data, sizes = config["data"], config["sizes"]
     lines = []
-    if not checkpoint and config["backbone"].get("_target_") in EXTERNAL:
+    if trained is None and config["backbone"].get("_target_") in EXTERNAL:
         found = ", ".join(f"{key}={shown(data[key])}" for key in PREPROCESSING)
         lines.append(f"preprocessing of {config['backbone']['model_name']}: {found}")
-    trained = stored_config(checkpoint)["data"] if checkpoint else data
+    own = data if trained is None else trained["data"]
     for key in PREPROCESSING:
-        given = trained[key] if key == "eval_size" and trained[key] in sizes else data[key]
-        if given != trained[key]:
+        given = own[key] if key == "eval_size" and own[key] in sizes else data[key]
+        if given != own[key]:
             lines.append(
-                f"data.{key}={shown(given)} differs from the checkpoint's {shown(trained[key])}; leave it out, unless "
-                "this is meant"
+                f"data.{key}={shown(given)} differs from the checkpoint's {shown(own[key])}; leave it out, unless this "
+                "is meant"
             )
     return lines
 

@@ -62,11 +62,12 @@ def upload(folder: Path, repository: str) -> None:
     """Uploads what save_pretrained wrote to OWNER/NAME of the hub. Raises InputError if the hub does not take it."""
     require("huggingface_hub")
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         HfApi().create_repo(repository, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
-    except Exception as error:  # the errors of its HTTP library, which changes between versions, share no other base
+    except (*HfHubHTTPError.__bases__, HFValidationError) as error:  # OSError, and its HTTP library's own class
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
         raise InputError(
             f"push={repository}: the hub did not take {folder}, which is complete here ({reason}); log in with "

@@ -13,10 +13,18 @@ from torch import nn
 from cotnet.models.botnet import attention
 from cotnet.models.cotnet import cot, coxt
 from cotnet.models.global_attention import NonLocalBlock, augmented, lambdas
-from cotnet.models.layers import SelectiveKernel, SqueezeExcite
-from cotnet.models.local_attention import HaloAttention, attending, local_relation, stand_alone
-from cotnet.models.resnet import OperatorStages, convolution, split_attention
-from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, SmallWidth, small_stem
+from cotnet.models.layers import SqueezeExcite
+from cotnet.models.local_attention import halo, local_relation, stand_alone
+from cotnet.models.resnet import (
+    SMALL_DEPTHS,
+    SMALL_STRIDES,
+    OperatorStages,
+    convolution,
+    selective_kernel,
+    small_resnet,
+    split_attention,
+)
+from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, SmallWidth
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -26,14 +34,7 @@ OperatorName = Literal[
     "convolution", "grouped", "squeeze_excite", "split_attention", "selective_kernel", "cot", "coxt",
     "stand_alone", "local_relation", "halo", "attention", "augmented", "lambda", "non_local",
 ]  # fmt: skip
-DEPTHS: Final = (1, 2, 2, 1)
-STRIDES: Final = (2, 2, 2, 1)
 HEADS: Final = 2
-
-
-def _selective_kernel(width: int, stride: int) -> dict[str, nn.Module]:
-    return {"conv2": SelectiveKernel(width, stride, groups=4)}
-
 
 # Settings for maps of 4 to 32 positions a side: fewer heads and groups, smaller blocks and windows than published.
 OPERATORS: Final[dict[str, Callable[..., dict[str, nn.Module]]]] = {
@@ -41,12 +42,12 @@ OPERATORS: Final[dict[str, Callable[..., dict[str, nn.Module]]]] = {
     "grouped": partial(convolution, groups=4),
     "squeeze_excite": convolution,
     "split_attention": split_attention,
-    "selective_kernel": _selective_kernel,
+    "selective_kernel": partial(selective_kernel, groups=4),
     "cot": cot,
     "coxt": coxt,
     "stand_alone": partial(stand_alone, heads=HEADS, kernel_size=5),
     "local_relation": partial(local_relation, kernel_size=5),
-    "halo": partial(attending, layer=HaloAttention, heads=HEADS, block=4, halo=2),
+    "halo": partial(halo, heads=HEADS, block=4, halo=2),
     "attention": partial(attention, heads=HEADS, act=nn.ReLU),
     "augmented": partial(augmented, heads=HEADS),
     "lambda": partial(lambdas, heads=HEADS, window=7),
@@ -71,18 +72,11 @@ def operator_small(
     if the operator's heads or groups do not divide `width`.
     """
     make, blocks, side = OPERATORS[operator], [], image_size
-    for level, (depth, stride) in enumerate(zip(DEPTHS, STRIDES, strict=True), start=1):
+    for level, (depth, stride) in enumerate(zip(SMALL_DEPTHS, SMALL_STRIDES, strict=True), start=1):
         before, side = side, -(-side // stride)
         sides = [before if operator == "attention" else side] + [side] * (depth - 1)  # BoT attends before its pool
         sized = [partial(make, side=size) for size in sides] if operator in SIDED else [make] * depth
         blocks.append(sized if level in stages else [convolution] * depth)
-    return ResNet(
-        partial(small_stem, channels=width),
-        blocks,
-        width=width,
-        channels=channels,
-        strides=STRIDES,
-        gate=SqueezeExcite if operator == "squeeze_excite" else None,
-        extra={3: NonLocalBlock} if operator == "non_local" else None,
-        **common,
-    )
+    gate = SqueezeExcite if operator == "squeeze_excite" else None
+    extra = {3: NonLocalBlock} if operator == "non_local" else None
+    return small_resnet(blocks, width, channels=channels, gate=gate, extra=extra, **common)

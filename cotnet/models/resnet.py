@@ -32,6 +32,8 @@ __all__ += ["seresnet50", "seresnet50d", "seresnet101", "sknet50"]
 StageNumbers = tuple[Literal[1, 2, 3, 4], ...]
 OperatorStages = Annotated[StageNumbers, Setting("stages, from 1, that use the operator; the others are convolutions")]
 DEPTHS = (3, 4, 6, 3)  # blocks in the stages of ResNet-50
+SMALL_DEPTHS = (1, 2, 2, 1)  # of the small networks
+SMALL_STRIDES = (2, 2, 2, 1)
 
 
 def in_stages(operator: Operator, stages: Sequence[int], depths: Sequence[int]) -> list[list[Operator]]:
@@ -70,9 +72,9 @@ def split_attention(width: int, stride: int, *, dilation: int = 1) -> dict[str, 
 grouped = partial(convolution, groups=32)  # the operator of ResNeXt
 
 
-def selective_kernel(width: int, stride: int, *, dilation: int = 1) -> dict[str, nn.Module]:
+def selective_kernel(width: int, stride: int, *, groups: int = 32, dilation: int = 1) -> dict[str, nn.Module]:
     """The operator of SKNet."""
-    return {"conv2": SelectiveKernel(width, stride, dilation=dilation)}
+    return {"conv2": SelectiveKernel(width, stride, groups=groups, dilation=dilation)}
 
 
 @constructor
@@ -166,14 +168,21 @@ def resnest101(**common: Unpack[ResNetConfig]) -> ResNet:
 @constructor
 def resnet_small(*, width: SmallWidth = 16, **common: Unpack[ResNetConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
-    return small_resnet(convolution, width, **common)
+    return small_resnet(small_blocks(convolution), width, channels=4 * width, **common)
 
 
-def small_resnet(operator: Operator, width: int, **common: Unpack[ResNetConfig]) -> ResNet:
-    """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage."""
-    blocks = [[operator] * depth for depth in (1, 2, 2, 1)]
+def small_blocks(operator: Operator) -> list[list[Operator]]:
+    """The operator in all blocks of a small network."""
+    return [[operator] * depth for depth in SMALL_DEPTHS]
+
+
+def small_resnet(blocks: Sequence[Sequence[Operator]], width: int, *, channels: int, **settings: Any) -> ResNet:
+    """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage.
+
+    `blocks` lists the operators of each stage, as many as SMALL_DEPTHS says.
+    """
     first = partial(small_stem, channels=width)
-    return ResNet(first, blocks, width=width, channels=4 * width, strides=(2, 2, 2, 1), **common)
+    return ResNet(first, blocks, width=width, channels=channels, strides=SMALL_STRIDES, **settings)
 
 
 def _resnet(depths: Sequence[int], *, operator: Operator = convolution, **settings: Any) -> ResNet:

@@ -50,8 +50,7 @@ def test_own_checkpoint_keeps_the_size_it_was_configured_with():
 
 
 def preprocessing_lines(*overrides: str, trained: dict[str, Any] | None = None) -> list[str]:
-    checkpoint = {} if trained is None else {"config": json.dumps(trained)}
-    return eval_model.preprocessing_lines(completed(*overrides, trained=trained), checkpoint)
+    return eval_model.preprocessing_lines(completed(*overrides, trained=trained), trained)
 
 
 def test_other_preprocessing_than_the_checkpoints_is_said():

@@ -76,6 +76,9 @@ def test_exported_files_are_evaluated_as_their_checkpoint_is(trained, exported, 
     run("evaluate.py", f"checkpoint={trained}", *given, "precision=fp32", "output_dir=ours", cwd=tmp_path)
     ours = json.loads((tmp_path / "ours" / "metrics.json").read_text())
     rows = list(csv.DictReader((tmp_path / "ours" / "predictions.csv").open()))
+    other = ["data.mean=[0.4,0.4,0.4]", "output_dir=other"]
+    said = run("evaluate.py", f"checkpoint={files[0]}", *given, *other, cwd=tmp_path).stdout
+    assert "data.mean=[0.4,0.4,0.4] differs from the checkpoint's [0.5,0.5,0.5]" in said
     for path in sorted((tmp_path / "exported").glob("*/metrics.json")):
         theirs = json.loads(path.read_text())
         assert theirs.keys() == ours.keys()

@@ -143,19 +143,18 @@ def test_a_model_without_a_classifier_has_none_to_reset(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_the_classifier_of_every_family(library):
-    """The classifier's keys are those whose shapes change with the number of classes: of all of torchvision's models,
-    and of the first of each of timm's modules."""
+    """The classifier's keys are those whose shapes change with the number of classes: of all of torchvision's models
+    but the larger RegNets, and of the first of each of timm's modules."""
     build, names = {
         "torchvision": (models.torchvision_model, torchvision.models.list_models(module=torchvision.models)),
         "timm": (models.timm_model, [timm.list_models(module=module)[0] for module in timm.list_modules()]),
     }[library]
     wrong, seen = {}, 0
     for name in names:
-        try:
-            with torch.device("meta"):
-                three, five = (build(model_name=name, num_classes=classes) for classes in (3, 5))
-        except NotImplementedError:  # RegNet's constructor does not work on the meta device
-            continue
+        if name.startswith("regnet") and name not in ("regnet_x_400mf", "regnet_y_400mf"):
+            continue  # one class of networks, which the meta device cannot build
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
+            three, five = (build(model_name=name, num_classes=classes) for classes in (3, 5))
         seen, other = seen + 1, five.state_dict()
         changed = {key for key, value in three.state_dict().items() if value.shape != other[key].shape}
         if changed and changed != set(classifier_keys(three)):
