@@ -177,8 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with one_line(keep=False):
         sources, tables = read_tables(given.data)
+        if not given.measure and not given.write:
+            raise InputError("give --measure, --write FILE or both")
         if given.measure:
             _measure_all(tables, given)
+        if given.write and not given.json.exists():
+            raise InputError(f"--json {given.json}: no such file; add --measure, which writes it")
         if given.write:
             write_text(given.write, page(sources, tables, read_json(given.json)))
 
@@ -199,7 +203,8 @@ def _measure_all(tables: Sequence[PaperTable], given: argparse.Namespace) -> Non
     """Measures the chosen tables, and writes the JSON file after each."""
     chosen = [table for table in tables if given.only in table.title]
     if not chosen:
-        raise InputError(f"--only {given.only}: no table has it in its title; give one of {[t.title for t in tables]}")
+        titles = "; ".join(table.title for table in tables)
+        raise InputError(f"--only {given.only}: no table has it in its title; give a part of one of: {titles}")
     if given.rounds < 0:
         raise InputError("--rounds must be at least 0")
     rows = _earlier(given.json)

@@ -194,6 +194,11 @@ def test_a_wrong_row_is_one_line(instead, line, measured, tmp_path, capsys):
     ("given", "line"),
     [
         (["--measure", "--only", "Third"], "--only Third: no table has it in its title"),
+        ([], "give --measure, --write FILE or both"),
+        (
+            ["--write", "/tmp/none.md", "--json", "/none.json"],
+            "--json /none.json: no such file; add --measure, which writes it",
+        ),
         (["--measure", "--rounds", "-1"], "--rounds must be at least 0"),
         (["--write", "/"], "/ is a folder; give a file"),
         (["--data", "/none.yaml"], "/none.yaml: cannot be read"),
