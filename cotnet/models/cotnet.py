@@ -12,7 +12,7 @@ from torch import nn
 
 from cotnet.models.contextual import CoTLayer, Fusion
 from cotnet.models.layers import BlurPool, SplitAttention
-from cotnet.models.resnet import StageNumbers, in_stages, small_blocks, small_resnet
+from cotnet.models.resnet import StageNumbers, in_stages, small_resnet
 from cotnet.models.resnet_base import Operator, ResNet, ResNetConfig, SmallWidth, deep_stem, pooled_projection, stem
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
@@ -103,7 +103,7 @@ def se_cotnetd_152(**common: Unpack[ResNetConfig]) -> ResNet:
 @constructor
 def cotnet_small(*, width: SmallWidth = 16, fusion: CoTFusion = "attention", **common: Unpack[ResNetConfig]) -> ResNet:
     """A CoTNet of this project for images of 28 to 64 pixels: narrow stages, no pooling in the stem."""
-    return small_resnet(small_blocks(partial(cot, fusion=fusion)), width, channels=4 * width, **common)
+    return small_resnet(partial(cot, fusion=fusion), width, **common)
 
 
 def _cotnet(

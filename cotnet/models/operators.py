@@ -21,7 +21,7 @@ from cotnet.models.resnet import (
     OperatorStages,
     convolution,
     selective_kernel,
-    small_resnet,
+    small_network,
     split_attention,
 )
 from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, SmallWidth
@@ -79,4 +79,4 @@ def operator_small(
         blocks.append(sized if level in stages else [convolution] * depth)
     gate = SqueezeExcite if operator == "squeeze_excite" else None
     extra = {3: NonLocalBlock} if operator == "non_local" else None
-    return small_resnet(blocks, width, channels=channels, gate=gate, extra=extra, **common)
+    return small_network(blocks, width, channels=channels, gate=gate, extra=extra, **common)

@@ -168,19 +168,17 @@ def resnest101(**common: Unpack[ResNetConfig]) -> ResNet:
 @constructor
 def resnet_small(*, width: SmallWidth = 16, **common: Unpack[ResNetConfig]) -> ResNet:
     """The twin of cotnet_small with plain 3x3 convolutions: the same stem, depth, widths and initialisation."""
-    return small_resnet(small_blocks(convolution), width, channels=4 * width, **common)
+    return small_resnet(convolution, width, **common)
 
 
-def small_blocks(operator: Operator) -> list[list[Operator]]:
-    """The operator in all blocks of a small network."""
-    return [[operator] * depth for depth in SMALL_DEPTHS]
+def small_resnet(operator: Operator, width: int, **common: Unpack[ResNetConfig]) -> ResNet:
+    """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage."""
+    return small_network([[operator] * depth for depth in SMALL_DEPTHS], width, channels=4 * width, **common)
 
 
-def small_resnet(blocks: Sequence[Sequence[Operator]], width: int, *, channels: int, **settings: Any) -> ResNet:
-    """Six bottlenecks for images of 28 to 64 pixels: no pooling in the stem, `width` channels in the first stage.
-
-    `blocks` lists the operators of each stage, as many as SMALL_DEPTHS says.
-    """
+def small_network(blocks: Sequence[Sequence[Operator]], width: int, *, channels: int, **settings: Any) -> ResNet:
+    """As small_resnet, with the operators of each stage, SMALL_DEPTHS of them, and the channels between the blocks of
+    the first stage."""
     first = partial(small_stem, channels=width)
     return ResNet(first, blocks, width=width, channels=channels, strides=SMALL_STRIDES, **settings)
 
