@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver, parent_process, resource_tracker
@@ -90,6 +91,9 @@ def _start_fork_server() -> None:
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        folder, remedy = tempfile.gettempdir(), "set TMPDIR to a short path that may be written to, such as /tmp"
+        raise InputError(f"ranks cannot start with temporary files in {folder}: {error}; {remedy}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         _replace_environment(kept)

@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 
 import pytest
 import torch
-from programs import ROOT, run_process
+from programs import ROOT, SMALL, run_process, start
 
 from cotnet.engine.distributed import join_ranks
 from cotnet.engine.launch import launch
@@ -65,12 +65,26 @@ def test_the_fork_server_is_deaf_to_stop_signals(tmp_path):
     assert forkserver._forkserver._forkserver_pid == server
 
 
+@pytest.mark.long
+def test_a_long_folder_for_temporary_files_is_one_line(digits, tmp_path):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    given = [*SMALL, f"data.root={digits}", "launch.ranks=2"]
+    done = start("train.py", *given, cwd=tmp_path, variables={"TMPDIR": str(folder)})
+    _, err = done.communicate(timeout=100)
+    line = (
+        f"error: ranks cannot start with temporary files in {folder}: AF_UNIX path too long; set TMPDIR to a short path"
+    )
+    assert done.returncode == 2 and line in err and len(err.splitlines()) == 1
+
+
 def test_the_fork_server_touches_no_gpu():
     """CUDA, once asked, does not work in forked processes."""
     ask = "import torch; torch._C._cuda_getDeviceCount = torch._C._cuda_init = lambda: exit('asked for GPUs')"
-    run_process("-c", f"{ask}; import cotnet.engine.fork_server", cwd=ROOT)
-    asked = run_process("-c", f"{ask}; torch.cuda.is_available()", cwd=ROOT, code=None)
-    assert asked.stderr == "asked for GPUs\n" or not torch.version.cuda
+    imported = "import cotnet.engine.fork_server; print('imported')"
+    done = run_process("-c", f"{ask}; {imported}; torch.cuda.is_available()", cwd=ROOT, code=None)
+    assert done.stdout == "imported\n"
+    assert done.stderr == "asked for GPUs\n" or not torch.version.cuda
 
 
 def add_on_the_gpu(folder, store):
