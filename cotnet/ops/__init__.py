@@ -12,10 +12,10 @@ from typing import Final
 import torch
 from torch._C._functorch import peek_interpreter_stack
 
-from cotnet.ops.local_aggregation_torch import LocalAggregation, aggregate_differentiably
+from cotnet.ops.local_aggregation_torch import LocalAggregation, aggregate_differentiably, aggregate_rows, neighbours
 from cotnet.ops.toolchain import missing_for_kernels
 
-__all__ = ["local_aggregation"]
+__all__ = ["local_aggregation", "neighbours"]
 with warnings.catch_warnings():  # of a driver that torch cannot use: cotnet.engine.gpus says it in a line
     warnings.filterwarnings("ignore", message="CUDA initialization")
     GPU: Final = torch.cuda.is_available()
@@ -52,6 +52,8 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     if TRITON and value.is_cuda and not by_torch_func:
         return aggregate(value, weight, dilation)
     form = aggregate_differentiably if by_torch_func else LocalAggregation.apply
+    if torch.compiler.is_exporting() and weight.shape[-3] > 9:
+        form = aggregate_rows
     if weight.ndim == 5:
         return form(value, weight, dilation)
     parts = value.unflatten(1, (weight.shape[1], -1))  # (B, P, C / P, H, W)
