@@ -20,9 +20,9 @@ def in_force(model_name: str, data: Mapping[str, Any]) -> str:
 
 def training_lines(config: Config) -> list[str]:
     """For people, if training starts from weights of such a model: the preprocessing in force, then what differs."""
-    node = config["backbone"]
-    starts = node.get("weights") and node["_target_"] in EXTERNAL
-    return [in_force(str(node["model_name"]), config["data"]), *differences(config)] if starts else []
+    if not _starts_from_a_library(config):
+        return []
+    return [in_force(str(config["backbone"]["model_name"]), config["data"]), *differences(config)]
 
 
 def differences(config: Config) -> list[str]:
@@ -31,9 +31,9 @@ def differences(config: Config) -> list[str]:
     Not the size of the training crop, which belongs to the augmentation. Empty for other backbones, and for models
     whose preprocessing the library does not know.
     """
-    node, data = config["backbone"], config["data"]
-    if not node.get("weights") or node["_target_"] not in EXTERNAL:
+    if not _starts_from_a_library(config):
         return []
+    node, data = config["backbone"], config["data"]
     name, library = str(node["model_name"]), str(node["_target_"]).rpartition(".")[2]
     try:
         own = own_preprocessing(library, name, Path(node["weights"]))
@@ -51,3 +51,8 @@ def differences(config: Config) -> list[str]:
         and data[key] != own[key]
         and not (key == "crop_ratio" and resized(data[key]) == resized(own[key]))
     ]
+
+
+def _starts_from_a_library(config: Config) -> bool:
+    node = config["backbone"]
+    return bool(node.get("weights")) and node["_target_"] in EXTERNAL

@@ -41,8 +41,8 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     convolution do: channel c of a part uses weight group c % G of the same part.
 
     CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton, a C compiler or
-    Python's headers are missing (see `TRITON`), take the PyTorch forms. Within transforms of torch.func (vmap, jvp) it
-    is plain tensor operations. Only value and weight are saved for the
+    Python's headers are missing (see `TRITON`), take the PyTorch forms. Within transforms of torch.func (vmap, jvp),
+    and for K > 3 in graphs to export, it is plain tensor operations. Else only value and weight are saved for the
     backward pass. A value that is not finite may spread further within its sample than in the definition. Raises
     ValueError on other shapes.
     """

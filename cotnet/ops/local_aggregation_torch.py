@@ -267,9 +267,10 @@ def neighbours(maps: torch.Tensor, kernel_size: int, *, dilation: int = 1) -> It
 def aggregate_rows(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
     """The same, in a few operations for each row of a large kernel: for graphs to export."""
     kernel, groups = _kernel(weight), weight.shape[1]
-    windows = neighbours(value.unflatten(1, (-1, groups)), kernel, dilation=dilation)  # (B, C / G, G, K, H, W)
+    maps = value.to(torch.promote_types(value.dtype, torch.float32)).unflatten(1, (-1, groups))
+    windows = neighbours(maps, kernel, dilation=dilation)  # (B, C / G, G, K, H, W)
     rows = zip(windows, weight.unsqueeze(1).split(kernel, 3), strict=True)
-    return reduce(torch.add, ((window * row).sum(3) for window, row in rows)).flatten(1, 2)
+    return reduce(torch.add, ((window * row).sum(3) for window, row in rows)).flatten(1, 2).to(value.dtype)
 
 
 def _form() -> type[Strips] | type[Expressions]:
