@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from programs import ROOT, SMALL, Done, assert_same_weights, checkpoint, run, run_process, start
 
+from cotnet import parts
 from cotnet.config import plugins
 from cotnet.config.build import target_of
 from cotnet.errors import InputError
+from cotnet.export import save_pretrained
 from cotnet.models.weights import trusted_backbone
 
 WORD = "plugins=[example_plugin]"
 CONF = str(ROOT / "tests" / "example_plugin" / "conf")
+OPERATOR, DEPTHWISE = "backbone.operator", "example_plugin.nets.depthwise"
 PLUGGED = ("experiment=plugged", *(word for word in SMALL[2:] if "warmup" not in word), "schedule.warmup_epochs=0")
 
 
@@ -76,6 +79,59 @@ def test_a_checkpoint_admits_nothing(trained, indexed):
     assert "top-1" in done.stdout
     again = json.loads((trained / "e" / "metrics.json").read_text())["top1"]
     assert again == json.loads((trained / "uncut" / "summary.json").read_text())["best_top1"]
+
+
+@pytest.mark.slow
+def test_an_operator_takes_the_place_of_ours(digits, tmp_path):
+    given = (*SMALL, f"data.root={digits}", "train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=8")
+    member = ("--config-dir", CONF, *given, "backbone=depthwise_small", "output_dir=member")
+    refused = "error: backbone.operator._target_ 'example_plugin.nets.depthwise' is not of an admitted package; "
+    for program, words in (("train.py", member), ("evaluate.py", ("checkpoint=member", "output_dir=e"))):
+        line = run(program, *words, cwd=tmp_path, code=2).stderr
+        assert line == f"{refused}if you trust the package example_plugin, add plugins=[example_plugin]\n"
+        assert not (tmp_path / words[-1].partition("=")[2]).exists()
+        assert run(program, *words, WORD, cwd=tmp_path).stdout
+    stored = checkpoint(tmp_path / "member", "best.pt")
+    assert stored["model"]["layer1.0.conv2.weight"].shape == (8, 1, 5, 5)
+    figures = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert figures["top1"] == json.loads((tmp_path / "member" / "summary.json").read_text())["best_top1"]
+    words = ("backbone=operator_small", f"+{OPERATOR}._target_={DEPTHWISE}", f"+{OPERATOR}.kernel_size=5")
+    run("train.py", *given, *words, WORD, "output_dir=words", cwd=tmp_path)
+    assert_same_weights(tmp_path / "words", tmp_path / "member")
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        ({"_target_": DEPTHWISE, "kernel_size": 0}, "backbone.operator.kernel_size=0 must be at least 1"),
+        ({"_target_": DEPTHWISE, "kernel_size": 4}, "backbone cannot be built: a kernel of 4 has no centre; "),
+        ({"_target_": DEPTHWISE, "kernel": 3}, "backbone.operator.kernel is not a setting; did you mean "),
+        ({"_target_": DEPTHWISE, "kernel_size": {"_target_": "os.system"}}, "backbone setting 'operator' of "),
+        ({"_target_": "example_plugin.nets.deep"}, "backbone.operator._target_ 'example_plugin.nets.deep' cannot be "),
+        ({"_target_": "example_plugin.nets.small_resnet"}, "backbone.operator._target_ 'example_plugin.nets.small_res"),
+        ({"_target_": "torch.nn.Conv2d"}, "backbone.operator._target_ 'torch.nn.Conv2d' is not of an admitted package"),
+        ({"_target_": 3}, "backbone.operator._target_ '3' is not of an admitted package"),
+        ({"kernel_size": 3}, "backbone.operator={kernel_size:3} must be convolution, grouped, "),
+        ("cott", "backbone.operator=cott is unknown; did you mean cot or coxt?"),
+    ],
+)
+def test_an_operator_that_cannot_be_built_is_one_line(operator, message):
+    plugins.admit(["example_plugin"])
+    with pytest.raises(InputError) as error:
+        parts.build_backbone({"_target_": "cotnet.models.operator_small", "operator": operator})
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_cannot_name_a_plug_ins_operator(tmp_path):
+    plugins.admit(["example_plugin"])
+    node = {"_target_": "cotnet.models.operator_small", "operator": {"_target_": DEPTHWISE, "kernel_size": 3}}
+    model = parts.build_backbone(node)
+    assert model.spec.settings == {"operator": node["operator"]}
+    with pytest.raises(InputError, match=r"the model's operator is of a plug-in, which from_pretrained never imports"):
+        save_pretrained(model, tmp_path / "folder")
+    with pytest.raises(InputError, match=r"an operator returns a dictionary, name to module"):
+        parts.build_backbone({**node, "operator": {"_target_": "example_plugin.nets.bare"}})
 
 
 @pytest.mark.long

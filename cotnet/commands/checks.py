@@ -8,6 +8,7 @@ import torch
 
 from cotnet import image_parts, parts
 from cotnet.commands.extra_sets import ExtraSets
+from cotnet.commands.library_preprocessing import training_lines
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import require_compiler
 from cotnet.engine.gpus import require_usable_gpus
@@ -48,6 +49,7 @@ def checked(config: Config) -> Checked:
     chosen = {"precision": check_machine(settings.train)}
     config = {**config, "train": config["train"] | chosen}
     lines = [excluded_line(settings.data, train_set, val_set), unchecked_line(config, train_set)]
+    lines += training_lines(config)
     return Checked(config, ranks, train_set.fingerprint, lines)
 
 

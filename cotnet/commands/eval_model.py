@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cotnet import image_parts, parts
+from cotnet.commands.library_preprocessing import EXTERNAL, PREPROCESSING, in_force
 from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
@@ -23,9 +24,7 @@ from cotnet.models.weights import load_weights
 from cotnet.settings import DataSettings
 
 FORM = ("channels_last", "compile", "fuse")  # how the model is run
-EXTERNAL = ("cotnet.models.torchvision_model", "cotnet.models.timm_model")
 AVERAGE_IMAGES = 10_000
-PREPROCESSING = ("eval_size", "crop_ratio", "eval_interpolation", "eval_flip", "mean", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +240,7 @@ def preprocessing_lines(config: Config, trained: Config | None) -> list[str]:
     data, sizes = config["data"], config["sizes"]
     lines = []
     if trained is None and config["backbone"].get("_target_") in EXTERNAL:
-        found = ", ".join(f"{key}={shown(data[key])}" for key in PREPROCESSING)
-        lines.append(f"preprocessing of {config['backbone']['model_name']}: {found}")
+        lines.append(in_force(config["backbone"]["model_name"], data))
     own = data if trained is None else trained["data"]
     for key in PREPROCESSING:
         given = own[key] if key == "eval_size" and own[key] in sizes else data[key]

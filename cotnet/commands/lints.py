@@ -4,19 +4,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 from torch import nn
 
 from cotnet import parts
-from cotnet.commands.eval_model import EXTERNAL
+from cotnet.commands import library_preprocessing
 from cotnet.config import recipes
 from cotnet.config.build import build, shown
 from cotnet.config.compose import Config, compose, flatten
 from cotnet.engine.schedule import warmup_of
-from cotnet.errors import InputError
-from cotnet.evaluation import preprocessing
 from cotnet.parts import read_settings
 from cotnet.settings import Settings
 from data.augmentation.policies import LARGEST, parse
@@ -225,21 +222,8 @@ def micro_batch(plan: Plan) -> Iterator[str]:
 
 
 def own_preprocessing(plan: Plan) -> Iterator[str]:
-    """Weights of timm or torchvision that were trained with another mean or deviation."""
-    node = plan.config["backbone"]
-    library = str(node["_target_"]).rpartition(".")[2]
-    if not node.get("weights") or node["_target_"] not in EXTERNAL:
-        return
-    try:
-        theirs = preprocessing.own_preprocessing(library, str(node["model_name"]), Path(node["weights"]))
-    except InputError:  # the library does not know
-        return
-    values = {key: (list(getattr(plan.settings.data, key)), list(theirs[key])) for key in ("mean", "std")}
-    differ = [key for key, (ours, wanted) in values.items() if ours != wanted]
-    if differ:
-        said = " and ".join(f"data.{key} is {shown(values[key][0])}" for key in differ)
-        remedy = " ".join(f"data.{key}={shown(values[key][1])}" for key in differ)
-        yield f"{said}; the weights of {node['model_name']} were trained with other values: set {remedy}"
+    """Weights of timm or torchvision that were trained with another preprocessing."""
+    yield from library_preprocessing.differences(plan.config)
 
 
 def _has_batchnorm(config: Config) -> bool:

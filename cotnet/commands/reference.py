@@ -98,7 +98,7 @@ def of_export() -> dict[str, str]:
 
 
 def _declared_key(key: str) -> str:
-    return re.sub(r"^(sweep\.space|evaluation\.extra)\..*", r"\1", key)
+    return re.sub(r"^(sweep\.space|evaluation\.extra|backbone\.operator)\..*", r"\1", key)
 
 
 def help_page(config_name: str, overrides: list[str], about: str) -> str:

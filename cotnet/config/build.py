@@ -86,8 +86,7 @@ def bind(node: Mapping[str, Any], key: str, *, later: tuple[str, ...], **given: 
 
 def check(node: Mapping[str, Any], key: str, given: Iterable[str]) -> None:
     """Raise what `build` would raise before calling, knowing only the names of what will be `given`."""
-    target = target_of(node, key)
-    _values(target, _without_target(node), key, set(given))
+    _values(target_of(node, key), _without_target(node), key, set(given))
 
 
 def target_of(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
@@ -178,8 +177,10 @@ def settings_of_target(target: Callable[..., Any]) -> tuple[dict[str, Any], set[
 
 
 def plain(hint: Any) -> Any:
-    """The type itself, without its Setting or Required."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) in (Annotated, typing.Required) else hint
+    """The type itself, without its Setting or Required, and without a function after it."""
+    kind = typing.get_args(hint)[0] if typing.get_origin(hint) in (Annotated, typing.Required) else hint
+    first, *others = typing.get_args(kind) or (kind,)
+    return first if any(typing.get_origin(one) is Callable for one in others) else kind
 
 
 def setting_of(hint: Any) -> Setting | None:
@@ -195,6 +196,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             raise InputError(line)
         return converted
     if isinstance(value, Mapping) and "_target_" in value:
+        if key in plugins.FUNCTIONS:
+            return bind(value, key, later=plugins.FUNCTIONS[key])
         raise InputError(f"{key}: a nested _target_ is not allowed")
     converted = _as(value, hint)
     if converted is not _UNFIT:
@@ -289,6 +292,8 @@ def shown(value: Any) -> str:
     """A value as the command line writes it."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{shown(one)}' for key, one in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

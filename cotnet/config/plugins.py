@@ -17,6 +17,8 @@ from cotnet.errors import InputError
 
 OURS: Final = ("cotnet", "data", "train", "evaluate", "conf")
 LIBRARIES: Final = ("torch", "torchvision", "timm", "numpy", "hydra", "hydra_plugins", "omegaconf", "wandb", "optuna")
+# Settings that name a function by a `_target_` of their own -> what the function gets with each call.
+FUNCTIONS: Final = {"backbone.operator": ("width", "stride", "dilation")}
 _admitted: list[str] = []  # of this process
 
 

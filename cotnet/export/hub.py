@@ -36,11 +36,16 @@ def save_pretrained(
     private, if it does not exist.
 
     Raises:
-        InputError: the model is not of `cotnet.models`, huggingface_hub is missing, or the hub does not take the files.
+        InputError: the model or its operator is not of `cotnet.models`, huggingface_hub is missing, or the hub does not
+            take the files.
     """
     spec = getattr(model, "spec", None)
     if spec is None:
         raise InputError("the model has no spec; build it with a constructor of cotnet.models")
+    if any(isinstance(value, dict) and "_target_" in value for value in spec.settings.values()):
+        raise InputError(
+            "the model's operator is of a plug-in, which from_pretrained never imports; export to onnx or pt2"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {

@@ -6,7 +6,7 @@ Positions beyond the border are zeros and take part in the softmax.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Unpack
 
@@ -18,7 +18,7 @@ from cotnet.models.layers import HalvingPool
 from cotnet.models.resnet import DEPTHS, OperatorStages, in_stages
 from cotnet.models.resnet_base import ResNet, ResNetConfig, Stem, stem
 from cotnet.models.spec import constructor
-from cotnet.ops import local_aggregation
+from cotnet.ops import local_aggregation, neighbours
 from cotnet.settings import Setting
 
 __all__ = ["halonet50", "lr_net50", "stand_alone50"]
@@ -36,17 +36,6 @@ def require_divisor(layer: str, width: int, divisor: int, what: str) -> None:
     """Raises ValueError unless `divisor` divides `width`."""
     if width % divisor:
         raise ValueError(f"{layer} cannot divide {width} channels among {divisor} {what}; give a divisor of {width}")
-
-
-def shifted(maps: torch.Tensor, kernel_size: int, *, dilation: int = 1) -> Iterator[torch.Tensor]:
-    """For each kernel position in turn, the neighbour there of every position: views of (..., H, W), zero-padded."""
-    height, width = maps.shape[-2:]
-    before = dilation * ((kernel_size - 1) // 2)
-    end = dilation * kernel_size
-    padded = F.pad(maps, [before, end - dilation - before] * 2)
-    for row in range(0, end, dilation):
-        for column in range(0, end, dilation):
-            yield padded[..., row : row + height, column : column + width]
 
 
 class StandAloneAttention(nn.Module):
@@ -80,7 +69,8 @@ def local_attention(
     """
     size = len(rows)
     query = query * query.shape[1] ** -0.5
-    content = torch.stack([(query * near).sum(1) for near in shifted(key, size, dilation=dilation)], 2)
+    near = neighbours(key, size, dilation=dilation)  # (B, d, heads, some, H, W)
+    content = torch.cat([(query.unsqueeze(3) * some).sum(1) for some in near], 2)
     embedding = torch.cat([rows.repeat_interleave(size, 0), columns.repeat(size, 1)], 1)  # (K * K, d)
     return (content + torch.einsum("bdghw,kd->bgkhw", query, embedding)).softmax(2)
 
@@ -119,7 +109,8 @@ def mixed_values(values: torch.Tensor, shares: torch.Tensor, attention: torch.Te
     (B, mixtures, d, heads, H, W), (K * K, mixtures) and (B, heads, K * K, H, W) -> (B, d, heads, H, W).
     """
     result = torch.zeros_like(values[:, 0])
-    for position, near in enumerate(shifted(values, math.isqrt(len(shares)))):
+    each = (one for some in neighbours(values, math.isqrt(len(shares))) for one in some.unbind(4))
+    for position, near in enumerate(each):
         value = torch.einsum("m,bmdghw->bdghw", shares[position], near)
         result = result + value * attention[:, :, position].unsqueeze(1)
     return result
@@ -156,8 +147,8 @@ def local_relation_weights(
     query: torch.Tensor, key: torch.Tensor, geometry: torch.Tensor, *, dilation: int = 1
 ) -> torch.Tensor:
     """The softmax over the neighbours: (B, G, H, W) twice and geometry (K * K, G) -> (B, G, K * K, H, W)."""
-    neighbours = shifted(key, math.isqrt(len(geometry)), dilation=dilation)
-    relation = torch.stack([query * near for near in neighbours], 2)
+    near = neighbours(key, math.isqrt(len(geometry)), dilation=dilation)  # (B, G, some, H, W)
+    relation = torch.cat([query.unsqueeze(2) * some for some in near], 2)
     return (relation + geometry.t()[..., None, None]).softmax(2)
 
 

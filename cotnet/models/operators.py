@@ -24,7 +24,7 @@ from cotnet.models.resnet import (
     small_network,
     split_attention,
 )
-from cotnet.models.resnet_base import ImageSize, ResNet, ResNetConfig, SmallWidth
+from cotnet.models.resnet_base import ImageSize, Operator, ResNet, ResNetConfig, SmallWidth
 from cotnet.models.spec import constructor
 from cotnet.settings import Setting
 
@@ -59,7 +59,9 @@ SIDED: Final = ("attention", "augmented")  # their tables of positions need the 
 @constructor
 def operator_small(
     *,
-    operator: Annotated[OperatorName, Setting("what stands in place of the 3x3 convolutions")] = "cot",
+    operator: Annotated[
+        OperatorName | Operator, Setting("what stands in place of the 3x3 convolutions; a plug-in's by `_target_`")
+    ] = "cot",
     stages: OperatorStages = (1, 2, 3, 4),
     width: SmallWidth = 16,
     channels: Annotated[int, Setting("channels between the blocks of the first stage", least=1)] = 64,
@@ -71,7 +73,7 @@ def operator_small(
     `squeeze_excite` adds a gate to each block; `non_local` adds a non-local block to the third stage. Raises ValueError
     if the operator's heads or groups do not divide `width`.
     """
-    make, blocks, side = OPERATORS[operator], [], image_size
+    make, blocks, side = operator if callable(operator) else OPERATORS[operator], [], image_size
     for level, (depth, stride) in enumerate(zip(SMALL_DEPTHS, SMALL_STRIDES, strict=True), start=1):
         before, side = side, -(-side // stride)
         sides = [before if operator == "attention" else side] + [side] * (depth - 1)  # BoT attends before its pool

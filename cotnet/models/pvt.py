@@ -118,6 +118,7 @@ class PVT(Backbone):
     `dropout` applies to the class token before the classifier.
     """
 
+    output_formats = ("NCHW", "NLC")
     stage_channels = WIDTHS
     stage_strides = (4, 8, 16, 32)
 

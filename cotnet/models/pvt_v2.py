@@ -139,6 +139,7 @@ class PVTv2(Backbone):
     Drop path grows linearly with depth up to `drop_path`; `dropout` applies to the mean token before the classifier.
     """
 
+    output_formats = ("NCHW", "NLC")
     stage_strides = (4, 8, 16, 32)
 
     def __init__(

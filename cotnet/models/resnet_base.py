@@ -162,8 +162,11 @@ class Bottleneck(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
+        named = operator(width, stride)
+        if not isinstance(named, Mapping):
+            raise ValueError("an operator returns a dictionary, name to module, such as {'conv2': module}")
         branch = {"conv1": nn.Conv2d(in_channels, width, 1, bias=False), "bn1": nn.BatchNorm2d(width)}
-        branch |= {"act1": act(inplace=True), **operator(width, stride)}
+        branch |= {"act1": act(inplace=True), **named}
         branch |= {"conv3": nn.Conv2d(width, channels, 1, bias=False), "bn3": nn.BatchNorm2d(channels)}
         if gate:
             branch["se"] = gate(channels)

@@ -23,7 +23,14 @@ def constructor(function: Callable[P, M]) -> Callable[P, M]:
     @functools.wraps(function)
     def construct(*args: P.args, **settings: P.kwargs) -> M:
         model = function(*args, **settings)
-        model.spec = ModelSpec(function.__name__, dict(settings))  # type: ignore[assignment]
+        given = {name: named(value) if callable(value) else value for name, value in settings.items()}
+        model.spec = ModelSpec(function.__name__, given)  # type: ignore[assignment]
         return model
 
     return construct
+
+
+def named(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function, or a partial of one, as configurations name it: its import path as `_target_`, and its settings."""
+    inner = getattr(function, "func", function)
+    return {"_target_": f"{inner.__module__}.{inner.__qualname__}", **getattr(function, "keywords", {})}

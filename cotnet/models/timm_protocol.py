@@ -34,6 +34,7 @@ class Backbone(PartlyFrozen, abc.ABC):
     classifier = "head"
     first_conv = "patch_embed1.proj"
     side = 224  # nominal height and width of the images, in pixels
+    output_formats: Sequence[str] = ("NCHW",)  # of forward_intermediates
 
     @abc.abstractmethod
     def forward_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -111,14 +112,16 @@ class Backbone(PartlyFrozen, abc.ABC):
         intermediates_only: bool = False,  # noqa: FBT001, FBT002
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The maps in `indices` of `feature_info` (a number: the last so many; None: all), and the features, unless
-        `intermediates_only`. `norm` and `stop_early` change nothing. Raises ValueError for other indices or another
-        format."""
+        `intermediates_only`. `norm` and `stop_early` change nothing. `output_fmt`: maps (B, C, H, W), NCHW, or of
+        transformers their tokens (B, H * W, C), NLC. Raises ValueError for other indices or another format."""
         del norm, stop_early
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt} is unknown here; the maps are NCHW")
+        if output_fmt not in self.output_formats:
+            raise ValueError(f"output_fmt={output_fmt} is unknown here; give {' or '.join(self.output_formats)}")
         kept: list[torch.Tensor] = []
         features = self.forward_features_keeping(images, kept)
         maps = [kept[index] for index in chosen(indices, len(kept))]
+        if output_fmt == "NLC":
+            maps = [one.flatten(2).transpose(1, 2) for one in maps]
         return maps if intermediates_only else (features, maps)
 
     def forward_features_keeping(self, images: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from cotnet.models.external import is_timm_model, is_torchvision_model
 AVERAGED, RAW = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what DDP and torch.compile put into keys
 TIMM = {"pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+FUNCTIONS = ("operator",)  # settings that may be a function of a plug-in, named by a `_target_`
 WEIGHT_SETTINGS = {"weights", "ema", "head", "weights_backbone", "progress", *TIMM}  # ours, torchvision's, timm's
 State = dict[str, torch.Tensor]
 
@@ -167,7 +168,7 @@ def trusted_backbone(node: dict[str, Any], *, plugins: Sequence[str] = ()) -> di
     """A checkpoint's backbone node, safe to build, without its weight settings.
 
     Raises InputError unless `_target_` is in `cotnet.models.__all__` or of a package in `plugins`, a torchvision or
-    timm model is one that its library lists, and every setting is a plain value.
+    timm model is one that its library lists, and every setting is a plain value, or an operator of such a package.
     """
     target = str(node.get("_target_"))
     name = target.removeprefix("cotnet.models.")
@@ -177,16 +178,29 @@ def trusted_backbone(node: dict[str, Any], *, plugins: Sequence[str] = ()) -> di
         raise InputError(
             f"backbone._target_ {target!r} is not one of cotnet.models"
             + (f"; nearest: {near[0]}" if near else "")
-            + ("" if package == "cotnet" else f"; if you trust the package {package}, add plugins=[{package}]")
+            + _advice(target)
         )
     settings = {key: value for key, value in node.items() if key not in WEIGHT_SETTINGS and key != "_target_"}
     for key, value in settings.items():
-        if key.startswith("_") or not _is_plain(value):
+        function = str(value.get("_target_", "")) if key in FUNCTIONS and isinstance(value, dict) else ""
+        if function and function.partition(".")[0] not in plugins:
+            raise InputError(f"backbone.{key}._target_ {function!r} is not of an admitted package{_advice(function)}")
+        rest = {name: one for name, one in value.items() if name != "_target_"} if function else value
+        if key.startswith("_") or not _is_plain(rest):
             raise InputError(f"backbone setting {key!r} of {target} is not a plain value; refused")
     lists = {"torchvision_model": is_torchvision_model, "timm_model": is_timm_model}
     if name in lists and not lists[name](str(settings.get("model_name"))):
         raise InputError(f"backbone.model_name={settings.get('model_name')} is not a model of {target}")
     return {"_target_": target, **settings}
+
+
+def _advice(target: str) -> str:
+    package = target.partition(".")[0]
+    return (
+        ""
+        if package == "cotnet" or not package.isidentifier()
+        else f"; if you trust the package {package}, add plugins=[{package}]"
+    )
 
 
 def _is_plain(value: Any) -> bool:

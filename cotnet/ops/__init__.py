@@ -12,10 +12,10 @@ from typing import Final
 import torch
 from torch._C._functorch import peek_interpreter_stack
 
-from cotnet.ops.local_aggregation_torch import LocalAggregation, aggregate_differentiably
+from cotnet.ops.local_aggregation_torch import LocalAggregation, aggregate_differentiably, aggregate_rows, neighbours
 from cotnet.ops.toolchain import missing_for_kernels
 
-__all__ = ["local_aggregation"]
+__all__ = ["local_aggregation", "neighbours"]
 with warnings.catch_warnings():  # of a driver that torch cannot use: cotnet.engine.gpus says it in a line
     warnings.filterwarnings("ignore", message="CUDA initialization")
     GPU: Final = torch.cuda.is_available()
@@ -41,8 +41,8 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     convolution do: channel c of a part uses weight group c % G of the same part.
 
     CUDA tensors take the Triton kernels, differentiable once; other tensors, or all where triton, a C compiler or
-    Python's headers are missing (see `TRITON`), take the PyTorch forms. Within transforms of torch.func (vmap, jvp) it
-    is plain tensor operations. Only value and weight are saved for the
+    Python's headers are missing (see `TRITON`), take the PyTorch forms. Within transforms of torch.func (vmap, jvp),
+    and for K > 3 in graphs to export, it is plain tensor operations. Else only value and weight are saved for the
     backward pass. A value that is not finite may spread further within its sample than in the definition. Raises
     ValueError on other shapes.
     """
@@ -52,6 +52,8 @@ def local_aggregation(value: torch.Tensor, weight: torch.Tensor, *, dilation: in
     if TRITON and value.is_cuda and not by_torch_func:
         return aggregate(value, weight, dilation)
     form = aggregate_differentiably if by_torch_func else LocalAggregation.apply
+    if torch.compiler.is_exporting() and weight.shape[-3] > 9:
+        form = aggregate_rows
     if weight.ndim == 5:
         return form(value, weight, dilation)
     parts = value.unflatten(1, (weight.shape[1], -1))  # (B, P, C / P, H, W)

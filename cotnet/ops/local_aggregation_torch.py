@@ -246,6 +246,33 @@ def aggregate_differentiably(value: torch.Tensor, weight: torch.Tensor, dilation
     return Expressions(value, weight, dilation).forward()
 
 
+def neighbours(maps: torch.Tensor, kernel_size: int, *, dilation: int = 1) -> Iterator[torch.Tensor]:
+    """For each kernel position in turn, the neighbour there of every position: views (..., 1, H, W), zero-padded.
+
+    In a graph to export, a kernel row at a time, (..., K, H, W): exporters take minutes for 49 views in every layer.
+    """
+    height, width = maps.shape[-2:]
+    span = dilation * (kernel_size - 1) + 1
+    before = dilation * ((kernel_size - 1) // 2)
+    padded = F.pad(maps, [before, span - 1 - before] * 2)
+    starts = range(0, span, dilation)
+    if torch.compiler.is_exporting():
+        at = torch.arange(width, device=maps.device) + torch.arange(0, span, dilation, device=maps.device)[:, None]
+        rows = padded[..., at].movedim(-2, -3)  # (..., K, H + span - 1, W)
+        yield from (rows.narrow(-2, start, height) for start in starts)
+    else:
+        yield from (padded[..., i : i + height, j : j + width].unsqueeze(-3) for i in starts for j in starts)
+
+
+def aggregate_rows(value: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The same, in a few operations for each row of a large kernel: for graphs to export."""
+    kernel, groups = _kernel(weight), weight.shape[1]
+    maps = value.to(torch.promote_types(value.dtype, torch.float32)).unflatten(1, (-1, groups))
+    windows = neighbours(maps, kernel, dilation=dilation)  # (B, C / G, G, K, H, W)
+    rows = zip(windows, weight.unsqueeze(1).split(kernel, 3), strict=True)
+    return reduce(torch.add, ((window * row).sum(3) for window, row in rows)).flatten(1, 2).to(value.dtype)
+
+
 def _form() -> type[Strips] | type[Expressions]:
     """Expressions for tracing and for second derivatives (`backward` with create_graph)."""
     return Expressions if torch.compiler.is_compiling() or torch.is_grad_enabled() else Strips

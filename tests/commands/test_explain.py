@@ -8,6 +8,7 @@ from PIL import Image
 from programs import SMALL, make_digits, once, run
 
 from cotnet.commands.explain import IMAGENET
+from cotnet.commands.library_preprocessing import training_lines
 from cotnet.commands.lints import differences, lints, plan_of
 from cotnet.config.compose import compose
 
@@ -185,13 +186,42 @@ def test_each_lint_is_one_line(overrides, begins, remedy):
 def test_another_mean_than_that_of_the_weights_is_said():
     external = ["backbone=timm", "backbone.model_name=tf_efficientnet_lite0", "train.epochs=100"]
     assert remarks(*external) == []  # fresh weights
-    (line,) = remarks(*external, "backbone.weights=lite0.pth")
-    assert line == (
-        "data.mean is [0.485,0.456,0.406] and data.std is [0.229,0.224,0.225]; the weights of tf_efficientnet_lite0 "
-        "were trained with other values: set data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
-    )
+    assert remarks(
+        *external, "backbone.weights=lite0.pth", "data.eval_size=192", "data.eval_interpolation=bilinear"
+    ) == [
+        f"data.{key}={ours} differs from tf_efficientnet_lite0's own {own}; set data.{key}={own}, unless this is meant"
+        for key, ours, own in (
+            ("eval_size", "192", "224"),
+            ("eval_interpolation", "bilinear", "bicubic"),
+            ("mean", "[0.485,0.456,0.406]", "[0.5,0.5,0.5]"),
+            ("std", "[0.229,0.224,0.225]", "[0.5,0.5,0.5]"),
+        )
+    ]
     values = ["data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
     assert remarks(*external, "backbone.weights=lite0.pth", *values) == []
+    (line,) = remarks(*external, "backbone.weights=lite0.pth", *values, "data.crop_ratio=1")
+    assert line.startswith(
+        "data.crop_ratio=1 differs from tf_efficientnet_lite0's own 0.875; set data.crop_ratio=0.875"
+    )
+    resnet = ["backbone=torchvision", "backbone.model_name=resnet50", "train.epochs=100", "data.crop_ratio=0.875"]
+    (line,) = remarks(*resnet, "backbone.weights=resnet50-0676ba61.pth")  # 0.8733 resizes to the same 256 pixels
+    assert line.startswith("data.eval_interpolation=bicubic differs from resnet50's own bilinear; ")
+
+
+def test_the_preprocessing_of_a_librarys_weights_is_said_at_the_start():
+    external = ["data=digits", "data.root=x", "backbone=timm", "backbone.model_name=tf_efficientnet_lite0"]
+    weights = "backbone.weights=lite0.pth"
+    assert training_lines(compose("train", external)) == []
+    assert training_lines(compose("train", ["data.root=x", "backbone=cotnet50", weights])) == []
+    config = compose("train", [*external, weights])
+    line, *others = training_lines(config)
+    assert line == (
+        "preprocessing of tf_efficientnet_lite0: eval_size=32, crop_ratio=1.0, eval_interpolation=bilinear, "
+        "eval_flip=false, mean=[0.5,0.5,0.5], std=[0.5,0.5,0.5]"
+    )
+    assert [other.partition("=")[0] for other in others] == [
+        *("data.eval_size", "data.crop_ratio", "data.eval_interpolation")
+    ]
 
 
 def test_another_evaluation_than_the_published_one_is_said():

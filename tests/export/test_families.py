@@ -28,7 +28,7 @@ FAMILIES = {
 SIDE = {"cotnet_small": 32, "stand_alone": 32, "local_relation": 32}
 
 
-OPERATORS = ("stand_alone", "local_relation")  # whose networks of 50 layers take very long
+OPERATORS = ("stand_alone", "local_relation")  # their networks of 50 layers take minutes
 
 
 def images(count, height, width):

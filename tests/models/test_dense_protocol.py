@@ -169,6 +169,25 @@ def test_what_cannot_dilate_is_one_line():
         timm.create_model("pvt_tiny", output_stride=16)
 
 
+@pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b0"])
+def test_transformers_give_tokens_as_timms_do(name):
+    """timm's ViT defines them: the maps' positions in rows, without the class token; the features stay as they are."""
+    model = build(name).eval()
+    images = torch.randn(2, 3, 64, 96)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=(64, 96)).eval()
+    with torch.no_grad():
+        for net in (model, vit):
+            last, maps = net.forward_intermediates(images, indices=3)
+            same, tokens = net.forward_intermediates(images, indices=3, output_fmt="NLC")
+            assert torch.equal(last, same)
+            for one, rows in zip(maps, tokens, strict=True):
+                assert torch.equal(rows, one.flatten(2).transpose(1, 2))
+                assert rows.shape == (2, one.shape[2] * one.shape[3], one.shape[1])
+    for net, formats in ((model, "NCHW or NLC"), (build("cotnet_small"), "NCHW")):
+        with pytest.raises(ValueError, match=f"^output_fmt=NLX is unknown here; give {formats}$"):
+            net.forward_intermediates(images, output_fmt="NLX")
+
+
 @torch.no_grad()
 @pytest.mark.slow
 def test_the_stems_map_comes_first():

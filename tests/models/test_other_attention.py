@@ -1,12 +1,14 @@
 """The operators that the papers compare with: against timm's layers, or against loops written from the equations."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from timm import create_model
 from timm.layers.halo_attn import HaloAttn
 from timm.layers.lambda_layer import LambdaLayer as TimmLambda
+from torch.export import Dim
 from torch.testing import assert_close
 
 from cotnet import models
@@ -240,3 +242,16 @@ def test_an_extra_block():
         before = model(images)
         model.layer3[5], model.layer4[2] = torch.nn.Identity(), torch.nn.Identity()
         assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize(("layer", "dilation"), [(LocalRelation, 1), (partial(StandAloneAttention, heads=2), 2)])
+def test_a_graph_to_export_has_the_same_values(layer, dilation):
+    """Whose neighbours come in rows, at any size."""
+    torch.manual_seed(0)
+    module = layer(16, kernel_size=5, dilation=dilation).double().eval()
+    sizes = {0: Dim("batch", min=1), 2: Dim.AUTO, 3: Dim.AUTO}
+    maps = torch.randn(2, 16, 8, 7, dtype=torch.float64)
+    program = torch.export.export(module, (maps,), dynamic_shapes=(sizes,))
+    assert sum("narrow" in str(node.target) for node in program.graph.nodes) == 10  # not 25 and more
+    for x in (maps, torch.randn(1, 16, 5, 11, dtype=torch.float64)):
+        torch.testing.assert_close(program.module()(x), module(x), rtol=1e-12, atol=1e-12)
