@@ -244,6 +244,7 @@ def test_an_extra_block():
         assert torch.equal(model(images), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "dilation"), [(LocalRelation, 1), (partial(StandAloneAttention, heads=2), 2)])
 def test_a_graph_to_export_has_the_same_values(layer, dilation):
     """Whose neighbours come in rows, at any size."""
