@@ -86,10 +86,11 @@ TWICE = """
 import sys, torch
 from cotnet import models
 from cotnet.engine.determinism import set_algorithms, set_variables
+from cotnet.gpu_check.exactness import awake
 set_variables(deterministic=True, gpu=True)
 set_algorithms(torch.device("cuda"), deterministic=True)
 torch.manual_seed(0)
-model = getattr(models, sys.argv[1])(num_classes=10).cuda().to(memory_format=torch.channels_last)
+model = awake(getattr(models, sys.argv[1])(num_classes=10)).cuda().to(memory_format=torch.channels_last)
 images = torch.randn(8, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
 found = []
 for _ in range(4):
