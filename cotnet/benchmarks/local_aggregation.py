@@ -30,6 +30,12 @@ STAGES: Final = ("64x56", "128x28", "256x14", "512x7")  # channels x pixels
 PEER: Final = "unfold form"
 OURS: Final = ("eager", "compiled")
 FORMATS: Final = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Of value and weight on a GPU. A compiled model in channels_last hands over weights whose groups are neighbours, an
+# eager one contiguous weights, which torch's GroupNorm returns there.
+LAYOUTS: Final = {
+    "contiguous": ("contiguous",),
+    "channels_last": ("channels_last", "channels_last, contiguous weights"),
+}
 
 
 def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
@@ -50,17 +56,26 @@ class Tensors(NamedTuple):
     upstream: torch.Tensor
 
 
-def make_tensors(stage: str, batch: int, memory_format: str, dtype: torch.dtype, device: torch.device) -> Tensors:
-    """Noise of the shapes of a stage, "CHANNELSxPIXELS"."""
+def make_tensors(
+    stage: str, batch: int, layout: str, dtype: torch.dtype, device: torch.device, *, kernel_size: int = 3
+) -> Tensors:
+    """Noise of the shapes of a stage, "CHANNELSxPIXELS", in one of LAYOUTS' layouts; on a CPU, whose GroupNorm keeps
+    the format, one of FORMATS."""
     channels, pixels = map(int, stage.split("x"))
-    groups, kernel_positions = channels // CHANNELS_PER_KERNEL, 9
+    groups, kernel_positions = channels // CHANNELS_PER_KERNEL, kernel_size**2
+    name, _, contiguous_weights = layout.partition(", ")
 
-    def noise(planes: int) -> torch.Tensor:
+    def noise(planes: int, memory_format: torch.memory_format) -> torch.Tensor:
         maps = torch.randn(batch, planes, pixels, pixels, dtype=dtype, device=device)
-        return maps.contiguous(memory_format=FORMATS[memory_format])
+        return maps.contiguous(memory_format=memory_format)
 
-    weight = noise(groups * kernel_positions).unflatten(1, (groups, kernel_positions))
-    return Tensors(noise(channels).requires_grad_(), weight.requires_grad_(), noise(channels))
+    weight = noise(groups * kernel_positions, FORMATS["contiguous" if contiguous_weights else name])
+    if name == "contiguous" or contiguous_weights or device.type == "cpu":
+        weight = weight.unflatten(1, (groups, kernel_positions))
+    else:
+        weight = weight.unflatten(1, (kernel_positions, groups)).transpose(1, 2)
+    value, upstream = noise(channels, FORMATS[name]), noise(channels, FORMATS[name])
+    return Tensors(value.requires_grad_(), weight.requires_grad_(), upstream)
 
 
 def timed(form: Form, tensors: Tensors) -> tuple[float, float]:
@@ -145,7 +160,8 @@ def time_forms(given: argparse.Namespace) -> None:
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rows: list[dict[str, Any]] = []
-    for stage, layout in product(given.stages or STAGES, given.formats):
+    layouts = given.formats if device.type == "cpu" else [one for name in given.formats for one in LAYOUTS[name]]
+    for stage, layout in product(given.stages or STAGES, layouts):
         torch.compiler.reset()  # each case is compiled anew and does not count as a recompilation
         compiled = torch.compile(local_aggregation, fullgraph=True, dynamic=False)
         known: dict[str, Form] = {"eager": local_aggregation, "compiled": compiled, PEER: unfold_form}

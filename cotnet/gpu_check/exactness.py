@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -17,7 +18,8 @@ from cotnet.engine.determinism import set_algorithms
 from cotnet.engine.distributed import join_ranks
 from cotnet.engine.precision import Precision
 from cotnet.engine.side_stream import beside_the_step
-from cotnet.engine.step import train_step
+from cotnet.engine.state import State
+from cotnet.engine.step import TrainContext, train_step
 from cotnet.gpu_check.stage import ROOT, Bench, Claim, run_python
 
 # Largest relative error of a parameter's gradient, ||g - g64|| / ||g64||, over the parameters whose norm is not tiny.
@@ -120,28 +122,33 @@ def synchronisation(bench: Bench) -> Iterator[Claim]:
 
 
 def watched_steps(given: Sequence[str], bench: Bench, steps: int) -> None:
-    """So many steps of a run with these settings, RandAugment, mixup and erasing, beside the step as in train.py. On a
-    GPU raises RuntimeError where the host waits for it."""
-    shared = ["data.root=memory", "logger=none", "augmentation=advanced", "augmentation.policy=rand-cot-m15-n2-mstd0.5"]
-    config = compose("train", [*shared, "train.clip_norm=1", *given]) | {"output_dir": str(bench.folder)}
-    with join_ranks(timeout_minutes=10) as ranks:
-        loop = LoopBench(config, ranks, steps + WARM_UP)
-        images, targets, indices = next(loop.context.data.loader.batches(0))
-        pixels = torch.randint(256, images.shape, dtype=torch.uint8, device=bench.device)
-        transform = parts.train_transform(config, parts.settings_of(config), loop.context.precision)
-        loader = MemoryLoader((pixels, targets, indices), steps + WARM_UP)
-        data = replace(loop.context.data, loader=loader, transform=transform)
-        context = replace(loop.context, data=beside_the_step(data, bench.device))
-        loop.state.model.train()
+    """So many steps of `augmented` with these settings. On a GPU raises RuntimeError where the host waits for it."""
+    with augmented(given, bench, steps + WARM_UP) as (in_line, state):
+        context = replace(in_line, data=beside_the_step(in_line.data, bench.device))
         batches = iter(context.data.loader.batches(0))
         for batch in itertools.islice(batches, WARM_UP):
-            train_step(context, loop.state, *batch)
+            train_step(context, state, *batch)
         common.now(bench.device)
         try:
             if bench.gpu:
                 torch.cuda.set_sync_debug_mode("error")
             for batch in batches:
-                train_step(context, loop.state, *batch)
+                train_step(context, state, *batch)
         finally:
             if bench.gpu:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+@contextmanager
+def augmented(given: Sequence[str], bench: Bench, steps: int) -> Iterator[tuple[TrainContext, State]]:
+    """A run with these settings on `steps` batches of noise in memory, with RandAugment, mixup and erasing."""
+    shared = ["data.root=memory", "logger=none", "augmentation=advanced", "augmentation.policy=rand-cot-m15-n2-mstd0.5"]
+    config = compose("train", [*shared, "train.clip_norm=1", *given]) | {"output_dir": str(bench.folder)}
+    with join_ranks(timeout_minutes=10) as ranks:
+        loop = LoopBench(config, ranks, steps)
+        images, targets, indices = next(loop.context.data.loader.batches(0))
+        pixels = torch.randint(256, images.shape, dtype=torch.uint8, device=bench.device)
+        transform = parts.train_transform(config, parts.settings_of(config), loop.context.precision)
+        loader = MemoryLoader((pixels, targets, indices), steps)
+        loop.state.model.train()
+        yield replace(loop.context, data=replace(loop.context.data, loader=loader, transform=transform)), loop.state

@@ -1,6 +1,7 @@
 """Errors of a rank in one line, by the texts that torch and NCCL really give."""
 
 import pytest
+import torch
 
 from cotnet.commands.joining import WHAT_FITS, plain_errors, unconnected
 from cotnet.errors import RunError
@@ -80,3 +81,12 @@ def test_an_error_of_a_rank_is_one_line(text, line, monkeypatch):
     with pytest.raises(RunError) as caught, plain_errors(CONFIG):
         raise RuntimeError(text)
     assert str(caught.value) == line
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_has_too_little_memory(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RunError) as caught, plain_errors(CONFIG):
+        torch.empty(2**44, dtype=torch.uint8, device="cuda")
+    asked = "rank 0 ran out of memory when it asked for 16384.00 GiB; lower train.batch_size=256 or "
+    assert str(caught.value) == f"{asked}set train.accumulation=2; {WHAT_FITS}"

@@ -23,7 +23,11 @@ WAITING = {
 # (file, function, call) -> why it does not wait within a step.
 ALLOWED = {
     ("cotnet/engine/training.py", "log", "tolist"): "a log line: the figures of many steps in one copy",
-    ("cotnet/engine/nonfinite.py", "check", "cpu"): "before a log line or a save: the figures of many steps in one copy",
+    (
+        "cotnet/engine/nonfinite.py",
+        "check",
+        "cpu",
+    ): "before a log line or a save: the figures of many steps in one copy",
     ("cotnet/engine/nonfinite.py", "check", "tolist"): "the same figures, on the CPU",
     ("cotnet/engine/state.py", "_buffers", "cpu"): "a checkpoint",
     ("cotnet/engine/state.py", "pack", "cpu"): "a checkpoint",

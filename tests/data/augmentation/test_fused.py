@@ -185,6 +185,9 @@ for capability in (80, 90):
     source = ASTSource(kernels.levels, {"images": "*u8", "result": "*fp32", "table": "*fp32", "size": "i32",
                                         "BLOCK": "constexpr"}, {"BLOCK": kernels.BLOCK})
     triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    source = ASTSource(kernels.count, {"images": "*u8", "result": "*i32", "size": "i32", "BLOCK": "constexpr"},
+                       {"BLOCK": kernels.HISTOGRAM_BLOCK})
+    triton.compile(source, target=GPUTarget("cuda", capability, 32))
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
