@@ -93,7 +93,7 @@ class PartBench:
     def model(self, batch: int) -> float:
         """The rate of forward, backward and optimizer step on noise that is on the device. Format and compilation are
         those of training."""
-        gc.collect()  # an earlier model, in reference cycles, must not take the memory that this batch may have
+        gc.collect()  # an earlier model may be in a reference cycle, and would take memory that this batch needs
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         state = new_state(self.config, self.settings, self.precision, lambda: backbone_of(self.config, self.settings))
