@@ -54,6 +54,11 @@ def _blend(degenerate: torch.Tensor, images: torch.Tensor, parameters: torch.Ten
     return _to_pixels(start + _value(parameters).float() * (images - start))
 
 
+def _over(x: torch.Tensor, number: float) -> torch.Tensor:
+    """x / number with one rounding: CUDA divides by a number by multiplying with its rounded reciprocal."""
+    return x / x.new_full((), number)
+
+
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Luma (n, 1, H, W) int32 of ITU-R 601-2, in PIL's 16-bit fixed point."""
     red, green, blue = images.to(torch.int32).split(1, dim=1)
@@ -82,7 +87,7 @@ def _look_up(name: str) -> Operation:
 
 
 def contrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
+    mean = _over(grey(images).sum((2, 3)).double(), images.shape[2] * images.shape[3])
     start = mean.add(0.5).floor().float()[..., None]
     return start + _row(parameters) * (_levels(images.device) - start)
 
@@ -112,10 +117,10 @@ def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch
     red, green, blue = ((largest[:, None] - pixels) / span[:, None]).double().unbind(1)
     red_leads, green_leads = pixels[:, 0] == largest, pixels[:, 1] == largest
     sixths = torch.where(red_leads, blue - green, torch.where(green_leads, 2 + red - blue, 4 + green - red))
-    turned = (((sixths.float().double() / 6 + 1) % 1).float() * 255).floor()
+    turned = (((_over(sixths.float().double(), 6) + 1) % 1).float() * 255).floor()
     turned = (turned + torch.trunc(_value(parameters)[:, 0] * 255)) % 256
-    saturation = ((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float() / 255
-    sixth = turned * 6 / 255
+    saturation = _over(((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float(), 255)
+    sixth = _over(turned * 6, 255)
     share = (sixth - sixth.floor()).float()
     down, falling, rising = (
         (largest * (1 - saturation * part) + 0.5).floor() for part in (torch.ones_like(share), share, 1 - share)
