@@ -102,14 +102,17 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def trial_pass(state: State, loss: Callable[[], Tensor]) -> None:
-    """A forward and backward pass, of a loss that runs the state's model in training mode, that leaves no trace:
-    gradients are dropped, BatchNorm statistics restored; each step seeds its own random numbers (`seed_step`)."""
+    """A forward and backward pass, of a loss that runs the state's model in training mode, that leaves no trace, not
+    even if it fails: gradients are dropped, BatchNorm statistics restored; each step seeds its own random numbers
+    (`seed_step`)."""
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
     state.model.train()
-    loss().backward()
-    state.optimizer.zero_grad(set_to_none=True)
-    for buffer, kept in buffers.items():
-        buffer.copy_(kept)
+    try:
+        loss().backward()
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in buffers.items():
+            buffer.copy_(kept)
 
 
 def pass_on_zeros(model: nn.Module, state: State, precision: Precision, *, images: int, size: int) -> None:

@@ -46,11 +46,11 @@ def usable_driver(bench: Bench, figure: str) -> Claim:
 
 
 def gpu_tests(bench: Bench) -> Iterator[Claim]:
-    """pytest -m gpu."""
-    claim, folder = "every test marked gpu passes", "tests" if bench.gpu else "tests/ops"
+    """pytest -m "gpu and not long"."""
+    claim, folder = "every test marked gpu passes, but for the long ones", "tests" if bench.gpu else "tests/ops"
     if not (ROOT / folder).is_dir() or find_spec("pytest") is None:
         yield Claim(claim, "the tests or pytest are not installed here", None)
         return
-    out = run_python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", folder, seconds=300)
+    out = run_python("-m", "pytest", "-q", "-m", "gpu and not long", "-p", "no:cacheprovider", folder, seconds=300)
     last = out.strip().splitlines()[-1]
     yield Claim(claim, last, bench.on_gpu(" passed" in last))

@@ -74,6 +74,12 @@ CONFIG = {"output_dir": "nowhere", "train": {"batch_size": 256, "accumulation": 
             f"{NCCL}{SYSTEM}Call to bind failed",
             f"rank 0 cannot connect to the others by NCCL (Call to bind failed): {REMEDY}",
         ),
+        (
+            "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'.",
+            "rank 0: grid_sampler_2d_backward_cuda has no deterministic algorithm; set train.deterministic=false to "
+            "run without",
+        ),
     ],
 )
 def test_an_error_of_a_rank_is_one_line(text, line, monkeypatch):

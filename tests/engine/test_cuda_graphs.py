@@ -23,7 +23,7 @@ from cotnet.evaluation.run import predict
 from cotnet.evaluation.suites import EvaluationSet
 from data.sets.image_set import complete_set
 
-CPU = torch.device("cpu")
+CPU, LONG = torch.device("cpu"), pytest.mark.long
 FEATURES, CLASSES, BATCH = 3 * 8 * 8, 10, 4
 
 
@@ -132,7 +132,9 @@ for ours, theirs in zip(found, eager):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize(
+    "mode", ["reduce-overhead", *(pytest.param(one, marks=LONG) for one in ("default", "max-autotune"))]
+)
 def test_every_mode_trains_on_a_gpu(mode, tmp_path):
     """Micro-batches too; the same figures twice, and close to those of the uncompiled model."""
     command = [sys.executable, "-c", COMPILED, mode, str(tmp_path)]
