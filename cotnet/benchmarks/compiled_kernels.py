@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from cotnet.benchmarks.local_aggregation import LAYOUTS, make_tensors
+from cotnet.benchmarks.operator_tensors import LAYOUTS, make_tensors
 from cotnet.ops.local_aggregation_triton import Launch, backward_launches, forward_launches
 
 INSTRUCTION: Final = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", re.MULTILINE)

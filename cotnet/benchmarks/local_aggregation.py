@@ -16,26 +16,19 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch.nn import functional as F
 
 from cotnet.benchmarks import common
-from cotnet.models.contextual import CHANNELS_PER_KERNEL
+from cotnet.benchmarks.operator_tensors import FORMATS, LAYOUTS, Tensors, make_tensors
 from cotnet.ops import local_aggregation
 
 Form = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STAGES: Final = ("64x56", "128x28", "256x14", "512x7")  # channels x pixels
 PEER: Final = "unfold form"
 OURS: Final = ("eager", "compiled")
-FORMATS: Final = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Of value and weight on a GPU. A compiled model in channels_last hands over weights whose groups are neighbours, an
-# eager one contiguous weights, which torch's GroupNorm returns there.
-LAYOUTS: Final = {
-    "contiguous": ("contiguous",),
-    "channels_last": ("channels_last", "channels_last, contiguous weights"),
-}
 
 
 def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
@@ -46,36 +39,6 @@ def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1)
     patches = F.unfold(value, kernel, dilation=dilation, padding=dilation * (kernel // 2))
     patches = patches.reshape(batch, channels // groups, groups, kernel_positions, height, width)
     return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
-
-
-class Tensors(NamedTuple):
-    """Value and weight as a CoT block's convolutions leave them, and the gradient of the result."""
-
-    value: torch.Tensor
-    weight: torch.Tensor
-    upstream: torch.Tensor
-
-
-def make_tensors(
-    stage: str, batch: int, layout: str, dtype: torch.dtype, device: torch.device, *, kernel_size: int = 3
-) -> Tensors:
-    """Noise of the shapes of a stage, "CHANNELSxPIXELS", in one of LAYOUTS' layouts; on a CPU, whose GroupNorm keeps
-    the format, one of FORMATS."""
-    channels, pixels = map(int, stage.split("x"))
-    groups, kernel_positions = channels // CHANNELS_PER_KERNEL, kernel_size**2
-    name, _, contiguous_weights = layout.partition(", ")
-
-    def noise(planes: int, memory_format: torch.memory_format) -> torch.Tensor:
-        maps = torch.randn(batch, planes, pixels, pixels, dtype=dtype, device=device)
-        return maps.contiguous(memory_format=memory_format)
-
-    weight = noise(groups * kernel_positions, FORMATS["contiguous" if contiguous_weights else name])
-    if name == "contiguous" or contiguous_weights or device.type == "cpu":
-        weight = weight.unflatten(1, (groups, kernel_positions))
-    else:
-        weight = weight.unflatten(1, (kernel_positions, groups)).transpose(1, 2)
-    value, upstream = noise(channels, FORMATS[name]), noise(channels, FORMATS[name])
-    return Tensors(value.requires_grad_(), weight.requires_grad_(), upstream)
 
 
 def timed(form: Form, tensors: Tensors) -> tuple[float, float]:

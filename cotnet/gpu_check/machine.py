@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 import torch
 
-from cotnet.benchmarks.local_aggregation import make_tensors, unfold_form
+from cotnet.benchmarks.local_aggregation import unfold_form
+from cotnet.benchmarks.operator_tensors import make_tensors
 from cotnet.engine.gpus import require_usable_gpus
 from cotnet.errors import InputError
 from cotnet.gpu_check.stage import ROOT, Bench, Claim, run_python

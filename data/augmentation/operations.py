@@ -62,8 +62,7 @@ def _over(x: torch.Tensor, number: float) -> torch.Tensor:
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Luma (n, 1, H, W) int32 of ITU-R 601-2, in PIL's 16-bit fixed point."""
     red, green, blue = images.to(torch.int32).split(1, dim=1)
-    luma = (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471)
-    return luma.add_(0x8000).bitwise_right_shift_(16)
+    return (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000).bitwise_right_shift_(16)
 
 
 @lru_cache(maxsize=16)
@@ -254,8 +253,7 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     """Read each pixel x columns and y rows further on: float32, broadcast to (n, H, W); None for no offset."""
     count, channels, height, width = images.shape
     own_x, own_y = (torch.arange(size, dtype=torch.float32, device=images.device) for size in (width, height))
-    own_y = own_y[:, None]
-    kind = canvas.interpolation
+    own_y, kind = own_y[:, None], canvas.interpolation
     columns = _filter_pixels(x, own_x, size=width, interpolation=kind)
     rows = [(row * width, weight) for row, weight in _filter_pixels(y, own_y, size=height, interpolation=kind)]
     flat = images.flatten(2).float()
