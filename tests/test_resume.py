@@ -78,7 +78,7 @@ def test_mixed_precision_resumes_in_mid_epoch(precision, more, digits, tmp_path)
     """Autocast, the loss scaler, dropout, drop path and every random augmentation continue where they were; so do LAMB,
     rates by layer, a sigmoid per class, clipping by value and a cool-down."""
     overrides = [*SMALL, f"data.root={digits}", f"train.precision={precision}", "augmentation=advanced"]
-    overrides += ["backbone.drop_path=0.2", "backbone.dropout=0.2", "train.accumulation=2", *more]
+    overrides += ["backbone.width=8", "backbone.drop_path=0.2", "backbone.dropout=0.2", "train.accumulation=2", *more]
     run("train.py", *overrides, "output_dir=uncut", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", "train.max_steps=3", cwd=tmp_path)
     run("train.py", *overrides, "output_dir=cut", cwd=tmp_path)

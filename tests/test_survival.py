@@ -98,8 +98,9 @@ def test_a_hanging_rank_ends_the_run(digits, tmp_path):
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = [int(pid) for pid in os.popen(f"pgrep -P {process.pid} -f spawn_main").read().split()]
-    os.kill(max(children), signal.SIGSTOP)
+    (server,) = os.popen(f"pgrep -P {process.pid} -f forkserver").read().split()
+    ranks = [int(pid) for pid in os.popen(f"pgrep -P {server}").read().split()]
+    os.kill(max(ranks), signal.SIGSTOP)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]

@@ -20,11 +20,8 @@ from cotnet.config.compose import CONF, Config, flatten, own_config, resolve
 from cotnet.config.continuing import default_folder
 from cotnet.config.plugins import admit
 from cotnet.engine.rank_environment import adopt_slurm
-from cotnet.engine.signals import end_with_launcher
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 from cotnet.sweeps.command import register_sweeper, require_own_sweeper
-
-end_with_launcher()  # this module is the first that a rank imports
 
 
 def write_report(folder: Path) -> None:

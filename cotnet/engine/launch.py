@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, parent_process, resource_tracker
 from multiprocessing.queues import SimpleQueue
 from typing import TypeAlias, TypeVar
 
@@ -16,7 +18,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from cotnet.engine.rank_environment import adopt_slurm, started_outside
-from cotnet.engine.signals import LAUNCHER, end_with_parent, stop_request
+from cotnet.engine.signals import LAUNCHER, STOP_SIGNALS, end_with_parent, stop_request
 from cotnet.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, RunError
 
 HANGING = (
@@ -54,11 +56,12 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it lists what it ends; we say why
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    outcomes: Outcomes = multiprocessing.get_context("spawn").SimpleQueue()
-    group = ranks, store.port, os.getpid()
-    os.environ[LAUNCHER] = str(os.getpid())
-    context = start_processes(_rank, (worker, given, group, outcomes), nprocs=ranks, join=False)
-    del os.environ[LAUNCHER]
+    _start_fork_server()
+    outcomes: Outcomes = multiprocessing.get_context("forkserver").SimpleQueue()
+    group = ranks, store.port, dict(os.environ)
+    context = start_processes(
+        _rank, (worker, given, group, outcomes), nprocs=ranks, join=False, start_method="forkserver"
+    )
 
     def end_ranks(received: list[int]) -> None:
         """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
@@ -76,16 +79,48 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     return code
 
 
+def _start_fork_server() -> None:
+    """Starts the process that ranks are forked from, which imports torch once for all of them.
+
+    It finds modules where this process does, ends with it, and is deaf to stop signals: a cluster may send them to
+    every process, and ranks need time to save."""
+    multiprocessing.set_forkserver_preload(["cotnet.engine.fork_server"])
+    resource_tracker.ensure_running()  # now, because it unblocks signals when it starts
+    kept = dict(os.environ)
+    os.environ |= {LAUNCHER: str(os.getpid()), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    except OSError as error:
+        folder, remedy = tempfile.gettempdir(), "set TMPDIR to a short path that may be written to, such as /tmp"
+        raise InputError(f"ranks cannot start with temporary files in {folder}: {error}; {remedy}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        _replace_environment(kept)
+
+
+def _replace_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 def _rank(
-    index: int, worker: Callable[[T, dist.Store | None], int], given: T, group: tuple[int, int, int], outcomes: Outcomes
+    index: int,
+    worker: Callable[[T, dist.Store | None], int],
+    given: T,
+    group: tuple[int, int, dict[str, str]],
+    outcomes: Outcomes,
 ) -> None:
-    ranks, port, parent = group
-    # A rank without its parent could wait forever in C code, where no Python handler runs, or write into a folder that
-    # another start already uses.
-    end_with_parent(parent, signal.SIGKILL)
-    os.environ.pop(LAUNCHER, None)
+    ranks, port, environment = group
+    # A rank without its launcher could wait forever in C code, where no Python handler runs, or write into a folder
+    # that another start already uses. The launcher's end ends the fork server, and that ends its ranks.
+    end_with_parent(os.getppid(), signal.SIGKILL)
+    launcher = parent_process()
+    if launcher is None or not launcher.is_alive():  # it died before the call above
+        os._exit(INTERRUPTED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the fork server blocks them
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in names.items()})
+    _replace_environment(environment | {name: str(value) for name, value in names.items()})
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         outcomes.put((index, worker(given, store), ""))

@@ -25,11 +25,11 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
         os._exit(INTERRUPTED)
 
 
-LAUNCHER = "COTNET_LAUNCHER"  # in the environment of a starting rank: the process that starts it
+LAUNCHER = "COTNET_LAUNCHER"  # in the environment of a fork server: the process that starts it
 
 
 def end_with_launcher() -> None:
-    """In a rank that starts up: ends with its launcher. Called before torch is imported, which takes seconds."""
+    """In the fork server of ranks: makes it end with the launcher."""
     if launcher := os.environ.pop(LAUNCHER, None):
         end_with_parent(int(launcher), signal.SIGKILL)
 

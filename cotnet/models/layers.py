@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cotnet.errors import InputError
+
 Activation = Callable[..., nn.Module]
 
 
@@ -162,7 +164,8 @@ class SelectiveKernel(nn.Module):
 class BlurPool(nn.Module):
     """Binomial 3x3 filter, then subsampling: Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019).
 
-    (B, C, H, W) -> (B, C, H / stride, W / stride), H and W at least 2. Borders are reflected. No state-dict keys.
+    (B, C, H, W) -> (B, C, H / stride, W / stride). Borders are reflected: raises InputError for a map of one row or
+    column. No state-dict keys.
     """
 
     kernel: torch.Tensor
@@ -173,6 +176,11 @@ class BlurPool(nn.Module):
         self.register_buffer("kernel", _binomial(channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if min(x.shape[2:]) < 2:
+            raise InputError(
+                f"the images are too small for this backbone: its BlurPool takes maps of 2 x 2 px or more, not "
+                f"{x.shape[2]} x {x.shape[3]}; use larger images (data.image_size, data.eval_size)"
+            )
         # Pad by concatenation: the gradient of torch's reflection padding is not deterministic on a GPU.
         x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], 2)
         x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)

@@ -16,7 +16,7 @@ from cotnet import models
 from cotnet.config.build import check, settings_of_target
 from cotnet.config.compose import compose
 from cotnet.errors import InputError
-from cotnet.models.layers import DropPath
+from cotnet.models.layers import BlurPool, DropPath
 
 ZOO = [name for name in models.__all__ if not name.endswith("_model")]
 QUICK = ("cotnet_small", "pvt_tiny")
@@ -105,6 +105,12 @@ def test_copies_pickles_and_takes_another_head(name):
 def test_small_images(name, side):
     model = build(name).eval()
     assert model(torch.randn(2, 3, side, side)).shape == (2, 5)
+
+
+def test_an_image_too_small_for_blur_pooling_is_one_line():
+    with pytest.raises(InputError, match=r"takes maps of 2 x 2 px or more, not 1 x 3; use larger images"):
+        BlurPool(4, 2)(torch.zeros(1, 4, 1, 3))
+    assert BlurPool(4, 2)(torch.ones(1, 4, 2, 3)).unique().tolist() == [1.0]
 
 
 @pytest.mark.slow
