@@ -3,7 +3,6 @@
 The overrides are train.py's. Nothing is changed, no server is asked. Exit code 1 where a run could not start.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,9 @@ from cotnet.commands.program import one_line
 from cotnet.commands.train import commands_of
 from cotnet.config.compose import Config, compose
 from cotnet.config.plugins import admit
+from cotnet.engine.compilation import missing_compilers
 from cotnet.engine.launch import count_ranks
+from cotnet.ops.toolchain import missing_for_kernels
 from cotnet.reporting.environment import driver, machine, versions
 from cotnet.reporting.terminal import say
 from cotnet.reporting.wandb_session import login_state
@@ -32,8 +33,10 @@ def hardware() -> Lines:
     if not torch.cuda.is_available():
         yield "GPU", f"none usable ({'torch is a CUDA build' if torch.version.cuda else 'torch is a CPU build'})"
     yield "driver", driver() or "none"
-    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    yield "C compiler", compiler or "none: torch.compile does not work on the CPU, Triton kernels do not build"
+    lacking = missing_for_kernels()
+    yield "C compiler", f"kernels for GPUs need {lacking}" if lacking else "there, with Python's headers"
+    lacking = missing_compilers(torch.device("cpu"))
+    yield "C++ compiler", f"torch.compile on a CPU needs {lacking}" if lacking else "there"
 
 
 def software() -> Lines:

@@ -29,12 +29,22 @@ def test_one_page_about_the_machine_and_a_run(tmp_path, capsys):
     check(root, workers=1)
     given = ["experiment=digits", f"data.root={root}", "train.batch_size=10", "loader=torchvision", "logger=none"]
     page = page_of(capsys, *given).out
-    found = dict(re.findall(r"^  (\S[\w &]*?) {2,}(.+)$", page, re.MULTILINE))
+    found = dict(re.findall(r"^  (\S[\w &+]*?) {2,}(.+)$", page, re.MULTILINE))
     assert found["torch"].startswith(str(torch.__version__).split("+")[0])
     assert found["images"] == f"30 to train on, 10 to evaluate, in {root}: checked, 1 excluded"
     assert found["classes"] == "10: 0, 1, 2, 3, ..."
     assert found["loader"].startswith("TorchvisionLoader, decodes on the CPU, 4 threads per rank")
-    assert {"processor", "driver", "C compiler", "DALI", "decoders", "W&B", "device", "logger"} <= found.keys()
+    assert {
+        "processor",
+        "driver",
+        "C compiler",
+        "C++ compiler",
+        "DALI",
+        "decoders",
+        "W&B",
+        "device",
+        "logger",
+    } <= found.keys()
     assert len(page.splitlines()) < 40
 
 

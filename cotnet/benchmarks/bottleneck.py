@@ -6,6 +6,7 @@ part, and says which loader, threads and batch would be faster. It measures one 
 its cores, so give loader.threads as cores / ranks.
 """
 
+import gc
 import os
 import sys
 import time
@@ -92,6 +93,9 @@ class PartBench:
     def model(self, batch: int) -> float:
         """The rate of forward, backward and optimizer step on noise that is on the device. Format and compilation are
         those of training."""
+        gc.collect()  # an earlier model may be in a reference cycle, and would take memory that this batch needs
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         state = new_state(self.config, self.settings, self.precision, lambda: backbone_of(self.config, self.settings))
         size = self.settings.data.image_size
         alone = Ranks(rank=0, world_size=1, device=self.device)

@@ -18,18 +18,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from cotnet.models.contextual import CHANNELS_PER_KERNEL
+from cotnet.benchmarks.operator_tensors import LAYOUTS, make_tensors
 from cotnet.ops.local_aggregation_triton import Launch, backward_launches, forward_launches
 
 INSTRUCTION: Final = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", re.MULTILINE)
 USAGE: Final = re.compile(r"REG:(\d+) STACK:(\d+)")
 WIDTHS: Final = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes that a thread loads; else 4
-# Memory formats of value and weight. A compiled model in channels_last hands over weights whose groups are neighbours,
-# an eager one contiguous weights, which torch's GroupNorm returns on a GPU.
-LAYOUTS: Final = {
-    "contiguous": ("contiguous",),
-    "channels_last": ("channels_last", "channels_last, contiguous weights"),
-}
 
 
 class CompileTarget:
@@ -77,21 +71,11 @@ def _cuobjdump(option: str, file: str) -> str:
 
 
 def launches(stage: str, layout: str, dtype: torch.dtype, kernel_size: int) -> list[Launch]:
-    """Forward and backward of a stage, "CHANNELSxPIXELS", in one of LAYOUTS' layouts."""
-    channels, pixels = map(int, stage.split("x"))
-    groups, kernel_positions = channels // CHANNELS_PER_KERNEL, kernel_size**2
-    value = torch.empty(256, channels, pixels, pixels, dtype=dtype, device="meta")
-    weight = torch.empty(256, groups * kernel_positions, pixels, pixels, dtype=dtype, device="meta")
-    if layout != "contiguous":
-        value = value.to(memory_format=torch.channels_last)
-    if layout == "channels_last":
-        weight = weight.to(memory_format=torch.channels_last)
-        weight = weight.unflatten(1, (kernel_positions, groups)).transpose(1, 2)
-    else:
-        weight = weight.unflatten(1, (groups, kernel_positions))
+    """Forward and backward of 256 images at a stage, "CHANNELSxPIXELS", in one of LAYOUTS' layouts."""
+    value, weight, upstream = make_tensors(stage, 256, layout, dtype, torch.device("meta"), kernel_size=kernel_size)
     gradients = torch.empty_like(value), torch.empty_like(weight)
     forward = forward_launches(value, weight, value, 1)
-    return forward + backward_launches(value, value, weight, gradients, dilation=1)
+    return forward + backward_launches(upstream, value, weight, gradients, dilation=1)
 
 
 def measure(

@@ -16,20 +16,19 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch.nn import functional as F
 
 from cotnet.benchmarks import common
-from cotnet.models.contextual import CHANNELS_PER_KERNEL
+from cotnet.benchmarks.operator_tensors import FORMATS, LAYOUTS, Tensors, make_tensors
 from cotnet.ops import local_aggregation
 
 Form = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STAGES: Final = ("64x56", "128x28", "256x14", "512x7")  # channels x pixels
 PEER: Final = "unfold form"
 OURS: Final = ("eager", "compiled")
-FORMATS: Final = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1) -> torch.Tensor:
@@ -40,27 +39,6 @@ def unfold_form(value: torch.Tensor, weight: torch.Tensor, *, dilation: int = 1)
     patches = F.unfold(value, kernel, dilation=dilation, padding=dilation * (kernel // 2))
     patches = patches.reshape(batch, channels // groups, groups, kernel_positions, height, width)
     return (patches * weight.unsqueeze(1)).sum(3).reshape(value.shape)
-
-
-class Tensors(NamedTuple):
-    """Value and weight as a CoT block's convolutions leave them, and the gradient of the result."""
-
-    value: torch.Tensor
-    weight: torch.Tensor
-    upstream: torch.Tensor
-
-
-def make_tensors(stage: str, batch: int, memory_format: str, dtype: torch.dtype, device: torch.device) -> Tensors:
-    """Noise of the shapes of a stage, "CHANNELSxPIXELS"."""
-    channels, pixels = map(int, stage.split("x"))
-    groups, kernel_positions = channels // CHANNELS_PER_KERNEL, 9
-
-    def noise(planes: int) -> torch.Tensor:
-        maps = torch.randn(batch, planes, pixels, pixels, dtype=dtype, device=device)
-        return maps.contiguous(memory_format=FORMATS[memory_format])
-
-    weight = noise(groups * kernel_positions).unflatten(1, (groups, kernel_positions))
-    return Tensors(noise(channels).requires_grad_(), weight.requires_grad_(), noise(channels))
 
 
 def timed(form: Form, tensors: Tensors) -> tuple[float, float]:
@@ -145,7 +123,8 @@ def time_forms(given: argparse.Namespace) -> None:
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rows: list[dict[str, Any]] = []
-    for stage, layout in product(given.stages or STAGES, given.formats):
+    layouts = given.formats if device.type == "cpu" else [one for name in given.formats for one in LAYOUTS[name]]
+    for stage, layout in product(given.stages or STAGES, layouts):
         torch.compiler.reset()  # each case is compiled anew and does not count as a recompilation
         compiled = torch.compile(local_aggregation, fullgraph=True, dynamic=False)
         known: dict[str, Form] = {"eager": local_aggregation, "compiled": compiled, PEER: unfold_form}

@@ -92,6 +92,7 @@ def show(*pages: Callable[[], Lines]) -> list[str]:
 
 def machine_lines(config: Config, train: TrainSettings, ranks: int) -> Lines:
     """What the run would use of this machine."""
+    require_usable_gpus()
     parts.check_loader(config)
     node = config["loader"]
     name = node["_target_"].rpartition(".")[2]

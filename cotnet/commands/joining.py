@@ -13,6 +13,7 @@ from cotnet.config.build import typed
 from cotnet.config.compose import Config, flatten
 from cotnet.config.continuing import memory_advice
 from cotnet.config.plugins import admit
+from cotnet.engine.determinism import not_deterministic
 from cotnet.engine.distributed import Ranks, join_ranks
 from cotnet.engine.launch import HANGING, LOST, PEER_GONE
 from cotnet.engine.signals import StopRequest, stop_request
@@ -57,6 +58,8 @@ def plain_errors(config: Config) -> Iterator[None]:
             ) from None
         if line := unconnected(str(error)):
             raise RunError(f"rank {rank} {line}") from None
+        if line := not_deterministic(str(error)):
+            raise RunError(f"rank {rank}: {line}; set train.deterministic=false to run without") from None
         if not re.search(r"(?i)timed ?out", str(error)):
             raise
         raise RunError(f"rank {rank} timed out waiting for another rank, which hangs or has died: {HANGING}") from None

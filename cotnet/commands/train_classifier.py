@@ -17,7 +17,7 @@ from cotnet.commands.run_parts import new_state, reporting
 from cotnet.config.build import build
 from cotnet.config.compose import Config
 from cotnet.engine.compilation import compile_mode, compiled_or_not
-from cotnet.engine.determinism import set_algorithms
+from cotnet.engine.determinism import set_algorithms, strict_if_possible
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import evaluate, figures
 from cotnet.engine.precision import precision_of
@@ -57,15 +57,17 @@ def trained_model(settings: Settings, state: State, ranks: Ranks, *, images: int
     the settings say so, wrapped by DDP on several ranks; collective."""
     precision = precision_of(settings.train, ranks.device)
 
-    def trial(model: nn.Module, sizes: Sequence[int] = sizes) -> None:
+    def trial(model: nn.Module, sizes: Sequence[int] = sizes, images: int = images) -> None:
         for size in sizes:
             pass_on_zeros(model, state, precision, images=images, size=size)
 
     if len(sizes) > 1 and compile_mode(settings.train.compile, ranks.device) and ranks.first:
         say(f"train.compile: a graph for each image size, before training: {', '.join(map(str, sizes))} px")
-    how: dict[str, Any] = {"key": "train.compile", "device": ranks.device, "any_rank": ranks.any}
-    model, line = compiled_or_not(state.model, settings.train.compile, trial=trial, **how)
-    for told in filter(None, (operator_line(state.model, ranks.device), line)):
+    how: dict[str, Any] = {"device": ranks.device, "any_rank": ranks.any}
+    eager = functools.partial(trial, state.model, images=2)  # a whole batch may fit only compiled
+    loose = strict_if_possible(deterministic=settings.train.deterministic, trial=eager, **how)
+    model, line = compiled_or_not(state.model, settings.train.compile, key="train.compile", trial=trial, **how)
+    for told in filter(None, (operator_line(state.model, ranks.device), loose, line)):
         if ranks.first:
             say(told)
     model = wrap(model, ranks)

@@ -1,6 +1,8 @@
 """`train.deterministic`: on a GPU the same bits every time, which exact continuation needs. A CPU needs nothing."""
 
 import os
+import re
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -28,12 +30,44 @@ def set_variables(*, deterministic: bool, gpu: bool) -> str | None:
     return f"train.deterministic=true: deterministic algorithms of torch and cuDNN, {', '.join(ours)}{kept}"
 
 
-def set_algorithms(device: torch.device, *, deterministic: bool) -> None:
+def set_algorithms(device: torch.device, *, deterministic: bool, strict: bool = False) -> None:
     """Sets the algorithms of this process. Where torch has only one that is not deterministic, it runs, and torch names
-    it in a warning: refusing it would forbid backbones of other libraries."""
+    it in a warning; `strict`: it raises RuntimeError."""
     if device.type != "cuda":
         return
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs, which costs a pass over new tensors
+
+
+def strict_if_possible(
+    device: torch.device, *, deterministic: bool, trial: Callable[[], object], any_rank: Callable[[bool], bool]
+) -> str | None:
+    """Strict algorithms, unless `trial`, a forward and backward pass, needs one that is not deterministic: then a line
+    for people; collective. (Strictness for all would forbid backbones of other libraries.)
+
+    Strictness changes numbers: the backward pass of torch's fused attention is deterministic only with it. Where torch
+    is to warn, it warns of that pass too.
+    """
+    if device.type != "cuda" or not deterministic:
+        return None
+    set_algorithms(device, deterministic=True, strict=True)
+    why = ""
+    try:
+        trial()
+    except RuntimeError as error:
+        if not (why := not_deterministic(str(error))):
+            raise
+    if not any_rank(bool(why)):
+        return None
+    set_algorithms(device, deterministic=True)
+    what = why or "on another rank, something is not deterministic"
+    return f"train.deterministic=true: {what}; a run that is cut and continued may differ in the last bits"
+
+
+def not_deterministic(text: str) -> str:
+    """What is not deterministic by the text of torch's error in strict mode; empty for any other error."""
+    if found := re.match(r"(\S+) does not have a deterministic implementation", text):
+        return f"{found[1]} has no deterministic algorithm"
+    return "cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8" if "CUBLAS_WORKSPACE_CONFIG" in text else ""

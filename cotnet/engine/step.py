@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from cotnet.errors import InputError
 from cotnet.headline import CLASSIFICATION
 from cotnet.settings import CheckpointSettings, TrainSettings
 
+CUDA_GRAPHS: Final = ("reduce-overhead", "max-autotune")  # modes of torch.compile whose results lie in a graph's memory
 # (model, images, targets) -> the loss to minimise, and figures to log: scalars on the device.
 Objective = Callable[[nn.Module, Any, Any], tuple[Tensor, dict[str, Tensor]]]
 
@@ -101,14 +102,17 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def trial_pass(state: State, loss: Callable[[], Tensor]) -> None:
-    """A forward and backward pass, of a loss that runs the state's model in training mode, that leaves no trace:
-    gradients are dropped, BatchNorm statistics restored; each step seeds its own random numbers (`seed_step`)."""
+    """A forward and backward pass, of a loss that runs the state's model in training mode, that leaves no trace, not
+    even if it fails: gradients are dropped, BatchNorm statistics restored; each step seeds its own random numbers
+    (`seed_step`)."""
     buffers = {buffer: buffer.clone() for buffer in state.model.buffers()}
     state.model.train()
-    loss().backward()
-    state.optimizer.zero_grad(set_to_none=True)
-    for buffer, kept in buffers.items():
-        buffer.copy_(kept)
+    try:
+        loss().backward()
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in buffers.items():
+            buffer.copy_(kept)
 
 
 def pass_on_zeros(model: nn.Module, state: State, precision: Precision, *, images: int, size: int) -> None:
@@ -160,6 +164,8 @@ def train_step(context: TrainContext, state: State, images: Any, targets: Any, i
         with ddp.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
             loss, figures = context.objective(context.ddp_model, inputs, wanted)
             state.scaler.scale(loss / parts).backward()
+        if part == 0 and parts > 1 and context.settings.compile in CUDA_GRAPHS:
+            own_gradients(state.model)
         for name, figure in {"loss": loss, **figures}.items():
             share = (figure.detach() / parts).double()
             sums[name] = sums[name] + share if part else share
@@ -179,6 +185,14 @@ def train_step(context: TrainContext, state: State, images: Any, targets: Any, i
     state.step += 1
     state.batch_in_epoch += 1
     return StepRecord(state.step, state.epoch, state.batch_in_epoch - 1, lr, indices, sums["loss"], norm)
+
+
+def own_gradients(model: nn.Module) -> None:
+    """Moves the gradients to memory of their own. A CUDA graph writes those of the next micro-batch over them, and the
+    sum of both would be twice the last."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 def _equal_slices(length: int, parts: int) -> list[slice]:

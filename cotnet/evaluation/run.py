@@ -98,7 +98,7 @@ def predict(
 
     def keep_logits(name: str, rows: Tensor, logits: Tensor) -> None:
         if keep:
-            kept[name].append((rows, logits.float()))
+            kept[name].append((rows, logits.to(torch.float32, copy=True)))  # a CUDA graph writes the next ones there
 
     restricted = model if columns is None else Restricted(model, columns).to(ranks.device).train(model.training)
     tables = evaluate(

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from cotnet.benchmarks.common import first_device, output_file
+from cotnet.engine.determinism import set_variables
 from cotnet.errors import FAILED, WRONG_INPUT, InputError, RunError
 from cotnet.files import write_text
-from cotnet.gpu_check import exactness, images, machine, speed
+from cotnet.gpu_check import augmentation, exactness, images, machine, speed
 from cotnet.gpu_check.stage import Bench, Claim, Stage
 from cotnet.reporting import environment
 from cotnet.reporting.terminal import say
@@ -32,6 +35,7 @@ STAGES: Final[dict[str, Stage]] = {  # in order of value
     "gradients": exactness.gradient_errors,
     "operator": speed.operator,
     "nets": speed.nets,
+    "augmentation": augmentation.augmentation,
     "loading": images.loading,
     "decoding": images.decoding,
     "synchronisation": exactness.synchronisation,
@@ -54,14 +58,16 @@ def findings(stage: Stage, bench: Bench) -> Iterator[Claim]:
 def check(stages: Sequence[str], bench: Bench, file: Path) -> list[dict[str, Any]]:
     """Runs the stages, prints a line for each finding and writes them all after each stage."""
     rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
     for name in stages:
         started = time.monotonic()
         for finding in findings(STAGES[name], bench):
             small = "" if bench.gpu else " (in small, on a CPU)"
             say(f"{VERDICTS[finding.passed]}  {name}: {finding.claim}{small}: {finding.figure}")
             rows.append({"stage": name, **finding._asdict()})
-        say(f"      {name}: {time.monotonic() - started:.0f} s")
-        found = {"machine": environment.machine(), "gpu": bench.gpu, "findings": rows}
+        seconds[name] = round(time.monotonic() - started, 1)
+        say(f"      {name}: {seconds[name]:.0f} s")
+        found = {"machine": environment.machine(), "gpu": bench.gpu, "seconds": seconds, "findings": rows}
         write_text(file, json.dumps(found, indent=1) + "\n")
     return rows
 
@@ -88,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=output_file, default=Path("outputs/gpu_check.json"), help="%(default)s")
     given = parser.parse_args(arguments)
     given.json.parent.mkdir(parents=True, exist_ok=True)
+    # As train.py does, before the first CUDA call: what is checked is what runs by default.
+    if line := set_variables(deterministic=True, gpu=torch.cuda.is_available()):
+        say(line)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(device=first_device(), folder=Path(folder))
         rows = check(given.stages, bench, given.json)

@@ -58,20 +58,28 @@ def overrides(bench: Bench) -> list[str]:
 
 
 def loading(bench: Bench) -> Iterator[Claim]:
-    """The loader alone with several threads, the model alone, and train.py from files."""
+    """The loader alone with several threads, decoding on either device, the model alone, and train.py from files."""
     given, steps = overrides(bench), 60 if bench.gpu else 3
     parts_alone = PartBench(compose("train", given), 4.0 if bench.gpu else 0.2)
     model = parts_alone.model(parts_alone.settings.train.batch_size)
     threads = (4, 8, 16) if bench.gpu else (1, 2)
     node = parts_alone.config["loader"]
-    rates = {count: parts_alone.loader({**node, "threads": count}) for count in threads}
-    figure = ", ".join(f"{count} threads {rate:,.0f}" for count, rate in rates.items())
-    best = max(rates, key=lambda count: rates[count])
-    passed = bench.on_gpu(rates[best] > model)
+    ways = [
+        {"device": place, "threads": count}
+        for place in (("gpu", "cpu") if bench.gpu else ("cpu",))
+        for count in threads
+    ]
+    rates = [parts_alone.loader({**node, **way}) for way in ways]
+    figure = ", ".join(
+        f"{way['device']} with {way['threads']} threads {rate:,.0f}" for way, rate in zip(ways, rates, strict=True)
+    )
+    rate = max(rates)
+    best = [f"loader.{key}={value}" for key, value in ways[rates.index(rate)].items()]
+    passed = bench.on_gpu(rate > model)
     yield Claim("loader with RandAugment is faster than the model", f"{figure}; model {model:,.0f} images/s", passed)
     folder = bench.folder / "run"
     more = [f"output_dir={folder}", f"train.max_steps={steps}", f"train.log_every={max(steps // 12, 1)}"]
-    run_python("train.py", *given, f"loader.threads={best}", *more, seconds=180)
+    run_python("train.py", *given, *best, *more, seconds=180)
     rows = [row for row in records.read(folder / "metrics.jsonl") if "train/data_wait" in row]
     # Medians: the first records hold warming up, and the loader starts anew in each epoch.
     wait, rate = (median(row[f"train/{key}"] for row in rows) for key in ("data_wait", "images_per_second"))

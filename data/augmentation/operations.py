@@ -54,11 +54,15 @@ def _blend(degenerate: torch.Tensor, images: torch.Tensor, parameters: torch.Ten
     return _to_pixels(start + _value(parameters).float() * (images - start))
 
 
+def _over(x: torch.Tensor, number: float) -> torch.Tensor:
+    """x / number with one rounding: CUDA divides by a number by multiplying with its rounded reciprocal."""
+    return x / x.new_full((), number)
+
+
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Luma (n, 1, H, W) int32 of ITU-R 601-2, in PIL's 16-bit fixed point."""
     red, green, blue = images.to(torch.int32).split(1, dim=1)
-    luma = (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471)
-    return luma.add_(0x8000).bitwise_right_shift_(16)
+    return (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000).bitwise_right_shift_(16)
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +86,7 @@ def _look_up(name: str) -> Operation:
 
 
 def contrast(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    mean = grey(images).sum((2, 3)).double() / (images.shape[2] * images.shape[3])
+    mean = _over(grey(images).sum((2, 3)).double(), images.shape[2] * images.shape[3])
     start = mean.add(0.5).floor().float()[..., None]
     return start + _row(parameters) * (_levels(images.device) - start)
 
@@ -112,10 +116,10 @@ def hue(images: torch.Tensor, parameters: torch.Tensor, canvas: Canvas) -> torch
     red, green, blue = ((largest[:, None] - pixels) / span[:, None]).double().unbind(1)
     red_leads, green_leads = pixels[:, 0] == largest, pixels[:, 1] == largest
     sixths = torch.where(red_leads, blue - green, torch.where(green_leads, 2 + red - blue, 4 + green - red))
-    turned = (((sixths.float().double() / 6 + 1) % 1).float() * 255).floor()
+    turned = (((_over(sixths.float().double(), 6) + 1) % 1).float() * 255).floor()
     turned = (turned + torch.trunc(_value(parameters)[:, 0] * 255)) % 256
-    saturation = ((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float() / 255
-    sixth = turned * 6 / 255
+    saturation = _over(((largest - smallest) / largest.clamp(min=1)).double().mul(255).floor().float(), 255)
+    sixth = _over(turned * 6, 255)
     share = (sixth - sixth.floor()).float()
     down, falling, rising = (
         (largest * (1 - saturation * part) + 0.5).floor() for part in (torch.ones_like(share), share, 1 - share)
@@ -249,8 +253,7 @@ def _resample(images: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | No
     """Read each pixel x columns and y rows further on: float32, broadcast to (n, H, W); None for no offset."""
     count, channels, height, width = images.shape
     own_x, own_y = (torch.arange(size, dtype=torch.float32, device=images.device) for size in (width, height))
-    own_y = own_y[:, None]
-    kind = canvas.interpolation
+    own_y, kind = own_y[:, None], canvas.interpolation
     columns = _filter_pixels(x, own_x, size=width, interpolation=kind)
     rows = [(row * width, weight) for row, weight in _filter_pixels(y, own_y, size=height, interpolation=kind)]
     flat = images.flatten(2).float()

@@ -12,10 +12,10 @@ from cotnet.benchmarks.local_aggregation import (
     copy_bandwidth,
     extra_bytes,
     main,
-    make_tensors,
     moved_bytes,
     unfold_form,
 )
+from cotnet.benchmarks.operator_tensors import make_tensors
 from cotnet.ops import local_aggregation
 
 
@@ -57,6 +57,21 @@ def test_the_operator_needs_less_than_a_feature_map():
         assert extra_bytes(unfold_form, tensors) > 9 * size
         assert moved_bytes(tensors) == (2 * size + size * 9 // 8, 3 * size + 2 * size * 9 // 8)
         assert_close(local_aggregation(*tensors[:2]), unfold_form(*tensors[:2]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "value", "weight"),  # strides of channel, and of group and kernel position
+    [
+        ("contiguous", 196, (9 * 196, 196)),
+        ("channels_last", 1, (1, 8)),
+        ("channels_last, contiguous weights", 1, (9 * 196, 196)),
+    ],
+)
+def test_layouts_of_a_gpu(layout, value, weight):
+    tensors = make_tensors("64x14", 2, layout, torch.bfloat16, torch.device("meta"))
+    assert tensors.value.stride(1) == tensors.upstream.stride(1) == value
+    assert tensors.weight.shape == (2, 8, 9, 14, 14)
+    assert tensors.weight.stride()[1:3] == weight
 
 
 @pytest.mark.gpu

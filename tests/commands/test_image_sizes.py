@@ -14,6 +14,7 @@ from cotnet.config.compose import compose
 from cotnet.engine.compilation import compiled
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import precision_of
+from cotnet.engine.step import trial_pass
 from cotnet.errors import InputError
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -117,6 +118,28 @@ def test_auto_falls_back_for_a_later_size_before_training(on_a_gpu, capsys):
         InputError, match=r"^train\.compile=true failed: .*fake tensor.*; set train\.compile=auto or false$"
     ):
         trained_model(settings, state, ALONE, images=4, sizes=[32, 48])
+
+
+def test_a_pass_that_fails_leaves_no_trace():
+    """As a compiler may in the backward pass, after BatchNorm has taken new statistics."""
+    _, _, state = training()
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+
+    def fail(_gradient):
+        assert not torch.equal(state.model[1].running_mean, before["1.running_mean"])
+        assert state.model[4].weight.grad is not None
+        raise RuntimeError("the compiler failed")
+
+    def loss():
+        *first, last = state.model
+        hidden = torch.nn.Sequential(*first)(torch.rand(4, 3, 32, 32))
+        hidden.register_hook(fail)
+        return last(hidden).sum()
+
+    with pytest.raises(RuntimeError, match="the compiler failed"):
+        trial_pass(state, loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
 def test_uncompiled_nothing_is_tried(capsys):

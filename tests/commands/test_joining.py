@@ -1,6 +1,7 @@
 """Errors of a rank in one line, by the texts that torch and NCCL really give."""
 
 import pytest
+import torch
 
 from cotnet.commands.joining import WHAT_FITS, plain_errors, unconnected
 from cotnet.errors import RunError
@@ -73,6 +74,12 @@ CONFIG = {"output_dir": "nowhere", "train": {"batch_size": 256, "accumulation": 
             f"{NCCL}{SYSTEM}Call to bind failed",
             f"rank 0 cannot connect to the others by NCCL (Call to bind failed): {REMEDY}",
         ),
+        (
+            "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'.",
+            "rank 0: grid_sampler_2d_backward_cuda has no deterministic algorithm; set train.deterministic=false to "
+            "run without",
+        ),
     ],
 )
 def test_an_error_of_a_rank_is_one_line(text, line, monkeypatch):
@@ -80,3 +87,12 @@ def test_an_error_of_a_rank_is_one_line(text, line, monkeypatch):
     with pytest.raises(RunError) as caught, plain_errors(CONFIG):
         raise RuntimeError(text)
     assert str(caught.value) == line
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_has_too_little_memory(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RunError) as caught, plain_errors(CONFIG):
+        torch.empty(2**44, dtype=torch.uint8, device="cuda")
+    asked = "rank 0 ran out of memory when it asked for 16384.00 GiB; lower train.batch_size=256 or "
+    assert str(caught.value) == f"{asked}set train.accumulation=2; {WHAT_FITS}"

@@ -7,8 +7,15 @@ import sys
 import pytest
 import torch
 from programs import environment
+from torch import nn
 
-from cotnet.engine.determinism import VARIABLES, set_algorithms, set_variables
+from cotnet.engine.determinism import (
+    VARIABLES,
+    not_deterministic,
+    set_algorithms,
+    set_variables,
+    strict_if_possible,
+)
 
 WHAT = "train.deterministic=true: deterministic algorithms of torch and cuDNN, "
 
@@ -82,14 +89,70 @@ def test_the_algorithms_of_a_rank(deterministic):
     assert done.returncode == 0, done.stderr
 
 
+class Writes(nn.Module):
+    """`put_` without accumulation has no deterministic algorithm anywhere."""
+
+    def forward(self, x):
+        return x.flatten().put(torch.zeros(1, dtype=torch.int64), torch.ones(1)).sum()
+
+
+@pytest.fixture
+def algorithms():
+    kept = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = kept
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def tried(net, *, any_rank=bool):
+    """The line, and whether what is not deterministic only causes warnings."""
+    x = torch.ones(2, 3, requires_grad=True)
+    how = {"deterministic": True, "trial": lambda: net(x).sum().backward(), "any_rank": any_rank}
+    line = strict_if_possible(torch.device("cuda"), **how)
+    assert torch.are_deterministic_algorithms_enabled()
+    return line, torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_strict_unless_the_model_needs_more(algorithms):
+    """torch's fused attention has a deterministic backward pass in strict mode only."""
+    assert tried(nn.Linear(3, 3)) == (None, False)
+    told = "train.deterministic=true: {}; a run that is cut and continued may differ in the last bits"
+    assert tried(Writes()) == (told.format("put_ has no deterministic algorithm"), True)
+    other = tried(nn.Linear(3, 3), any_rank=lambda _: True)
+    assert other == (told.format("on another rank, something is not deterministic"), True)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        tried(nn.Linear(4, 4))
+
+
+def test_what_strictness_is_not_asked_for(algorithms):
+    for device, deterministic in ((torch.device("cpu"), True), (torch.device("cuda"), False)):
+        how = {"deterministic": deterministic, "trial": None, "any_rank": None}
+        assert strict_if_possible(device, **how) is None
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+CUBLAS = "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or `at::Context::"
+CUBLAS += (
+    "setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses CuBLAS and you have "
+)
+CUBLAS += "CUDA >= 10.2. To enable deterministic behavior in this case, you must set an environment variable before "
+CUBLAS += "running your PyTorch application: CUBLAS_WORKSPACE_CONFIG=:4096:8 or CUBLAS_WORKSPACE_CONFIG=:16:8."
+
+
+def test_what_is_not_deterministic():
+    assert not_deterministic(CUBLAS) == "cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8"
+    assert not_deterministic("CUDA error: an illegal memory access was encountered") == ""
+
+
 TWICE = """
 import sys, torch
 from cotnet import models
 from cotnet.engine.determinism import set_algorithms, set_variables
+from cotnet.gpu_check.exactness import awake
 set_variables(deterministic=True, gpu=True)
-set_algorithms(torch.device("cuda"), deterministic=True)
+set_algorithms(torch.device("cuda"), deterministic=True, strict=True)
 torch.manual_seed(0)
-model = getattr(models, sys.argv[1])(num_classes=10).cuda().to(memory_format=torch.channels_last)
+model = awake(getattr(models, sys.argv[1])(num_classes=10)).cuda().to(memory_format=torch.channels_last)
 images = torch.randn(8, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
 found = []
 for _ in range(4):

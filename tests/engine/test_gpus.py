@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from cotnet.commands.checks import machine_lines
+from cotnet.config.compose import compose
 from cotnet.engine.gpus import driver_problem, require_usable_gpus
-from cotnet.engine.precision import choose_precision
+from cotnet.engine.precision import choose_precision, is_channels_last
 from cotnet.errors import InputError
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
@@ -53,6 +55,8 @@ def test_a_driver_that_is_too_old_ends_a_run_unless_it_wants_the_cpu(monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(InputError, match=r"^the NVIDIA driver is too old: it knows CUDA 11\.4"):
         require_usable_gpus()
+    with pytest.raises(InputError, match=r"^the NVIDIA driver is too old"):
+        next(machine_lines({}, None, 1))  # explain=true and the doctor
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     require_usable_gpus()
 
@@ -73,3 +77,11 @@ def test_a_gpu_without_bf16(key, monkeypatch):
     assert choose_precision("auto", v100, key=key) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert choose_precision("auto", v100, key=key) == choose_precision("bf16", v100, key=key) == "bf16"
+
+
+def test_channels_last_is_on_on_a_gpu_by_default():
+    assert compose("train", ["data.root=x"])["train"]["channels_last"] == "auto"
+    devices = torch.device("cuda"), torch.device("cpu")
+    assert [is_channels_last("auto", device) for device in devices] == [True, False]
+    for given in (True, False):
+        assert [is_channels_last(given, device) for device in devices] == [given, given]

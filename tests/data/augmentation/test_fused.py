@@ -15,6 +15,7 @@ import torch
 from augmenting import MEAN, NONE, STD, batch, transform
 from photographs import photographs
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cotnet.benchmarks.roofline import OperatorTrace
 from data.augmentation.fused import plan_turn, run_turn, together
@@ -151,6 +152,28 @@ def test_a_batch_of_80_takes_at_most_150_launches(epoch):
     assert torch.equal(found, expected) or DEVICE.type == "cuda"
 
 
+class DividesAsCuda(TorchDispatchMode):
+    """A quotient of a tensor and a number is, on CUDA, a product with the number's rounded reciprocal."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div.Tensor and not torch.is_tensor(args[1]) and args[0].is_floating_point():
+            return args[0] * torch.tensor(1 / args[1], dtype=torch.float64).to(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("operation", ["contrast", "hue"])
+def test_divisions_round_once_on_a_gpu_too(operation):
+    """Half of the pixels have the next level: the mean lies between two levels, where contrast rounds up, and the
+    product with a reciprocal of 224 x 224 is often too small."""
+    levels = torch.arange(0, 250, 25, dtype=torch.uint8)[:, None, None, None]
+    images = (levels + (torch.arange(224) % 2).to(torch.uint8)).expand(-1, 3, 224, 224).contiguous()
+    given = torch.full((len(images), 3), 0.3, dtype=torch.float64), Canvas("bicubic", FILL)
+    expected = OPERATIONS[operation](images, *given)
+    with DividesAsCuda():
+        found = OPERATIONS[operation](images, *given)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.gpu
 def test_the_transform_on_a_gpu_gives_the_pixels_of_the_cpu():
     images, targets, indices = batch(side=96)
@@ -184,6 +207,9 @@ for capability in (80, 90):
     print(capability, fused == 16 * 3 * per_thread, fused, made.metadata.num_warps)
     source = ASTSource(kernels.levels, {"images": "*u8", "result": "*fp32", "table": "*fp32", "size": "i32",
                                         "BLOCK": "constexpr"}, {"BLOCK": kernels.BLOCK})
+    triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    source = ASTSource(kernels.count, {"images": "*u8", "result": "*i32", "size": "i32", "BLOCK": "constexpr"},
+                       {"BLOCK": kernels.HISTOGRAM_BLOCK})
     triton.compile(source, target=GPUTarget("cuda", capability, 32))
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
