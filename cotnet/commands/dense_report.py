@@ -18,7 +18,6 @@ from cotnet.config.compose import Config
 from cotnet.dense.ade20k import LabelMapSet
 from cotnet.dense.coco import CocoSet
 from cotnet.dense.evaluation import Scored
-from cotnet.dense.masks import whole
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture_list, write_predictions
@@ -82,8 +81,7 @@ def objects(results: Sequence[dict[str, Any]], images: CocoSet, index: int) -> t
     names = dict(zip(images.category_ids.tolist(), images.categories, strict=True))
     found = [row for row in results if row["image_id"] == images.image_ids[index]]
     boxes, labels, crowd, masks = images.truth(index)
-    drawn = None if masks is None else whole(masks, size)
-    truth = labelled_objects(boxes.tolist(), labels.tolist(), images.categories, masks=drawn, crowd=crowd)
+    truth = labelled_objects(boxes.tolist(), labels.tolist(), images.categories, masks=masks, crowd=crowd)
     return coco_objects(found, names, size), truth
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cotnet.dense.masks import NO_EXTRA
-from cotnet.errors import InputError
+from cotnet.dense.masks import coco_tools
 from data.sets.image_set import IGNORED
 
 AREAS: Final = ("small", "medium", "large")  # below 32^2 pixels, below 96^2, above
@@ -54,18 +53,15 @@ def box_and_mask_figures(
 
 def _curves(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Precision (IoU 10, recall 101, category, area 4, limit 3), recall (IoU, category, area, limit); -1: nothing."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise InputError(NO_EXTRA) from None
+    tools = coco_tools()
     annotations = [
         {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": number}  # 0 would mean "not matched"
         for number, one in enumerate(truth["annotations"], 1)
     ]
-    known = COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
+    known = tools.COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
     unwanted = "bbox" if kind == "segm" else "segmentation"  # with a box, its area would count as the mask's
     found = known.loadRes([{key: value for key, value in one.items() if key != unwanted} for one in results])
-    evaluation = COCOeval_faster(known, found, kind)
+    evaluation = tools.COCOeval_faster(known, found, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
