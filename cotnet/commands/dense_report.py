@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cotnet import dense_parts, records
 from cotnet.config.compose import Config
-from cotnet.dense.ade20k import LabelMapSet
+from cotnet.dense.ade20k import LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet
 from cotnet.dense.evaluation import Scored
 from cotnet.engine.distributed import Ranks
@@ -30,7 +28,6 @@ from cotnet.evaluation.dense_pictures import (
 )
 from cotnet.headline import NAMES
 from cotnet.reporting.terminal import say
-from data.loading.decoding import decoded_rgb
 
 METRICS = "metrics.json"
 
@@ -64,8 +61,7 @@ def draw_pictures(
     listed = []
     for number, index in enumerate(chosen):
         png, file = (folder / PICTURES).parent / f"{number:02}.png", images.files[index]
-        with Image.open(images.root / file) as image:
-            pixels = pil_to_tensor(decoded_rgb(image, images.root / file))
+        pixels = torch.from_numpy(decoded(images.root / file, rgb=True)).permute(2, 0, 1)
         if detection:
             alt = draw_detections(png, pixels, *objects(scored.found, images, index), title=file)
         else:
