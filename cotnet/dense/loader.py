@@ -132,11 +132,10 @@ def moved_maps(maps: np.ndarray, view: View, *, fill: int) -> np.ndarray:
     """(..., *view.output) uint8 of maps (..., h, w): what lies under the middles of pixels; `fill` in the padding."""
     middles = [(2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(view.size, maps.shape[-2:], strict=True)]
     (top, left), (height, width) = view.offsets[0], view.output
-    rows, columns = middles[0], middles[1][:: -1 if view.flip else 1]
-    seen = maps.take(columns[left : left + width], -1).take(rows[top : top + height], -2)
-    padded = np.full((*seen.shape[:-2], height, width), fill, np.uint8)
-    padded[..., : seen.shape[-2], : seen.shape[-1]] = seen
-    return padded
+    rows, columns = middles[0][top : top + height], middles[1][:: -1 if view.flip else 1][left : left + width]
+    moved = np.full((*maps.shape[:-2], height, width), fill, np.uint8)
+    maps.take(columns, -1).take(rows, -2, out=moved[..., : len(rows), : len(columns)], mode="clip")  # no buffer
+    return moved
 
 
 def calm_crop(classes: np.ndarray, view: View, *, share: float) -> tuple[View, np.ndarray]:
