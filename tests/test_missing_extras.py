@@ -32,7 +32,7 @@ def figures():
         ("nvidia.dali", dali, r"nvidia\.dali.*; pip install 'cotnet\[cu13\]' \(cu12 .*\), or set loader=torchvision"),
         ("pyarrow", require_parquet, r"needs pyarrow; pip install 'cotnet\[parquet\]'"),
         ("faster_coco_eval", figures, r"faster-coco-eval is not installed; pip install 'cotnet\[dense\]'"),
-        ("faster_coco_eval.core", masks.run_length_tools, r"faster-coco-eval is .*; pip install 'cotnet\[dense\]'"),
+        ("faster_coco_eval", masks.coco_tools, r"faster-coco-eval is .*; pip install 'cotnet\[dense\]'"),
         ("jinja2", write.require_extra, r"jinja2 is not installed; pip install 'cotnet\[report\]'"),
         ("optuna", search._optuna, r"optuna is not installed; pip install 'cotnet\[sweep\]' or sweep with sweep=grid"),
         ("tensorboard", TensorBoardLogger, r"needs the package tensorboard; pip install 'cotnet\[tensorboard\]'"),

@@ -40,7 +40,7 @@ from data.prepare.commands import positive
 SIZE: Final = (640, 480)  # width, height of the photographs
 CLASSES: Final = 80
 OBJECTS: Final = 7.3  # per image, as in COCO
-KINDS: Final = {"loader": 1.0, "input": None, "train": 1.0}  # target of the ratio
+KINDS: Final = {"loader": None, "input": 1.0, "train": 1.0}  # target of the ratio; none where the work differs
 LR: Final = 1e-6  # weights hardly move: every turn is the work of a first step
 
 

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cotnet import dense_parts, records
 from cotnet.config.compose import Config
-from cotnet.dense.ade20k import LabelMapSet
+from cotnet.dense.ade20k import LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet
 from cotnet.dense.evaluation import Scored
-from cotnet.dense.masks import whole
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture_list, write_predictions
@@ -31,7 +28,6 @@ from cotnet.evaluation.dense_pictures import (
 )
 from cotnet.headline import NAMES
 from cotnet.reporting.terminal import say
-from data.loading.decoding import decoded_rgb
 
 METRICS = "metrics.json"
 
@@ -65,8 +61,7 @@ def draw_pictures(
     listed = []
     for number, index in enumerate(chosen):
         png, file = (folder / PICTURES).parent / f"{number:02}.png", images.files[index]
-        with Image.open(images.root / file) as image:
-            pixels = pil_to_tensor(decoded_rgb(image, images.root / file))
+        pixels = torch.from_numpy(decoded(images.root / file, rgb=True)).permute(2, 0, 1)
         if detection:
             alt = draw_detections(png, pixels, *objects(scored.found, images, index), title=file)
         else:
@@ -82,8 +77,7 @@ def objects(results: Sequence[dict[str, Any]], images: CocoSet, index: int) -> t
     names = dict(zip(images.category_ids.tolist(), images.categories, strict=True))
     found = [row for row in results if row["image_id"] == images.image_ids[index]]
     boxes, labels, crowd, masks = images.truth(index)
-    drawn = None if masks is None else whole(masks, size)
-    truth = labelled_objects(boxes.tolist(), labels.tolist(), images.categories, masks=drawn, crowd=crowd)
+    truth = labelled_objects(boxes.tolist(), labels.tolist(), images.categories, masks=masks, crowd=crowd)
     return coco_objects(found, names, size), truth
 
 

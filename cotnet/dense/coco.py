@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cotnet.dense.masks import MaskPart, part_of, run_length_tools
+from cotnet.dense.masks import coco_tools, drawn
 from cotnet.errors import DataError
 from data.sets.image_set import some, visible
 
@@ -22,7 +22,7 @@ class Objects(NamedTuple):
     boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2
     labels: np.ndarray  # (n,) int64, from 1
     crowd: np.ndarray  # (n,) bool: a crowd, which is no object to learn
-    masks: list[MaskPart] | None  # n; None if the set was read without masks
+    masks: np.ndarray | None  # (n, h, w) uint8, 0 or 1; None if the set was read without masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,9 @@ class CocoSet:
         """The objects of an image. Raises DataError for a mask that cannot be drawn."""
         part = slice(self.first[index], self.first[index + 1])
         size, source = self.sizes[index].tolist(), self.source
-        masks = [source.mask(row, size) for row in self.rows[part].tolist()] if source.masks else None
-        boxes, labels, crowd, _ = self.objects
+        boxes, labels, crowd, masks = self.objects
+        if source.masks:
+            masks = np.array([source.mask(row, size) for row in self.rows[part].tolist()], np.uint8).reshape(-1, *size)
         return Objects(boxes[part], labels[part], crowd[part], masks)
 
 
@@ -69,8 +70,8 @@ def read_coco(root: Path, split: Literal["train", "val"], *, masks: bool) -> Coc
         raise source.wrong("has not COCO's `images` with id, height and width, and `categories`") from error
     if len(set(ids)) < len(ids) or not (sizes > 0).all() or not categories:
         raise source.wrong("has two images of one id, an image of no size, or no category")
-    image = source.positions(image_ids, source.images, what="image")
-    label = 1 + source.positions(category_ids, source.categories, what="category")
+    image = source.positions(image_ids.tolist(), source.images, what="image")
+    label = 1 + source.positions(category_ids.tolist(), source.categories, what="category")
     boxes, keep, dropped = source.usable(sizes[image])
     crowd = np.array(source.crowd, bool)
     used = np.ones(len(ids), bool)
@@ -142,7 +143,7 @@ class _Annotations:
     def read(self) -> tuple[Any, str]:
         """The rest of the file, with images as (id, name, height, width), and the file's SHA-256."""
         if self.masks:
-            run_length_tools()
+            coco_tools()
         try:
             content = self.path.read_bytes()
             fingerprint, text = hashlib.sha256(content).hexdigest(), content.decode()
@@ -181,7 +182,7 @@ class _Annotations:
             runs = outline["counts"]
             if isinstance(runs, list) and (min(runs) < 0 or sum(runs) != height * width):
                 raise ValueError("its run lengths do not fill its size")
-            packed = run_length_tools().frPyObjects(outline, height, width) if isinstance(runs, list) else outline
+            packed = coco_tools().mask.frPyObjects(outline, height, width) if isinstance(runs, list) else outline
             self.runs[len(self.ids) - 1], outline = packed, []
         for polygon in outline:
             if len(polygon) < 6:
@@ -193,14 +194,13 @@ class _Annotations:
             self.ends.append(len(self.points))
         self.polygons.append(len(self.ends) - 1)
 
-    def positions(self, known: np.ndarray, ids: Sequence[int], *, what: str) -> np.ndarray:
+    def positions(self, known: Sequence[int], ids: Sequence[int], *, what: str) -> np.ndarray:
         """(A,) place of each id among the known ones. Raises DataError for an unknown one."""
-        wanted, order = np.array(ids, np.int64), np.argsort(known)
-        found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-        if unknown := np.flatnonzero(known[found] != wanted).tolist():
-            name = f"annotation {self.ids[unknown[0]]} is of the unknown {what} {wanted[unknown[0]]}"
+        places = {number: place for place, number in enumerate(known)}
+        if unknown := [row for row, number in enumerate(ids) if number not in places]:
+            name = f"annotation {self.ids[unknown[0]]} is of the unknown {what} {ids[unknown[0]]}"
             raise self.wrong(name + (f", and {len(unknown) - 1} more are" if len(unknown) > 1 else ""))
-        return found
+        return np.array([places[number] for number in ids], np.int64)
 
     def usable(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
         """Boxes (A, 4) within images of these sizes (A, 2), which annotations have a box and a mask, what has not."""
@@ -226,13 +226,10 @@ class _Annotations:
             keep &= outlined
         return boxes, keep, dropped
 
-    def mask(self, row: int, size: Sequence[int]) -> MaskPart:
-        """The mask of an annotation in an image of this size (h, w). Raises DataError if it cannot be drawn."""
-        rle = run_length_tools()
+    def mask(self, row: int, size: Sequence[int]) -> np.ndarray:
+        """The mask (h, w) of an annotation in an image of this size. Raises DataError if it cannot be drawn."""
+        ends = self.ends[self.polygons[row] : self.polygons[row + 1] + 1]
         try:
-            ends = self.ends[self.polygons[row] : self.polygons[row + 1] + 1]
-            polygons = [self.points[a:b].tolist() for a, b in pairwise(ends)]
-            runs = self.runs.get(row) or rle.merge(rle.frPyObjects(polygons, *size))
-            return part_of(runs["counts"], size)
+            return drawn(self.runs.get(row) or [self.points[a:b].tolist() for a, b in pairwise(ends)], size)
         except (ValueError, RuntimeError) as error:
             raise self.wrong(f"annotation {self.ids[row]}: its mask cannot be drawn ({error})") from error

@@ -35,7 +35,8 @@ def build_detector(
     no feature pyramid or `task.anchor_sizes` does not fit it.
     """
     build = _retinanet if task.head == "retinanet" else _two_stage
-    model = build(backbone, task, num_classes)
+    limits: dict[str, Any] = {"score_thresh": task.score_threshold, "nms_thresh": task.nms_threshold}
+    model = build(backbone, task, num_classes, limits | {"detections_per_img": task.max_detections})
     model.transform = Batching(mean, std)
     return model
 
@@ -81,18 +82,16 @@ class BatchRetinaNet(RetinaNet):
         return [result | {"labels": result["labels"] + 1} for result in super().postprocess_detections(*found)]
 
 
-def _retinanet(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn.Module:
+def _retinanet(backbone: nn.Module, task: DetectionTask, num_classes: int, limits: dict[str, Any]) -> nn.Module:
     pyramid = _pyramid(backbone, task, extra="convs")
     anchors = Anchors([[size * octave for octave in OCTAVES] for size in task.anchor_sizes], pyramid.strides)
     head = FloatRetinaNetHead(task.channels, len(OCTAVES) * len(RATIOS), num_classes, norm_layer(task.norm))
-    limits = {"score_thresh": task.score_threshold, "nms_thresh": task.nms_threshold}
-    limits["detections_per_img"] = task.max_detections
     model = BatchRetinaNet(pyramid, num_classes, anchor_generator=anchors, head=head, **limits)
     model.beta = BETA[task.box_loss]
     return model
 
 
-def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn.Module:
+def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int, limits: dict[str, Any]) -> nn.Module:
     pyramid, channels, beta = _pyramid(backbone, task, extra="pool"), task.channels, BETA[task.box_loss]
     cascade = task.head.startswith("cascade")
     anchors = Anchors([[size] for size in task.anchor_sizes], pyramid.strides)
@@ -103,15 +102,12 @@ def _two_stage(backbone: nn.Module, task: DetectionTask, num_classes: int) -> nn
         for _ in IOUS[: 3 if cascade else 1]
     ]
     box_heads, predictors = (nn.ModuleList(column) if cascade else column[0] for column in zip(*stages, strict=True))
-    masks: dict[str, Any] = {}
-    if task.masks:
-        masks["mask_roi_pool"] = AlignedPool(pyramid.strides[:-1], 14)
-        masks["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1, norm_layer(task.norm))
-        masks["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes + 1)
-    limits = {"score_thresh": task.score_threshold, "nms_thresh": task.nms_threshold}
-    limits["detections_per_img"] = task.max_detections
     pool = AlignedPool(pyramid.strides[:-1], 7)
-    heads = RegionHeads(pool, box_heads, predictors, beta=beta, rois=task.rois, **limits, **masks)
+    heads = RegionHeads(pool, box_heads, predictors, beta=beta, rois=task.rois, **limits)
+    if task.masks:
+        heads.mask_roi_pool = AlignedPool(pyramid.strides[:-1], 14)
+        heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1, norm_layer(task.norm))
+        heads.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
     return GeneralizedRCNN(pyramid, rpn, heads, None)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cotnet.dense.masks import run_length_tools
+from cotnet.dense.masks import coco_tools
 from cotnet.dense.metrics import DenseFigures, box_and_mask_figures, confusion_of, segmentation_figures
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, Loader
@@ -135,7 +135,7 @@ def coco_results(
 
 def run_length(shape: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> Result:
     """COCO's run lengths of a mask as `pasted` draws it. Raises InputError without the extra `dense`."""
-    found = run_length_tools().encode(pasted(shape, box, size))
+    found = coco_tools().mask.encode(pasted(shape, box, size))
     return {"size": list(size), "counts": found["counts"].decode()}
 
 

@@ -2,19 +2,18 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
+from math import prod
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cotnet.dense.ade20k import LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet, Objects
-from cotnet.dense.masks import flattened, pasted, resampled
 from cotnet.dense.plans import DenseEvaluationPlan, DensePlan, View
 from cotnet.errors import DataError
 from data.loading.plan import Prefetch
@@ -27,7 +26,6 @@ PHOTOMETRIC: Final[dict[str, Callable[[torch.Tensor, float], torch.Tensor]]] = {
     "saturation": functional.adjust_saturation,
     "hue": functional.adjust_hue,
 }
-_ALIGNMENT: Final = 16  # bytes; any type may start there
 
 Example = dict[str, torch.Tensor]
 
@@ -36,15 +34,15 @@ class DenseBatch(NamedTuple):
     """n images."""
 
     images: list[torch.Tensor]  # n of (3, h, w) uint8 RGB, on the device; sizes differ
-    targets: list[Example]  # n, on the device: boxes, labels, masks; classes; in evaluation size (and classes)
+    targets: list[Example]  # n, on the device: boxes, labels, masks, or classes; in evaluation classes or nothing
     indices: torch.Tensor  # (n,) int64, on the CPU: indices into the set's files
 
 
 class _PackedBatch(NamedTuple):
-    """A batch in one tensor: one piece of shared memory, one copy to the device."""
+    """A batch with one tensor for each name: few pieces of shared memory, few copies to the device."""
 
-    bytes: torch.Tensor
-    layout: list[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]]  # of each example: type, shape, start, end
+    parts: dict[str, torch.Tensor]  # the n parts of a name one after the other
+    shapes: dict[str, list[tuple[int, ...]]]  # of the n parts
     indices: torch.Tensor
 
 
@@ -97,7 +95,7 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
         pixels, plan = decoded(path, rgb=True), self._plan
         height, width = pixels.shape[:2]
         view = plan.view(epoch, index, (height, width))
-        target: Example = {} if isinstance(plan, DensePlan) else {"size": torch.tensor([height, width])}
+        target: Example = {}
         if isinstance(self._set, LabelMapSet):
             classes = self._set.classes(index)
             _require_size(path, (height, width), classes.shape)
@@ -107,7 +105,7 @@ class _DenseBatches(Dataset[_PackedBatch | DataError]):
         else:
             _require_size(path, (height, width), self._set.sizes[index].tolist())
             if isinstance(plan, DensePlan):
-                target |= moved_objects(self._set.truth(index), view, size=(height, width))
+                target = moved_objects(self._set.truth(index), view, size=(height, width))
         image = moved_image(torch.from_numpy(pixels).permute(2, 0, 1), view, fill=self._fill)
         return target | {"image": image.permute(1, 2, 0)}
 
@@ -130,35 +128,33 @@ def moved_image(image: torch.Tensor, view: View, *, fill: Sequence[int]) -> torc
     return functional.pad(image, [0, 0, right, bottom], fill=[*fill]) if bottom or right else image
 
 
-def _nearest(view: View, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a map of this size (h, w) that lie under the middle of the crop's pixels, without padding."""
-    middles = [(2 * np.arange(side) + 1) * old // (2 * side) for side, old in zip(view.size, size, strict=True)]
+def moved_maps(maps: np.ndarray, view: View, *, fill: int) -> np.ndarray:
+    """(..., *view.output) uint8 of maps (..., h, w): what lies under the middles of pixels; `fill` in the padding."""
+    middles = [(2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(view.size, maps.shape[-2:], strict=True)]
     (top, left), (height, width) = view.offsets[0], view.output
-    rows, columns = middles[0], middles[1][:: -1 if view.flip else 1]
-    return rows[top : top + height], columns[left : left + width]
+    rows, columns = middles[0][top : top + height], middles[1][:: -1 if view.flip else 1][left : left + width]
+    moved = np.full((*maps.shape[:-2], height, width), fill, np.uint8)
+    maps.take(columns, -1).take(rows, -2, out=moved[..., : len(rows), : len(columns)], mode="clip")  # no buffer
+    return moved
 
 
 def calm_crop(classes: np.ndarray, view: View, *, share: float) -> tuple[View, np.ndarray]:
-    """The view with one crop, and the map (h, w) uint8 under it.
+    """The view with one crop, and the map (h, w) uint8 in it.
 
     The first crop in which no class has more than the share, else the last one. Ignored pixels do not count, as in
     mmsegmentation's RandomCrop.
     """
     for offset in view.offsets:
         view = view._replace(offsets=(offset,))
-        rows, columns = _nearest(view, classes.shape)
-        part = classes[rows][:, columns]
+        part = moved_maps(classes, view, fill=IGNORED)
         counts = np.bincount(part.ravel(), minlength=IGNORED + 1)[:IGNORED]
         if (counts > 0).sum() > 1 and counts.max() <= share * counts.sum():
             break
-    padded = np.full(view.output, IGNORED, np.uint8)
-    padded[: len(rows), : len(columns)] = part
-    return view, padded
+    return view, part
 
 
 def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Example:
-    """The objects of an image of this size (h, w) in its view: `boxes`, `labels` and, if it has masks, what `flattened`
-    makes of them: `mask_pixels` and `mask_places`.
+    """`boxes`, `labels` and, if read, `masks` (n, *view.output) of the objects of an image of this size (h, w).
 
     Boxes are cut at the crop's border. Those with a side below one pixel, or no pixel in the mask, are left out.
     """
@@ -168,48 +164,26 @@ def moved_objects(truth: Objects, view: View, *, size: tuple[int, int]) -> Examp
         boxes = np.array([width, 0, width, 0], np.float32) + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1] * 2, np.float32)
     boxes = np.clip(boxes - np.array([left, top] * 2, np.float32), 0, np.array(view.output[::-1] * 2, np.float32))
     keep = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
-    masks = None
+    found = {"boxes": boxes, "labels": truth.labels}
     if truth.masks is not None:
-        rows, columns = _nearest(view, size)
-        masks = [resampled(mask, rows, columns) for mask in truth.masks]
-        keep &= np.array([mask.pixels.any() for mask in masks], bool)
-    found = {name: torch.from_numpy(part[keep]) for name, part in (("boxes", boxes), ("labels", truth.labels))}
-    if masks is not None:
-        found["mask_pixels"], found["mask_places"] = flattened([*compress(masks, keep)])
-    return found
+        found["masks"] = moved_maps(truth.masks, view, fill=0)
+        keep &= found["masks"].any(axis=(1, 2))
+    return {name: torch.from_numpy(part[keep]) for name, part in found.items()}
 
 
 def _pack(examples: list[Example], indices: torch.Tensor) -> _PackedBatch:
-    layout: list[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]] = []
-    end = 0
-    for example in examples:
-        layout.append({})
-        for name, part in example.items():
-            start = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = start + part.numel() * part.element_size()
-            layout[-1][name] = part.dtype, tuple(part.shape), start, end
-    packed = torch.empty(end, dtype=torch.uint8)
-    if get_worker_info():
-        packed.share_memory_()  # before it is filled, so that sending does not copy it
-    for example, places in zip(examples, layout, strict=True):
-        for name, (kind, shape, start, stop) in places.items():
-            packed[start:stop].view(kind).view(shape).copy_(example[name])
-    return _PackedBatch(packed, layout, indices)
+    shapes = {name: [tuple(example[name].shape) for example in examples] for name in examples[0]}
+    parts = {name: torch.cat([example[name].flatten() for example in examples]) for name in shapes}
+    return _PackedBatch(parts, shapes, indices)
 
 
 def _unpack(packed: _PackedBatch, device: torch.device) -> DenseBatch:
-    moved = packed.bytes.to(device, non_blocking=True)
-    targets = [
-        {name: moved[start:end].view(kind).view(shape) for name, (kind, shape, start, end) in places.items()}
-        for places in packed.layout
-    ]
-    images = [target.pop("image").permute(2, 0, 1) for target in targets]
-    for target, image, layout in zip(targets, images, packed.layout, strict=True):
-        if "mask_pixels" in target:
-            del target["mask_places"]
-            kind, shape, start, end = layout["mask_places"]
-            places = packed.bytes[start:end].view(kind).view(shape).tolist()  # not from the device: that would wait
-            target["masks"] = pasted(target.pop("mask_pixels"), places, image.shape[1:])
-        if "classes" in target:
-            target["classes"] = target["classes"].long()
+    moved: dict[str, list[torch.Tensor]] = {}
+    for name, shapes in packed.shapes.items():
+        parts = packed.parts[name].to(device, non_blocking=True).split([prod(shape) for shape in shapes])
+        moved[name] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    images = [image.permute(2, 0, 1) for image in moved.pop("image")]
+    if "classes" in moved:
+        moved["classes"] = [classes.long() for classes in moved["classes"]]
+    targets = [{name: parts[place] for name, parts in moved.items()} for place in range(len(images))]
     return DenseBatch(images, targets, packed.indices)

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cotnet.dense.masks import NO_EXTRA
-from cotnet.errors import InputError
+from cotnet.dense.masks import coco_tools
 from data.sets.image_set import IGNORED
 
-AREAS: Final = ("small", "medium", "large")  # below 32^2 pixels, below 96^2, above
-LIMITS: Final = (1, 10, 100)  # detections of an image that count, the best first
+# In the order of COCO's own table. Areas: below 32^2 pixels, below 96^2, above. AR counts an image's best 1, 10 or 100.
+PRECISIONS: Final = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+RECALLS: Final = ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
 
 class DenseFigures(NamedTuple):
@@ -45,43 +44,31 @@ def box_and_mask_figures(
     total: dict[str, float | None] = {}
     each: list[dict[str, Any]] = [{"name": one["name"]} for one in categories]
     for kind in ("box", "mask") if masks else ("box",):
-        precision, recall = _curves(content, results, "bbox" if kind == "box" else "segm")
-        total |= {f"{kind}_{name}": value for name, value in _figures(precision, recall).items()}
+        evaluation = _evaluation(content, results, "bbox" if kind == "box" else "segm")
+        for name, value in zip((*PRECISIONS, *RECALLS), evaluation.stats.tolist()[:12], strict=True):
+            total[f"{kind}_{name}"] = None if value < 0 else 100 * value
+        precision = evaluation.eval["precision"]  # (IoU 10, recall 101, category, area 4, limit 3); -1: nothing
         for number, row in enumerate(each):
-            row[f"{kind}_ap"] = _mean(precision[:, :, number, 0, -1])
+            values = precision[:, :, number, 0, -1]
+            row[f"{kind}_ap"] = 100 * float(values[values > -1].mean()) if (values > -1).any() else None
     return DenseFigures(total, each)
 
 
-def _curves(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (IoU 10, recall 101, category, area 4, limit 3), recall (IoU, category, area, limit); -1: nothing."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise InputError(NO_EXTRA) from None
+def _evaluation(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> Any:
+    """A finished COCOeval of `kind` bbox or segm."""
+    tools = coco_tools()
     annotations = [
         {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": number}  # 0 would mean "not matched"
         for number, one in enumerate(truth["annotations"], 1)
     ]
-    known = COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
+    known = tools.COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
     unwanted = "bbox" if kind == "segm" else "segmentation"  # with a box, its area would count as the mask's
     found = known.loadRes([{key: value for key, value in one.items() if key != unwanted} for one in results])
-    evaluation = COCOeval_faster(known, found, kind)
+    evaluation = tools.COCOeval_faster(known, found, kind)
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
-
-
-def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    found = {"ap": precision[..., 0, -1], "ap50": precision[0, ..., 0, -1], "ap75": precision[5, ..., 0, -1]}
-    found |= {f"ap_{area}": precision[..., number, -1] for number, area in enumerate(AREAS, 1)}
-    found |= {f"ar{limit}": recall[..., 0, number] for number, limit in enumerate(LIMITS)}
-    found |= {f"ar_{area}": recall[..., number, -1] for number, area in enumerate(AREAS, 1)}
-    return {name: _mean(values) for name, values in found.items()}
-
-
-def _mean(values: np.ndarray) -> float | None:
-    known = values[values > -1]
-    return 100 * float(np.mean(known)) if known.size else None
+    evaluation.summarize()
+    return evaluation
 
 
 def confusion_of(predicted: Tensor, target: Tensor, classes: int) -> Tensor:

@@ -10,12 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops.feature_pyramid_network import (
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from cotnet.dense.bodies import headless, stage_maps, stage_names
 from cotnet.dense.settings import Norm
@@ -67,12 +62,8 @@ class Pyramid(PartlyFrozen):
         self.body, self.out_channels = headless(backbone), channels
         self.first = int(skip_finest and len(self.body.stage_channels) > 3)
         widths, strides = self.body.stage_channels[self.first :], self.body.stage_strides[self.first :]
-        blocks: dict[str | None, Callable[[], ExtraFPNBlock | None]] = {
-            "pool": LastLevelMaxPool,
-            "convs": lambda: CoarseLevels(widths[-1], channels),
-            None: lambda: None,
-        }
-        self.fpn = FeaturePyramidNetwork(list(widths), channels, blocks[extra](), norm_layer(norm))
+        block = CoarseLevels(widths[-1], channels) if extra == "convs" else LastLevelMaxPool() if extra else None
+        self.fpn = FeaturePyramidNetwork(list(widths), channels, block, norm_layer(norm))
         more = {"pool": 1, "convs": 2, None: 0}[extra]
         self.strides = (*strides, *(strides[-1] * 2**step for step in range(1, more + 1)))
         frozen = stage_names(self.body)[:freeze] if freeze else []

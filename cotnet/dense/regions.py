@@ -65,13 +65,13 @@ class AlignedPool(MultiScaleRoIAlign):
         rois = torch.cat([F.pad(found.float(), (1, 0), value=image) for image, found in enumerate(boxes)])
         level = torch.floor(4 + torch.log2(box_area(rois[:, 1:]).sqrt() / 224 + 1e-8)) - math.log2(self.strides[0])
         level = level.clamp(0, len(maps) - 1)
-        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
-        for index, (features, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            chosen = torch.where(level == index)[0]
-            pooled[chosen] = roi_align(
-                features, rois[chosen], self.output_size, 1 / stride, self.sampling_ratio, aligned=True
-            )
-        return pooled
+        chosen = [torch.where(level == index)[0] for index in range(len(maps))]
+        pooled = [
+            roi_align(features, rois[rows], self.output_size, 1 / stride, self.sampling_ratio, aligned=True)
+            for features, stride, rows in zip(maps, self.strides, chosen, strict=True)
+        ]
+        result = torch.cat(pooled)  # put in order at once: the gradient of a copy by level would be copied by level
+        return torch.empty_like(result).index_copy_(0, torch.cat(chosen), result)
 
 
 class ProposalHead(RPNHead):

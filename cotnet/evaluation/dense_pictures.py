@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from cotnet.dense.masks import run_length_tools
+from cotnet.dense.masks import drawn
 from cotnet.evaluation.picture_sheet import Frame, PicturePanel, draw_sheet
 from data.sets.image_set import IGNORED
 
@@ -57,7 +57,7 @@ def coco_objects(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str], si
             number=numbers[row["category_id"]],
             box=tuple(row["bbox"]),
             score=row.get("score"),
-            mask=decoded(row["segmentation"], size) if row.get("segmentation") else None,
+            mask=drawn(row["segmentation"], size).astype(bool) if row.get("segmentation") else None,
             crowd=bool(row.get("iscrowd", 0)),
         )
         for row in rows
@@ -83,15 +83,6 @@ def labelled_objects(
         )
         for number, ((x, y, right, bottom), label) in enumerate(zip(boxes, labels, strict=True))
     ]
-
-
-def decoded(shape: Any, size: Size) -> np.ndarray:
-    """Polygons or run lengths as a mask (h, w) bool. Raises InputError without the extra `dense`."""
-    mask = run_length_tools()
-    raw = isinstance(shape, list) or isinstance(shape["counts"], list)
-    lengths = mask.frPyObjects(shape, *size) if raw else shape
-    lengths = mask.merge(lengths) if isinstance(lengths, list) else lengths
-    return np.asarray(mask.decode(lengths)).astype(bool).reshape(size)
 
 
 def detection_panels(

@@ -90,7 +90,7 @@ def test_groups_have_one_aspect_and_epochs_a_limit(annotated):
 def test_ratios_are_medians_of_rounds():
     ours = [EpochFigures(30, 2), EpochFigures(20, 2), EpochFigures(50, 3)]
     theirs = [EpochFigures(10, 4), EpochFigures(20, 4), EpochFigures(25, 9)]
-    record = dense.dense_record("loader", "mask_rcnn", ours, theirs)
+    record = dense.dense_record("input", "mask_rcnn", ours, theirs)
     assert (record["images_per_second"], record["peer_images_per_second"]) == (30, 20)
     assert (record["ratio"], record["cpu_ratio"], record["target"]) == (2, 2, 1)
 

@@ -1,7 +1,6 @@
 """What the loader does to an image, its objects and its label map under a view of the plan."""
 
 from dataclasses import replace
-from itertools import compress
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image, ImageDraw
 from cotnet.dense.ade20k import read_ade20k
 from cotnet.dense.coco import Objects, read_coco
 from cotnet.dense.loader import PHOTOMETRIC, calm_crop, moved_objects
-from cotnet.dense.masks import MaskPart, pasted
 from cotnet.dense.plans import DensePlan, View
 from data.prepare.__main__ import main
 
@@ -44,10 +42,6 @@ def analytic(corners, view, *, size):
     return inside
 
 
-def masks_of(moved, view):
-    return pasted(moved["mask_pixels"], moved["mask_places"].tolist(), view.output).numpy()
-
-
 def test_boxes_and_masks_follow_resize_flip_and_crop(tmp_path):
     out = tmp_path / "set"
     assert main(["shapes", "--out", str(out), "--images", "1", "--val", "7", "--size", "320"]) == 0
@@ -62,16 +56,16 @@ def test_boxes_and_masks_follow_resize_flip_and_crop(tmp_path):
             view, truth = plan.view(epoch, index, size), image_set.truth(index)
             rows = image_set.rows[image_set.first[index] : image_set.first[index + 1]]
             rows, keep = rows[~truth.crowd], ~truth.crowd
-            for row, box, mask in zip(rows.tolist(), truth.boxes[keep], compress(truth.masks, keep), strict=True):
-                one = Objects(box[None], np.array([1]), np.array([False]), [mask])
+            for row, box, mask in zip(rows.tolist(), truth.boxes[keep], truth.masks[keep], strict=True):
+                one = Objects(box[None], np.array([1]), np.array([False]), mask[None])
                 moved = moved_objects(one, view, size=size)
                 points = annotations.points[
                     annotations.ends[annotations.polygons[row]] : annotations.ends[annotations.polygons[row] + 1]
                 ]
                 expected = analytic(np.array(points).reshape(-1, 2), view, size=size)
-                if min(expected.sum(), mask.pixels.sum()) < 2500:  # COCO's rule alone moves edges by half a pixel
+                if min(expected.sum(), mask.sum()) < 2500:  # COCO's rule alone moves edges by half a pixel
                     continue
-                found = masks_of(moved, view)[0] > 0
+                found = moved["masks"][0].numpy() > 0
                 assert (found & expected).sum() / (found | expected).sum() > 0.95
                 inside = box_of(found).min() > 0 and box_of(found).max() < 220
                 if inside or annotations.categories[row] == 1:  # a triangle's rest may be smaller than its box's
@@ -113,18 +107,17 @@ def test_pixels_of_a_view_by_hand(tmp_path):
 
 
 def test_objects_that_a_crop_leaves_out_vanish():
-    square, wide, nothing = (np.ones(shape, np.uint8) for shape in ((10, 10), (10, 12), (0, 0)))
-    masks = [MaskPart(5, 5, square), MaskPart(20, 30, square), MaskPart(5, 9, wide), MaskPart(0, 0, nothing)]
+    masks = np.zeros((4, 40, 60), np.uint8)
+    masks[0, 5:15, 5:15] = masks[1, 20:30, 30:40] = masks[2, 5:15, 9:21] = 1
     boxes = np.array([[5, 5, 15, 15], [30, 20, 40, 30], [9.4, 5, 20.6, 15], [5, 5, 15, 15]], np.float32)
     truth = Objects(boxes, np.array([1, 2, 3, 4]), np.zeros(4, bool), masks)
     view = View(size=(40, 60), flip=False, offsets=((0, 20),), output=(40, 40), photometric=())
     found = moved_objects(truth, view, size=(40, 60))
     assert found["labels"].tolist() == [2]  # the third has 0.6 pixels left
     assert found["boxes"].tolist() == [[10, 20, 20, 30]]
-    masks = masks_of(found, view)
-    assert masks.shape == (1, 40, 40) and box_of(masks[0]).tolist() == [10, 20, 20, 30]
+    assert found["masks"].shape == (1, 40, 40) and box_of(found["masks"][0]).tolist() == [10, 20, 20, 30]
     nothing = moved_objects(truth, view._replace(output=(4, 4)), size=(40, 60))
-    assert [tuple(part.shape) for part in nothing.values()] == [(0, 4), (0,), (0,), (0, 4)]
+    assert [tuple(part.shape) for part in nothing.values()] == [(0, 4), (0,), (0, 4, 4)]
 
 
 def nearest(count, source):
@@ -139,7 +132,6 @@ def test_label_maps(drawn):
             assert image.shape[1] % 32 == image.shape[2] % 32 == 0
             assert target["classes"].dtype == torch.int64
             assert np.array_equal(target["classes"], image_set.classes(index))
-            assert target["size"].tolist() == list(target["classes"].shape)
     given = replace(WHOLE, short_sides=(96,), crop=128, flip=1)
     for batch in loader(image_set, given, batch_size=2).batches(0):
         for image, target, index in zip(batch.images, batch.targets, batch.indices.tolist(), strict=True):

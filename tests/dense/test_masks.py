@@ -1,10 +1,10 @@
-"""Masks as parts, against pycocotools and against whole maps."""
+"""Masks drawn by faster-coco-eval, against pycocotools."""
 
 import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
-from cotnet.dense.masks import part_of, resampled, run_lengths, whole
+from cotnet.dense.masks import drawn
 
 RNG = np.random.default_rng(0)
 SIZE = (48, 60)
@@ -22,45 +22,24 @@ def random_masks():
 
 
 @pytest.mark.parametrize("mask", [*random_masks()])
-def test_run_lengths_are_read_as_pycocotools_reads_them(mask):
-    counts = oracle.encode(np.asfortranarray(mask))["counts"]
-    assert run_lengths(counts).sum() == mask.size and run_lengths(counts)[1::2].sum() == mask.sum()
-    part = part_of(counts.decode(), SIZE)
-    assert np.array_equal(whole([part], SIZE)[0], mask)
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    tight = (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1) if len(rows) else (0, 0, 0, 0)
-    assert (part.top, part.left, *part.pixels.shape) == tight
+def test_run_lengths_are_drawn_as_pycocotools_wrote_them(mask):
+    packed = oracle.encode(np.asfortranarray(mask))
+    changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=0, append=2))
+    plain = {"size": [*SIZE], "counts": np.diff(changes, prepend=0).tolist()}
+    for outline in (packed, {**packed, "counts": packed["counts"].decode()}, plain):
+        found = drawn(outline, SIZE)
+        assert found.dtype == np.uint8 and np.array_equal(found, mask)
 
 
-def test_runs_of_a_large_image():
-    mask = np.zeros((5000, 7000), np.uint8)
-    mask[4990:, 6000:6003] = mask[3, 6990] = 1
-    part = part_of(oracle.encode(np.asfortranarray(mask))["counts"], mask.shape)
-    assert (part.top, part.left, part.pixels.shape) == (3, 6000, (4997, 991)) and part.pixels.sum() == 31
+def test_polygons_are_drawn_as_pycocotools_draws_them():
+    polygons = [(RNG.uniform(-5, 65, 2 * corners)).tolist() for corners in (3, 4, 7)]
+    expected = oracle.decode(oracle.merge(oracle.frPyObjects(polygons, *SIZE)))
+    assert np.array_equal(drawn(polygons, SIZE), expected) and 0 < expected.sum() < expected.size
 
 
-@pytest.mark.parametrize("flip", [1, -1])
-def test_resampling_parts_is_resampling_the_whole(flip):
-    for mask in random_masks():
-        part = part_of(oracle.encode(np.asfortranarray(mask))["counts"], SIZE)
-        for rows, columns in ((np.arange(90) * 48 // 90, np.arange(80) * 60 // 80), (np.arange(5, 40, 7), [3, 20, 44])):
-            lines = rows, np.asarray(columns)[::flip]
-            found = whole([resampled(part, *lines)], (len(rows), len(columns)))[0]
-            assert np.array_equal(found, mask[lines[0]][:, lines[1]])
-
-
-@pytest.mark.parametrize(
-    ("counts", "line"),
-    [
-        ("", "no compressed"),
-        ("zzzz", "no compressed"),
-        ("1P", "no compressed"),  # the last character says that more follow
-        ("é1", "no compressed"),
-        ("00", "do not fill"),
-        ("O0", "do not fill"),  # a run of -1
-        ("P" * 12 + "0", "more pixels"),
-    ],
-)
-def test_damaged_run_lengths(counts, line):
-    with pytest.raises(ValueError, match=line):
-        part_of(counts, SIZE)
+@pytest.mark.parametrize("counts", ["", "zzzz", "1P", "é1", "00", "O0", "P" * 12 + "0", "oooo1"])
+def test_damaged_run_lengths(counts):
+    """No characters, too few pixels, a last character that says that more follow, no character of the code, runs of
+    nothing, a negative run, a run of more pixels than any image has."""
+    with pytest.raises((ValueError, RuntimeError)):
+        drawn({"size": [*SIZE], "counts": counts}, SIZE)
