@@ -165,7 +165,7 @@ ROW = "{label: CoT again, run: train.epochs=3}"
     [
         ("{label: CoT again, run: backbone=cotnet5}", "First, CoT again: backbone=cotnet5 is unknown; did you mean "),
         ("{label: CoT again, run: backbone.fusoin=static}", "First, CoT again: backbone.fusoin is not a setting; "),
-        ("{label: CoT again, run: train.epochs=4, read: {top1: }}", "row 3.read={'top1': None} must be names with "),
+        ("{label: CoT again, run: train.epochs=4, read: {top1: }}", "row 3.read={top1:null} must be names with "),
         ("{label: CoT again, run: a, read: {top_1: 80}}", "First, CoT again: top_1 is no figure; did you mean top1"),
         ("{label: CoT again, run: a, read: {top1: 80}, source: c}", "CoT again: source c is unknown; valid: a, b"),
         ("{label: CoT again, run: a, read: {top1: 80}, recalled: {top1: 81}}", "top1 is both read and recalled"),
