@@ -85,13 +85,13 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
 NEEDED = {"finetune": [f"backbone.weights={__file__}"]}
 
 
-CLASSIFIERS = [name for name in RECIPES if not parts.is_dense(composed(name))]
-DENSE = sorted(set(RECIPES) - set(CLASSIFIERS))
+CLASSIFIERS = sorted(OVERVIEW)  # as the page says; composing all of them is left to the tests
 
 
 def test_docs_list_every_recipe():
     assert sorted(TABLES) == RECIPES, "give each file in conf/experiment a section with a table in docs/recipes.md"
-    assert sorted(OVERVIEW) == CLASSIFIERS, "list each file in conf/experiment in the first table of docs/recipes.md"
+    classifiers = [name for name in RECIPES if not parts.is_dense(composed(name))]
+    assert classifiers == CLASSIFIERS, "list each file in conf/experiment in the first table of docs/recipes.md"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -152,7 +152,7 @@ DENSE_COMMANDS = re.findall(
 
 def test_docs_list_every_dense_recipe():
     named = {command.split()[0].removeprefix("experiment=") for command, _ in DENSE_COMMANDS}
-    assert sorted(named) == DENSE
+    assert sorted(named) == sorted(set(RECIPES) - set(CLASSIFIERS))
     assert len([command for command, _ in DENSE_COMMANDS if "experiment=cotnet_" in command]) == 24
 
 

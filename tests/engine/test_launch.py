@@ -57,6 +57,7 @@ def test_ranks_get_the_environment_of_their_launch(value, tmp_path, monkeypatch)
 
 def test_the_fork_server_is_deaf_to_stop_signals(tmp_path):
     """A cluster may send them to every process of a job, and the ranks need time to save."""
+    forkserver._forkserver._stop()  # data.prepare's, which another test of this process may have started
     assert launch(note, tmp_path, 2) == 0
     server = forkserver._forkserver._forkserver_pid
     for number in STOP_SIGNALS:
