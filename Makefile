@@ -3,7 +3,7 @@ PYTHON ?= python3
 CUDA ?= cu13
 BIN := .venv/bin
 
-.PHONY: setup demo demo-detection doctor verify-resume gpu-check sync test test-all check format clean
+.PHONY: setup demo demo-detection doctor verify-resume gpu-check sync test test-all check types fast-tests format clean
 
 setup: .venv/.installed
 
@@ -48,10 +48,16 @@ gpu-check: setup
 sync: setup
 	@$(BIN)/python -m cotnet.sync $(ARGS)
 
+# Types and fast tests at once: the tests wait for imports where mypy computes.
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --output-sync -j 2 types fast-tests
+
+types: setup
 	$(BIN)/mypy
+
+fast-tests: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
 
 # The tests that need a GPU follow where there is one; the others see none.
