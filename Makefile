@@ -48,7 +48,7 @@ gpu-check: setup
 sync: setup
 	@$(BIN)/python -m cotnet.sync $(ARGS)
 
-# Types and fast tests at once: the tests wait for imports where mypy computes.
+# mypy, which uses one core, runs beside the fast tests.
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -201,6 +201,7 @@ def test_a_package_that_cannot_be_admitted_is_one_line(given, message, tmp_path,
     assert plugins.admitted() == ()
 
 
+@pytest.mark.slow
 def test_the_programs_say_it(digits, tmp_path):
     for program in ("train.py", "evaluate.py"):
         given = (*SMALL, f"data.root={digits}") if program == "train.py" else ("checkpoint=x",)

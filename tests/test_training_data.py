@@ -38,6 +38,7 @@ def test_repeats_reach_the_loader(digits):
     assert len(indices.unique()) == 40
 
 
+@pytest.mark.slow
 def test_growing_images(digits):
     loader, _ = open_loader(digits, "augmentation.progressive=[16,1,3]", "data.image_size=64")
     sizes = [next(loader.batches(epoch)).images.shape[-1] for epoch in range(5)]

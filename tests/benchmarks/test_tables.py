@@ -95,6 +95,7 @@ def measured(tmp_path_factory):
     return data, file, page
 
 
+@pytest.mark.slow
 def test_counts_and_speed_of_each_row(measured):
     rows = {record["row"]: record for record in read_json(measured[1])["records"]}
     assert list(rows) == ["CoT", "plain", "CoT again", "shapes"]

@@ -76,6 +76,7 @@ def stepped(net, tmp_path, *, mode, parts):
     return net.weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_micro_batches_add_up(mode, tmp_path):
     expected = stepped(Net(replayed=False), tmp_path, mode=False, parts=3)

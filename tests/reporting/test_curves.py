@@ -79,6 +79,7 @@ def test_it_is_drawn_from_the_first_record_on_and_over_gaps(tmp_path):
             assert image.size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.slow
 def test_an_unfinished_last_line_does_not_matter(tmp_path):
     metrics = write(tmp_path / "metrics.jsonl", run_of(2, 20))
     draw_curves(metrics, tmp_path / "whole.png")

@@ -56,6 +56,7 @@ def test_failed_trials_count_once_and_teach_nothing(tmp_path):
     assert [entry.state for entry in Ledger.read(tmp_path).entries.values()] == ["finished"] * 8
 
 
+@pytest.mark.slow
 def test_the_same_settings_do_not_run_twice(tmp_path, capsys):
     for sampler in ("random", "tpe"):
         ran = search(tmp_path / sampler, 12, varied=["lr=0.1,1", "b=choice(x,y)"], sampler=sampler)
