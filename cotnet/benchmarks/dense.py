@@ -1,13 +1,14 @@
 """Training a detector against torchvision's reference script: `python -m cotnet.benchmarks.dense [--json FILE]`.
 
-Both train the same ResNet-50 with FPN from the same weights, on the same images, with as many workers, in turns:
-ours as `train.py task=detection` does, theirs as in `dense_reference.py`. Three figures: `loader` reads batches as the
-training step takes them (ours resized and as bytes; theirs of the file's size, as floats), `input` goes on to the
-normalised, resized and padded batch, `train` to the end of the optimizer's step.
+Both train the same ResNet-50 with FPN and RoI pooling from the same weights, on the same images, with as many workers,
+in turns: ours as `train.py task=detection` does but for the pooling, theirs as in `dense_reference.py`. Three figures:
+`loader` reads batches as the training step takes them (ours resized and as bytes; theirs of the file's size, as
+floats), `input` goes on to the normalised, resized and padded batch, `train` to the end of the optimizer's step.
 A ratio is ours to theirs of images per second, a cpu ratio theirs to ours of CPU time (all processes), which hardly
 depends on what else the machine does: of both more is better. Peak memory is of one training step.
 """
 
+import copy
 import json
 import os
 import tempfile
@@ -117,6 +118,14 @@ def add_near_boxes(_heads: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return features, [torch.cat(both) for both in zip(proposals, near, strict=True)], sizes, targets
 
 
+def pool_alike(ours: OurDetector, theirs: Reference) -> None:
+    """Gives ours the RoI pooling of theirs, so that both train the same model. Ours takes as many samples as a bin has
+    pixels, as the papers do, torchvision's two in each direction."""
+    for name in ("box_roi_pool", "mask_roi_pool"):
+        if pool := getattr(theirs.model.roi_heads, name):
+            setattr(ours.model.roi_heads, name, copy.deepcopy(pool))
+
+
 def their_training(reference: Reference, steps: int) -> int:
     """Steps of a new epoch; returns the number of images."""
     reference.model.train()
@@ -147,6 +156,7 @@ def measure_head(root: Path, case: DenseCase, rounds: int) -> list[dict[str, Any
         with closing(ours.loader):
             theirs = Reference(images, case.head, **how)
             theirs.model.load_state_dict(ours.model.state_dict())
+            pool_alike(ours, theirs)
             for model in (ours.model, theirs.model):
                 model.roi_heads.register_forward_pre_hook(add_near_boxes)
             tasks: dict[str, Callable[[], int]] = {}

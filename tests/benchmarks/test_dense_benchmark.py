@@ -27,6 +27,7 @@ def sides(annotated, tmp_path_factory):
     ours = dense.OurDetector(annotated, case, classes=len(images.labels), folder=tmp_path_factory.mktemp("run"))
     theirs = Reference(images, "mask_rcnn", batch=2, workers=0, sides=SIDES, lr=dense.LR)
     theirs.model.load_state_dict(ours.model.state_dict())
+    dense.pool_alike(ours, theirs)
     for side in (ours, theirs):
         side.model.roi_heads.fg_bg_sampler.batch_size_per_image = 8
         side.model.roi_heads.register_forward_pre_hook(dense.add_near_boxes)
@@ -65,13 +66,18 @@ def test_a_turn_takes_its_steps_and_both_have_one_model(sides):
     ours, theirs = sides
     parameters = [sum(each.numel() for each in side.model.parameters() if each.requires_grad) for side in sides]
     assert parameters[0] == parameters[1]
-    boxes = []  # of the mask heads: a quarter of the 8 of each image
+    maps = {str(level): torch.randn(1, 4, 64 >> level, 64 >> level) for level in range(4)}
+    boxes = [torch.tensor([[10.0, 20.0, 90.0, 120.0], [0.0, 0.0, 250.0, 200.0]])]
+    for pool in ("box_roi_pool", "mask_roi_pool"):
+        pooled = [getattr(side.model.roi_heads, pool)(maps, boxes, [(256, 256)]) for side in sides]
+        assert torch.equal(*pooled) and pooled[0].std() > 0
+    counts = []  # of boxes in the mask heads: a quarter of the 8 of each image
     for side in sides:
-        side.model.roi_heads.mask_head.register_forward_hook(lambda _head, given, _: boxes.append(len(given[0])))
+        side.model.roi_heads.mask_head.register_forward_hook(lambda _head, given, _: counts.append(len(given[0])))
     before = ours.model.state_dict()["backbone.body.conv1.weight"].clone()
     assert ours.train(1) == 2 and ours.state.step == 1
     assert dense.their_training(theirs, 1) == 2
-    assert boxes == [4, 4]
+    assert counts == [4, 4]
     for side in sides:
         assert not torch.equal(side.model.state_dict()["backbone.body.conv1.weight"], before)
 
