@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cotnet import image_parts, parts
-from cotnet.commands.library_preprocessing import EXTERNAL, PREPROCESSING, in_force
+from cotnet.commands.library_preprocessing import EXTERNAL, PREPROCESSING, difference, in_force
 from cotnet.config.build import convert, require_group, shown, typed
 from cotnet.config.compose import Config, compose
 from cotnet.config.moves import stored_config
@@ -245,10 +245,7 @@ def preprocessing_lines(config: Config, trained: Config | None) -> list[str]:
     for key in PREPROCESSING:
         given = own[key] if key == "eval_size" and own[key] in sizes else data[key]
         if given != own[key]:
-            lines.append(
-                f"data.{key}={shown(given)} differs from the checkpoint's {shown(own[key])}; leave it out, unless this "
-                "is meant"
-            )
+            lines.append(difference(key, given, own[key], whose="the checkpoint's", remedy="leave it out"))
     return lines
 
 

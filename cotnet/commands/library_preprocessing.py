@@ -18,6 +18,11 @@ def in_force(model_name: str, data: Mapping[str, Any]) -> str:
     return f"preprocessing of {model_name}: {', '.join(f'{key}={shown(data[key])}' for key in PREPROCESSING)}"
 
 
+def difference(key: str, given: Any, own: Any, *, whose: str, remedy: str) -> str:
+    """One value of the preprocessing that is not the model's, as a line for people."""
+    return f"data.{key}={shown(given)} differs from {whose} {shown(own)}; {remedy}, unless this is meant"
+
+
 def training_lines(config: Config) -> list[str]:
     """For people, if training starts from weights of such a model: the preprocessing in force, then what differs."""
     if not _starts_from_a_library(config):
@@ -44,8 +49,7 @@ def differences(config: Config) -> list[str]:
         return int(own["eval_size"] / ratio)
 
     return [
-        f"data.{key}={shown(data[key])} differs from {name}'s own {shown(own[key])}; set data.{key}={shown(own[key])}, "
-        "unless this is meant"
+        difference(key, data[key], own[key], whose=f"{name}'s own", remedy=f"set data.{key}={shown(own[key])}")
         for key in PREPROCESSING
         if key in own
         and data[key] != own[key]
