@@ -13,16 +13,17 @@ from cotnet.commands.checks import Checked, check_machine
 from cotnet.commands.run_parts import new_state, reporting
 from cotnet.config.compose import Config
 from cotnet.dense.evaluation import Scored, evaluate_detector, evaluate_segmenter
-from cotnet.dense.settings import DetectionTask
-from cotnet.engine.determinism import set_algorithms
+from cotnet.dense.settings import DenseSettings, DetectionTask
+from cotnet.engine.determinism import set_algorithms, strict_if_possible
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.gpus import require_usable_gpus
 from cotnet.engine.launch import count_ranks
 from cotnet.engine.precision import precision_of
 from cotnet.engine.signals import StopRequest
-from cotnet.engine.state import restore
-from cotnet.engine.step import Output, TrainContext, TrainData, trial_pass, wrap
+from cotnet.engine.state import State, restore
+from cotnet.engine.step import Objective, Output, TrainContext, TrainData, trial_pass, wrap
 from cotnet.engine.training import fit
+from cotnet.reporting.terminal import say
 
 
 def checked(config: Config) -> Checked:
@@ -48,6 +49,25 @@ def dropped_line(images: Any) -> str | None:
     return f"{images.annotations}: left out {', '.join(counts)}" if counts else None
 
 
+def trained_model(settings: DenseSettings, state: State, objective: Objective, ranks: Ranks) -> nn.Module:
+    """The state's model as training runs it, wrapped by DDP on several ranks; collective. As classifiers' has it, but
+    not compiled."""
+    images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
+
+    def trial(model: nn.Module) -> None:
+        blank = dense_parts.blank_batch(settings, ranks.device, images=images)
+        trial_pass(state, lambda: objective(model, *blank)[0])
+
+    how: dict[str, Any] = {"deterministic": settings.train.deterministic, "any_rank": ranks.any}
+    loose = strict_if_possible(ranks.device, trial=functools.partial(trial, state.model), **how)
+    if loose and ranks.first:
+        say(loose)
+    model = wrap(state.model, ranks)
+    if ranks.world_size > 1:
+        trial(model)
+    return model
+
+
 def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     """Builds the parts, restores the last checkpoint if there is one, trains."""
     settings, folder = dense_parts.settings_of(config), Path(config["output_dir"])
@@ -60,11 +80,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         restore(state, last, ranks)
-    objective, ddp_model = dense_parts.objective(precision), wrap(state.model, ranks)
-    if ranks.world_size > 1:  # as in commands.train.trained_model
-        images = settings.train.batch_size // ranks.world_size // settings.train.accumulation
-        blank = dense_parts.blank_batch(settings, ranks.device, images=images)
-        trial_pass(state, lambda: objective(ddp_model, *blank)[0])
+    objective = dense_parts.objective(precision)
+    ddp_model = trained_model(settings, state, objective, ranks)
     loader, steps = dense_parts.train_loader(config, settings, train_set, ranks)
     val_loader = dense_parts.evaluation_loader(config, settings, val_set, ranks)
     ranking = dense_parts.ranking_of_task(settings.task)

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import clip_boxes_to_image, roi_align
+from torchvision.ops import clip_boxes_to_image
 
 from cotnet.dense.pyramid import Targets
+from cotnet.ops.roi_align import roi_align
 
 IOUS = (0.5, 0.6, 0.7)  # of a positive box, for each stage
 WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))  # of x, y, width and height
@@ -162,7 +163,7 @@ class RegionHeads(RoIHeads):
         for target, box, index, match in zip(targets, boxes, positive, matched, strict=True):
             if len(box):
                 objects = torch.cat([match[index, None].to(box), box], 1)
-                cut = roi_align(target["masks"][:, None].to(box), objects, logits.shape[2:], aligned=True)
+                cut = roi_align(target["masks"][:, None].to(box), objects, side=logits.shape[2])
                 goals.append(cut[:, 0] >= 0.5)
         classes = torch.cat([label[index] for label, index in zip(labels, positive, strict=True)])
         chosen = logits[torch.arange(len(classes), device=classes.device), classes]

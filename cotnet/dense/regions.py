@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign, box_area, roi_align
+from torchvision.ops import MultiScaleRoIAlign, box_area
+
+from cotnet.ops.roi_align import roi_align
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 
@@ -67,7 +69,7 @@ class AlignedPool(MultiScaleRoIAlign):
         level = level.clamp(0, len(maps) - 1)
         chosen = [torch.where(level == index)[0] for index in range(len(maps))]
         pooled = [
-            roi_align(features, rois[rows], self.output_size, 1 / stride, self.sampling_ratio, aligned=True)
+            roi_align(features, rois[rows], side=self.output_size[0], scale=1 / stride)
             for features, stride, rows in zip(maps, self.strides, chosen, strict=True)
         ]
         result = torch.cat(pooled)  # put in order at once: the gradient of a copy by level would be copied by level

@@ -70,5 +70,6 @@ class SemanticFPN(nn.Module):
         for target, padded in zip(targets, classes, strict=True):
             height, width = target["classes"].shape
             padded[:height, :width] = target["classes"]
-        loss = F.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
+        # Not reduction="sum", which is in no fixed order on a GPU.
+        loss = F.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="none").sum()
         return {"loss_classes": loss / (classes != IGNORED).sum().clamp(min=1)}

@@ -102,7 +102,8 @@ def resample(table: torch.Tensor, offsets: int) -> torch.Tensor:
     """Resample a table of offsets linearly: (2 * side - 1, d) -> (offsets, d). Offset 0 stays in the middle."""
     if not torch.compiler.is_exporting() and len(table) == offsets:  # an exported graph serves every size
         return table
-    return F.interpolate(table.t().unsqueeze(0), size=offsets, mode="linear").squeeze(0).t()
+    row = table.t()[None, :, None]  # of one pixel's height: mode "linear" has no deterministic gradient on a GPU
+    return F.interpolate(row, size=(1, offsets), mode="bilinear")[0, :, 0].t()
 
 
 def by_offset(table: torch.Tensor, side: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torchvision.ops import roi_align
 from cotnet import models
 from cotnet.dense.detectors import build_detector
 from cotnet.dense.regions import AlignedPool, Anchors
+from cotnet.engine.determinism import set_algorithms
 from cotnet.errors import InputError
 from cotnet.models.external import torchvision_model
 
@@ -66,6 +67,25 @@ def test_bf16(head):
     assert without_gradient(model) == []
     assert loss.item() == pytest.approx(exact.item(), rel=0.1)
     assert {x.dtype for result in found for x in result.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_has_the_same_bits_twice_on_a_gpu(head, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    device, (images, targets) = torch.device("cuda"), batch([1, 2])
+    images = [image.to(device) for image in images]
+    targets = [{name: part.to(device) for name, part in target.items()} for target in targets]
+    set_algorithms(device, deterministic=True, strict=True)
+    try:
+        steps = []
+        for _ in range(2):
+            model = tiny(head).to(device)
+            loss_of(model, images, targets).backward()
+            steps.append([parameter.grad for parameter in model.parameters()])
+    finally:
+        set_algorithms(device, deterministic=False)
+    assert all(torch.equal(once, again) for once, again in zip(*steps, strict=True))
 
 
 def test_anchors_are_not_rounded():
