@@ -22,7 +22,7 @@ from cotnet.benchmarks.common import first_device, output_file
 from cotnet.engine.determinism import set_variables
 from cotnet.errors import FAILED, WRONG_INPUT, InputError, RunError
 from cotnet.files import write_text
-from cotnet.gpu_check import augmentation, exactness, images, machine, speed
+from cotnet.gpu_check import augmentation, detection, exactness, images, machine, speed
 from cotnet.gpu_check.stage import Bench, Claim, Stage
 from cotnet.reporting import environment
 from cotnet.reporting.terminal import say
@@ -40,6 +40,7 @@ STAGES: Final[dict[str, Stage]] = {  # in order of value
     "decoding": images.decoding,
     "synchronisation": exactness.synchronisation,
     "memory": images.memory,
+    "detection": detection.detection,
 }
 VERDICTS: Final = {True: "PASS", False: "FAIL", None: "----"}
 
