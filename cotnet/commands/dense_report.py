@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cotnet import dense_parts, records
 from cotnet.config.compose import Config
 from cotnet.dense.ade20k import LabelMapSet, decoded
 from cotnet.dense.coco import CocoSet
 from cotnet.dense.evaluation import Scored
+from cotnet.dense.semantic import class_map
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.precision import Precision
 from cotnet.evaluation.dense_files import PICTURES, write_classes, write_picture_list, write_predictions
@@ -94,5 +94,4 @@ def predicted_maps(
             with precision.autocast():
                 outputs = model(batch.images)
             for output, target in zip(outputs, batch.targets, strict=True):
-                logits = output["logits"][None].float()
-                yield F.interpolate(logits, target["classes"].shape, mode="bilinear")[0].argmax(0).cpu()
+                yield class_map(output["logits"], target["classes"].shape).cpu()

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cotnet.dense.masks import coco_tools
 from cotnet.dense.metrics import DenseFigures, box_and_mask_figures, confusion_of, segmentation_figures
+from cotnet.dense.semantic import class_map
 from cotnet.engine.distributed import Ranks
 from cotnet.engine.evaluation import Interrupted, Loader
 from cotnet.engine.precision import Precision
@@ -72,8 +72,7 @@ def evaluate_segmenter(
     for name, outputs, batch in outputs_of(models, loader, samples=samples, **how):
         for output, target in zip(outputs, batch.targets, strict=True):
             classes = target["classes"]
-            logits = F.interpolate(output["logits"][None].float(), classes.shape, mode="bilinear", align_corners=False)
-            tables[name] += confusion_of(logits[0].argmax(0), classes, len(names))
+            tables[name] += confusion_of(class_map(output["logits"], classes.shape), classes, len(names))
     whole = {name: ranks.sum(table).cpu() for name, table in tables.items()}
     return {name: Scored(segmentation_figures(table, names), table) for name, table in whole.items()}
 

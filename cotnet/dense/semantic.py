@@ -14,6 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from cotnet.dense.pyramid import Batching, Pyramid, Targets, norm_layer
 from cotnet.dense.settings import SegmentationTask
+from cotnet.engine.determinism import forward_only
 from data.sets.image_set import IGNORED
 
 
@@ -28,6 +29,12 @@ def build_segmenter(
     """
     pyramid = Pyramid(backbone, freeze=task.freeze, channels=task.channels, norm="none")
     return SemanticFPN(pyramid, task, num_classes=num_classes, batching=Batching(mean, std))
+
+
+def class_map(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The class (H, W) int64 of each pixel of an image of this size, from its logits (num_classes, h, w)."""
+    with forward_only():  # some GiB for a large image
+        return F.interpolate(logits[None].float(), tuple(size), mode="bilinear")[0].argmax(0)
 
 
 class SemanticFPN(nn.Module):

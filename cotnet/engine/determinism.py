@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -39,6 +40,21 @@ def set_algorithms(device: torch.device, *, deterministic: bool, strict: bool = 
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs, which costs a pass over new tensors
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """For operators whose backward pass alone has no fixed order, where there is none: torch's form of them for
+    `use_deterministic_algorithms` takes several times their memory."""
+    on, loose = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if not on:
+        yield
+        return
+    torch.use_deterministic_algorithms(mode=False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=loose)
 
 
 def strict_if_possible(

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 from drawn import batch, loss_of, segmenter, train, without_gradient
+from operator_names import OperatorNames
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cotnet import models
+from cotnet.dense.semantic import class_map
 from cotnet.models.external import torchvision_model
 
 
@@ -46,6 +49,21 @@ def test_pixels_of_255_do_not_count():
     for target in targets:
         target["classes"][:] = 255
     assert loss_of(model, images, targets).item() == 0
+
+
+@pytest.mark.parametrize("warn_only", [True, False])
+def test_classes_of_a_large_image_take_little_memory_on_a_gpu(warn_only):
+    """torch's resize with a deterministic gradient would take seven times the memory of the result."""
+    torch.use_deterministic_algorithms(mode=True, warn_only=warn_only)
+    try:
+        with FakeTensorMode(), OperatorNames() as ran, torch.inference_mode():
+            assert class_map(torch.empty(5, 8, 8, device="cuda"), (30, 41)).shape == (30, 41)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    assert "aten::upsample_bilinear2d" in ran.names
+    assert "aten::_unsafe_index" not in ran.names
 
 
 def test_levels_are_brought_to_the_finest_size():

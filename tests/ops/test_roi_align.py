@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from operator_names import OperatorNames
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cotnet import ops
 from cotnet.ops import roi_align as module
@@ -69,18 +69,6 @@ def test_the_operator_is_well_defined():
     torch.library.opcheck(pool, (features, rois, 2, 0.25))
 
 
-class Names(TorchDispatchMode):
-    """The operators that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_what_runs_on_a_gpu(deterministic, monkeypatch):
     """Never torchvision's form in Python, which fills the memory: on CUDA tensors without any, so without a GPU."""
@@ -88,7 +76,7 @@ def test_what_runs_on_a_gpu(deterministic, monkeypatch):
     monkeypatch.setattr(module, "roi_align_triton", roi_align_triton, raising=False)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
-        with FakeTensorMode(), Names() as ran:
+        with FakeTensorMode(), OperatorNames() as ran:
             features, rois = torch.empty(2, 8, 20, 30, device="cuda"), torch.empty(6, 5, device="cuda")
             assert roi_align(features, rois, side=7, scale=0.25).shape == (6, 8, 7, 7)
     finally:
