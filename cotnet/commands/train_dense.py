@@ -73,7 +73,8 @@ def train(config: Config, ranks: Ranks, stop: StopRequest) -> None:
     settings, folder = dense_parts.settings_of(config), Path(config["output_dir"])
     precision = precision_of(settings.train, ranks.device)
     precision.set_up_process()
-    set_algorithms(ranks.device, deterministic=settings.train.deterministic)
+    vary = settings.augmentation.crop is None
+    set_algorithms(ranks.device, deterministic=settings.train.deterministic, sizes_vary=vary)
     train_set, val_set = dense_parts.read_splits(settings)
     state = new_state(config, settings, precision, lambda: dense_parts.build_model(config, settings))
     state.image_set, state.classes = train_set.fingerprint, tuple(train_set.categories)

@@ -21,8 +21,8 @@ def set_variables(*, deterministic: bool, gpu: bool) -> str | None:
     if not gpu:
         return None
     if not deterministic:
-        fast = "cuDNN takes the fastest algorithms it finds"
-        return f"train.deterministic=false: {fast}; a run that is cut and continued may differ in the last bits"
+        any_of_them = "torch and cuDNN may take any algorithm"
+        return f"train.deterministic=false: {any_of_them}; a run that is cut and continued may differ in the last bits"
     yours = [f"{name}={os.environ[name]}" for name, value in VARIABLES.items() if os.environ.get(name, value) != value]
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -31,13 +31,16 @@ def set_variables(*, deterministic: bool, gpu: bool) -> str | None:
     return f"train.deterministic=true: deterministic algorithms of torch and cuDNN, {', '.join(ours)}{kept}"
 
 
-def set_algorithms(device: torch.device, *, deterministic: bool, strict: bool = False) -> None:
+def set_algorithms(
+    device: torch.device, *, deterministic: bool, strict: bool = False, sizes_vary: bool = False
+) -> None:
     """Sets the algorithms of this process. Where torch has only one that is not deterministic, it runs, and torch names
-    it in a warning; `strict`: it raises RuntimeError."""
+    it in a warning; `strict`: it raises RuntimeError. Without `deterministic` cuDNN times its algorithms for each size
+    of its inputs and takes the fastest, unless `sizes_vary`: then it would time more than it saves."""
     if device.type != "cuda":
         return
     torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark = not (deterministic or sizes_vary)
     torch.use_deterministic_algorithms(deterministic, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs, which costs a pass over new tensors
 

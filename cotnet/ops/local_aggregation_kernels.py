@@ -5,10 +5,12 @@ keeps the rows' sums in registers, and sums the weights' gradient alone (no atom
 registers do not grow with K. Values that several kernel positions read come from the cache. A tap is one of the K * K
 kernel positions.
 
-Sizes, and the strides within a sample, are constants of the compiled kernel, so that rows are offsets in the load
-instructions. A tap outside the map reads the own position with weight 0: there is no branch, and for K = 3 no loop.
-(Unrolled, K = 7 takes a minute to compile.) Strides are (sample, part) as arguments; as constants (row, group,
-position) of maps and (tap, group, position) of weights. Sums have the type SUM.
+Strides of maps within a sample are constants of the compiled kernel, so that rows are offsets in the load instructions.
+In channels last no constant depends on the size of the maps: detectors see hundreds of sizes, and a kernel takes a
+second or two to compile. Contiguous, all sizes and strides are constants. A tap outside the map reads the own position
+with weight 0: there is no branch, and for K = 3 no loop. (Unrolled, K = 7 takes a minute to compile.) Strides are
+(sample, part) as arguments; (row, group, position) of maps and (tap, group, position) of weights. Sums have the type
+SUM.
 """
 
 import triton
@@ -19,8 +21,8 @@ import triton.language as tl
 def _elements(
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEIGHT,
+    WIDTH,
     LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -29,8 +31,8 @@ def _elements(
 
     Elements beyond the last one wrap around to others, so every address is valid.
     """
-    area: tl.constexpr = HEIGHT * WIDTH
-    blocks: tl.constexpr = (GROUPS * area + BLOCK - 1) // BLOCK
+    area = HEIGHT * WIDTH
+    blocks = (GROUPS * area + BLOCK - 1) // BLOCK
     index = tl.program_id(0)
     block = index % blocks
     if WIDE:
@@ -51,8 +53,8 @@ def _look(
     COLUMN: tl.constexpr,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEIGHT,
+    WIDTH,
 ):
     """The position that the tap at a kernel's line and column sees, and whether it is inside the map.
 
@@ -64,7 +66,7 @@ def _look(
     return tl.where(inside, position + (dy * WIDTH + dx), position), inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HEIGHT", "WIDTH"])
 def sums(
     value,
     weight,
@@ -73,13 +75,13 @@ def sums(
     weight_strides,
     result_strides,
     VALUE: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    WEIGHT,
     RESULT: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEIGHT,
+    WIDTH,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
     LAST: tl.constexpr,
@@ -111,7 +113,7 @@ def sums(
         tl.store(at + row * RESULT[0], totals[row].to(result.dtype.element_ty), own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HEIGHT", "WIDTH"])
 def gradients(
     upstream,
     value,
@@ -125,16 +127,16 @@ def gradients(
     added_strides,
     UPSTREAM: tl.constexpr,
     VALUE: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    WEIGHT,
     RESULT: tl.constexpr,
-    ADDED: tl.constexpr,
+    ADDED,
     NEED_VALUE: tl.constexpr,
     NEED_WEIGHT: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEIGHT,
+    WIDTH,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
     LAST: tl.constexpr,

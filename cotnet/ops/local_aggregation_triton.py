@@ -1,8 +1,8 @@
 """Local aggregation on the GPU: the Triton kernels as operators that autograd and torch.compile know.
 
 Tensors keep their memory format, contiguous or channels last; sums are in float32 (float64 for float64). Shapes and
-meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel for each size of the maps,
-which takes some seconds, and keeps it on disk.
+meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel for each number of channels
+and, if contiguous, each size of the maps, which takes a second or two, and keeps it on disk.
 """
 
 from typing import Any, Final, NamedTuple
@@ -80,8 +80,14 @@ def _launch(kernel: Any, tensors: dict[str, torch.Tensor], dilation: int, *, map
     )
     arguments: dict[str, Any] = {name.lower(): x for name, x in tensors.items()}
     arguments |= {f"{name.lower()}_strides": x.stride()[:2] for name, x in tensors.items()}
-    arguments |= {name: (*x.stride()[2:4], _position(x)) for name, x in tensors.items()}
-    arguments |= {"PARTS": parts, "ROWS": rows, "GROUPS": groups, "HEIGHT": height, "WIDTH": width}
+    strides = {name: (*x.stride()[2:4], _position(x)) for name, x in tensors.items()}
+    for name in strides.keys() & {"WEIGHT", "ADDED"}:
+        *planes, position = strides[name]
+        # Contiguous beside maps in channels last, the distances of planes depend on the size of the maps.
+        constant = map(tl.constexpr, planes) if position != 1 or not last else planes
+        strides[name] = (*constant, tl.constexpr(position))
+    sides = (height, width) if last else (tl.constexpr(height), tl.constexpr(width))
+    arguments |= strides | {"HEIGHT": sides[0], "WIDTH": sides[1], "PARTS": parts, "ROWS": rows, "GROUPS": groups}
     arguments |= {"KERNEL": round(kernel_positions**0.5), "DILATION": dilation, "LAST": last, "BLOCK": block}
     arguments |= {"WIDE": furthest >= 2**31 - block, "num_warps": THREADS // 32}
     arguments["SUM"] = tl.float64 if value.dtype == torch.float64 else tl.float32

@@ -24,7 +24,7 @@ def _weights(pixels, start, side, samples, LENGTH):
     return total / tl.maximum(samples, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["DEPTH", "HEIGHT", "WIDTH"])
 def add_boxes(
     UPSTREAM,  # (boxes, SIDE, SIDE, DEPTH) float32
     ROIS,  # (boxes, 5) float32: image, left, top, right, bottom

@@ -49,7 +49,7 @@ def test_what_a_person_set_stays_and_is_named(monkeypatch):
 
 def test_false_sets_nothing_and_says_what_it_costs():
     line = set_variables(deterministic=False, gpu=True)
-    assert line.startswith("train.deterministic=false: cuDNN takes the fastest")
+    assert line.startswith("train.deterministic=false: torch and cuDNN may take any algorithm; ")
     assert line.endswith("continued may differ in the last bits")
     assert set_here() == {}
 
@@ -77,6 +77,8 @@ assert torch.are_deterministic_algorithms_enabled() is deterministic
 assert torch.is_deterministic_algorithms_warn_only_enabled()
 assert torch.utils.deterministic.fill_uninitialized_memory is False
 assert torch._inductor.config.deterministic is deterministic
+set_algorithms(torch.device("cuda"), deterministic=deterministic, sizes_vary=True)
+assert not torch.backends.cudnn.benchmark
 """
 
 
