@@ -67,7 +67,7 @@ def measure(table: PaperTable, rounds: int) -> list[Record]:
     for label in first.values():
         common.progress(f"{table.title}: counts {label}")
         figures[label] = dict(counts(configs[label], table.side))
-    if table.speed and rounds:
+    if table.speed and rounds and figures:
         for record in _timed({label: configs[label] for label in first.values()}, table.side, rounds):
             figures[record.pop("name")] |= record
     commands = {row.label: table.overrides(row) for row in table.rows}
