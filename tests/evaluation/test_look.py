@@ -99,7 +99,8 @@ def test_attention_of_botnet_times_values_is_the_layers_output(positions, blocks
     assert_close(recorded.weights.sum(2), torch.ones(4, side * side))
     assert recorded.weights.std(2).mean() > 0.01
     shown = look(model, image(), position=(0.99, 0.0)).attention["stage 4"]
-    assert_close(shown.flatten(), recorded.weights.mean(0)[(side - 1) * side])
+    # Another pass, with gradients: torch takes other kernels, and the weights of 100 enlarge what they round otherwise.
+    assert_close(shown.flatten(), recorded.weights.mean(0)[(side - 1) * side], rtol=1e-3, atol=1e-5)
 
 
 def test_attention_of_pvt_times_values_is_the_layers_output():
