@@ -57,7 +57,8 @@ def on_a_gpu(monkeypatch):
 
 
 def training(*overrides):
-    config = compose("train", ["backbone=cotnet_small", "data.root=x", "train.batch_size=8", *overrides])
+    shared = ["backbone=cotnet_small", "data.root=x", "train.batch_size=8", "train.precision=fp32"]
+    config = compose("train", [*shared, *overrides])
     settings = parts.settings_of(config)
     state = new_state(config, settings, precision_of(settings.train, ALONE.device), SizedNet)
     return config, settings, state
