@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver, parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import TypeAlias, TypeVar
 
@@ -59,16 +60,19 @@ def launch(worker: Callable[[T, dist.Store | None], int], given: T, ranks: int) 
     _start_fork_server()
     outcomes: Outcomes = multiprocessing.get_context("forkserver").SimpleQueue()
     group = ranks, store.port, dict(os.environ)
-    context = start_processes(
-        _rank, (worker, given, group, outcomes), nprocs=ranks, join=False, start_method="forkserver"
-    )
+    processes: list[BaseProcess] = []
 
     def end_ranks(received: list[int]) -> None:
         """Forwards a stop signal to the ranks; a second Ctrl-C kills them (the last checkpoint stays)."""
-        for process in (process for process in context.processes if process.is_alive()):
-            os.kill(process.pid, signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+        for process in processes:
+            (process.kill if received.count(signal.SIGINT) > 1 else process.terminate)()
 
     with stop_request(end_ranks) as stop:
+        given_to_all = worker, given, group, outcomes
+        context = start_processes(_rank, given_to_all, nprocs=ranks, join=False, start_method="forkserver")
+        processes += context.processes
+        if stop.received:  # while they started
+            end_ranks(stop.signals)
         try:
             while not context.join(grace_period=3):
                 pass
@@ -118,10 +122,10 @@ def _rank(
     launcher = parent_process()
     if launcher is None or not launcher.is_alive():  # it died before the call above
         os._exit(INTERRUPTED)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the fork server blocks them
     names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     _replace_environment(environment | {name: str(value) for name, value in names.items()})
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the fork server blocks them; some may be waiting
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         outcomes.put((index, worker(given, store), ""))
     except (InputError, RunError) as error:

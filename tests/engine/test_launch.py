@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from multiprocessing import forkserver
 
 import pytest
@@ -36,6 +38,39 @@ def test_the_rank_that_failed_is_heard_and_not_those_it_left_alone():
 def test_a_killed_rank_is_said_in_a_line():
     with pytest.raises(RunError, match="terminated with signal SIGKILL; a rank that is killed often ran out of memory"):
         launch(one_fails, {"killed": True}, 3)
+
+
+class Interrupted:
+    """The first rank that reads it hears Ctrl-C while it still blocks it. folder: does not exist yet."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return arrived, (self.folder,)
+
+
+def arrived(folder):
+    try:
+        folder.mkdir()
+        os.kill(os.getpid(), signal.SIGINT)
+    except FileExistsError:
+        pass
+    return Interrupted(folder)
+
+
+def wait_for_all(given, store):
+    store.set(os.environ["RANK"], "here")
+    store.wait(["0", "1", "2"], timedelta(seconds=60))
+    return 0
+
+
+def test_a_rank_that_hears_ctrl_c_before_it_starts_ends_the_others(tmp_path):
+    """torch's wrapper would end it with exit code 0, and the others would wait for it."""
+    began = time.monotonic()
+    with pytest.raises(RunError, match="terminated with exit code 75"):
+        launch(wait_for_all, Interrupted(tmp_path / "first"), 3)
+    assert time.monotonic() - began < 40
 
 
 def note(folder, store):
