@@ -67,6 +67,7 @@ def wait_for_all(given, store):
 
 def test_a_rank_that_hears_ctrl_c_before_it_starts_ends_the_others(tmp_path):
     """torch's wrapper would end it with exit code 0, and the others would wait for it."""
+    forkserver._forkserver._stop()  # data.prepare's, which another test of this process may have started
     began = time.monotonic()
     with pytest.raises(RunError, match="terminated with exit code 75"):
         launch(wait_for_all, Interrupted(tmp_path / "first"), 3)
