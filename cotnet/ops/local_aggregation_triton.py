@@ -2,7 +2,7 @@
 
 Tensors keep their memory format, contiguous or channels last; sums are in float32 (float64 for float64). Shapes and
 meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel for each number of channels
-and, if contiguous, each size of the maps, which takes a second or two, and keeps it on disk.
+and, if contiguous (K = 7: if the weights are), each size of the maps, in a second or two, and keeps it on disk.
 """
 
 from typing import Any, Final, NamedTuple
@@ -83,9 +83,9 @@ def _launch(kernel: Any, tensors: dict[str, torch.Tensor], dilation: int, *, map
     strides = {name: (*x.stride()[2:4], _position(x)) for name, x in tensors.items()}
     for name in strides.keys() & {"WEIGHT", "ADDED"}:
         *planes, position = strides[name]
-        # Contiguous beside maps in channels last, the distances of planes depend on the size of the maps.
-        constant = map(tl.constexpr, planes) if position != 1 or not last else planes
-        strides[name] = (*constant, tl.constexpr(position))
+        # Contiguous beside maps in channels last, the distances of planes grow with the maps. K = 7 would spill.
+        free = last and position == 1 and kernel_positions <= 25
+        strides[name] = (*(planes if free else map(tl.constexpr, planes)), tl.constexpr(position))
     sides = (height, width) if last else (tl.constexpr(height), tl.constexpr(width))
     arguments |= strides | {"HEIGHT": sides[0], "WIDTH": sides[1], "PARTS": parts, "ROWS": rows, "GROUPS": groups}
     arguments |= {"KERNEL": round(kernel_positions**0.5), "DILATION": dilation, "LAST": last, "BLOCK": block}

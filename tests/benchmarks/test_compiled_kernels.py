@@ -48,8 +48,7 @@ def test_instructions_of_contiguous_kernels(tmp_path):
 def test_spills_and_loads(tmp_path, size):
     found = compiled(tmp_path, *BFLOAT16, "--kernel-sizes", str(size))
     assert len(found) == 6
-    most = {("channels_last, contiguous weights", "backward", 7): 16}
-    assert all(row["spilled_bytes"] <= most.get(key, 0) for key, row in found.items())
+    assert all(row["spilled_bytes"] == 0 for row in found.values())
     assert min(widths(found["channels_last", "forward", size])) == 16
     assert min(widths(found["channels_last", "backward", size])) == 8
 
