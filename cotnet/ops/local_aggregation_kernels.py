@@ -7,10 +7,10 @@ kernel positions.
 
 Strides of maps within a sample are constants of the compiled kernel, so that rows are offsets in the load instructions.
 In channels last no constant depends on the size of the maps: detectors see hundreds of sizes, and a kernel takes a
-second or two to compile. Contiguous, all sizes and strides are constants. A tap outside the map reads the own position
-with weight 0: there is no branch, and for K = 3 no loop. (Unrolled, K = 7 takes a minute to compile.) Strides are
-(sample, part) as arguments; (row, group, position) of maps and (tap, group, position) of weights. Sums have the type
-SUM.
+second or two to compile. (K = 7 with contiguous weights would spill: their strides stay constants.) Contiguous, all
+sizes and strides are constants. A tap outside the map reads the own position with weight 0: there is no branch, and for
+K = 3 no loop. (Unrolled, K = 7 takes a minute to compile.) Strides are (sample, part) as arguments; (row, group,
+position) of maps and (tap, group, position) of weights. Sums have the type SUM.
 """
 
 import triton

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cotnet import models
@@ -123,3 +124,15 @@ def test_settings():
     assert {layer.heads for layer in layers.values()} == {8}
     assert model.stage_strides == (4, 8, 16, 16)
     assert not any("vertical" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("offsets", [7, 25, 39, 63])
+def test_tables_are_resized_as_by_linear_interpolation(offsets):
+    """The same bits, by an operator whose gradient is deterministic on a GPU."""
+    table = torch.randn(27, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    linear = F.interpolate(table.t()[None], size=offsets, mode="linear")[0].t()
+    found = resample(table, offsets)
+    assert torch.equal(found, linear)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad(result, table, upstream)[0] for result in (found, linear)]
+    assert torch.equal(*gradients)
