@@ -1,8 +1,8 @@
 """Local aggregation on the GPU: the Triton kernels as operators that autograd and torch.compile know.
 
 Tensors keep their memory format, contiguous or channels last; sums are in float32 (float64 for float64). Shapes and
-meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel in a second or two, and keeps
-it on disk: in channels last one for each number of channels, else one for each size of the maps, too.
+meaning as in `cotnet.ops.local_aggregation`; differentiable once. Triton compiles a kernel in a second or two, and
+keeps it on disk: in channels last one for each number of channels, else one for each size of the maps, too.
 """
 
 from typing import Any, Final, NamedTuple
